@@ -1,0 +1,34 @@
+"""Releases in words: "5.0.0 to 5.23.0 (3 releases)" instead of a list of every one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def runs(chosen: Iterable[str], order: Sequence[str]) -> list[list[str]]:
+    """Split the chosen releases into runs of neighbours in `order`, the releases measured.
+
+    A release that `order` does not hold is left out.
+    """
+    wanted = set(chosen)
+    found: list[list[str]] = []
+    previous = False
+    for release in order:
+        if release in wanted:
+            if not previous:
+                found.append([])
+            found[-1].append(release)
+        previous = release in wanted
+    return found
+
+
+def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
+    """Return the chosen releases as ranges over `order`, with how many each range holds.
+
+    A range speaks for the releases in `order` alone: what lies between two of them was not
+    measured, so the count stands beside the range.
+    """
+    return ", ".join(
+        run[0] if len(run) == 1 else f"{run[0]} to {run[-1]} ({len(run)} releases)"
+        for run in runs(chosen, order)
+    )

@@ -1,0 +1,177 @@
+"""Records as pandas tables: one row a cell, the matrix of each backend, the families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import quote
+
+import pandas as pd
+from packaging.version import InvalidVersion, Version
+
+from harness.render.ranges import in_words
+from harness.render.statuses import look
+
+KEY = ["architecture", "release", "backend", "device"]
+
+# What a column of the family table promises, and the checks that must hold for it.
+CAPABILITIES = {
+    "layer streaming": ("split_and_load", "prefill_parity", "residency"),
+    "tied head": ("tied_head",),
+    "cache": ("cache_fill", "incremental_decoding"),
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of rows and columns: as in matrix/*.toml, then by name.
+
+    Attributes:
+        architectures: ids, as in matrix/architectures.toml.
+        backends: names, as in matrix/backends.toml.
+    """
+
+    architectures: Sequence[str] = ()
+    backends: Sequence[str] = ()
+
+
+def by_version(release: str) -> tuple[int, Version | str]:
+    """Return a sort key: releases by version, anything else after them by name."""
+    try:
+        return (0, Version(release))
+    except InvalidVersion:
+        return (1, release)
+
+
+def arrange(values: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Return the distinct values, those in `order` first as there, then the rest by name."""
+    present = set(values)
+    return [v for v in order if v in present] + sorted(present - set(order))
+
+
+def cells(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return one row for each cell, indexed from 0; of several records of a cell the newest counts.
+
+    Adds `anchor`, which names the cell on the page, and `run_on`, the backend with its device.
+    """
+    frame = pd.DataFrame([dict(record) for record in records])
+    if frame.empty:
+        return frame
+    frame = frame.sort_values("time", kind="stable").drop_duplicates(KEY, keep="last")
+    frame["anchor"] = [
+        "-".join(quote(str(part), safe="") for part in row)
+        for row in frame[KEY].itertuples(index=False)
+    ]
+    frame["run_on"] = frame["backend"] + " on " + frame["device"]
+    return frame.reset_index(drop=True)
+
+
+def releases(frame: pd.DataFrame) -> list[str]:
+    """Return the releases that have records, oldest first."""
+    return sorted(frame["release"].unique(), key=by_version)
+
+
+def columns(frame: pd.DataFrame, order: Order) -> list[str]:
+    """Return each backend-on-device that has records, by device and then as backends.toml lists."""
+    pairs = frame[["run_on", "device", "backend"]].drop_duplicates()
+    rank = {name: i for i, name in enumerate(arrange(frame["backend"], order.backends))}
+    ranked = pairs.assign(rank=pairs["backend"].map(rank)).sort_values(["device", "rank"])
+    return list(ranked["run_on"])
+
+
+def matrix(frame: pd.DataFrame, run_on: str, order: Order) -> pd.DataFrame:
+    """Return the positions in `frame` of one backend's cells: rows architectures, columns releases.
+
+    A cell without a record is NA, which is not a status.
+    """
+    part = frame[frame["run_on"] == run_on].reset_index(names="position")
+    table = part.pivot(index="architecture", columns="release", values="position")
+    rows = arrange(frame["architecture"], order.architectures)
+    return table.reindex(index=rows, columns=releases(frame)).astype("Int64")
+
+
+def grid(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for every architecture, release and backend-on-device, also without a record.
+
+    Its status is then "no-data": a cell that nobody measured must not go unseen.
+    """
+    names = ["architecture", "release", "run_on"]
+    every = pd.MultiIndex.from_product([frame[name].unique() for name in names], names=names)
+    statuses = frame.set_index(names)["status"].reindex(every, fill_value="no-data")
+    return statuses.reset_index()
+
+
+def silent(statuses: pd.Series) -> pd.Series:
+    """Return which statuses say nothing about whether a cell works."""
+    return statuses.map(lambda status: look(status).tone == "none")
+
+
+def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str, pd.Series]]:
+    """Return (architecture, words, releases) for what does not pass in this part of the grid."""
+    worse = part[~part["status"].isin(["pass", "unsupported"])]
+    found = []
+    for key, failing in worse.groupby(["architecture", "status"])["release"]:
+        architecture, status = cast("tuple[str, str]", key)
+        words = f"{look(status).word} on {in_words(failing, order)}"
+        found.append((architecture, words, failing))
+    return found
+
+
+def verified(part: pd.DataFrame, order: Sequence[str]) -> str:
+    """Return where this part of the grid passes in full, and what does not pass, as ranges."""
+    part = part[part["status"] != "unsupported"]
+    if silent(part["status"]).all():
+        return "not measured"
+    passing = part["status"].eq("pass").groupby(part["release"]).all()
+    good = in_words(passing[passing].index, order) or "no release in full"
+    worse = [f"{architecture} {words}" for architecture, words, _ in exceptions(part, order)]
+    return "; ".join([good, *worse])
+
+
+def capability(part: pd.DataFrame, checks: Sequence[str]) -> str:
+    """Return whether these checks held wherever they ran: "yes", "x of y cells", "not measured"."""
+    held = []
+    for results in part["checks"]:
+        statuses = [results[name]["status"] for name in checks if name in results]
+        ran = [status for status in statuses if look(status).tone != "none"]
+        if ran:
+            held.append(all(status == "pass" for status in ran))
+    if not held:
+        return "not measured"
+    return "yes" if all(held) else f"{sum(held)} of {len(held)} cells"
+
+
+def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
+    """Return the family table, one row for each family in the order of its first architecture."""
+    rank = {name: i for i, name in enumerate(arrange(frame["architecture"], order.architectures))}
+    ranked = frame.assign(rank=frame["architecture"].map(rank)).sort_values("rank", kind="stable")
+    axis = releases(frame)
+    everywhere = grid(frame)
+    rows = []
+    for family, part in ranked.groupby("family", sort=False):
+        row = {"family": family}
+        row |= {name: capability(part, checks) for name, checks in CAPABILITIES.items()}
+        row["registry class"] = ", ".join(part["family_class"].unique())
+        for run_on in columns(frame, order):
+            chosen = everywhere["architecture"].isin(part["architecture"])
+            row[run_on] = verified(everywhere[chosen & (everywhere["run_on"] == run_on)], axis)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return what does not pass, one row for each architecture, backend, status and message.
+
+    Failures come before known ones.
+    """
+    part = frame[frame["status"].map(lambda status: look(status).tone in {"bad", "known"})]
+    axis = releases(frame)
+    keys = ["architecture", "run_on", "status", "message"]
+    rows = [
+        dict(zip(keys, key, strict=True)) | {"releases": in_words(group["release"], axis)}
+        for key, group in part.fillna({"message": ""}).groupby(keys)
+    ]
+    found = pd.DataFrame(rows, columns=["architecture", "run_on", "releases", "status", "message"])
+    tones = found["status"].map(lambda status: look(status).tone)
+    return found.iloc[tones.argsort(kind="stable")]

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from harness.render.ranges import in_words, runs
+
+ORDER = ["5.0.0", "5.1.0", "5.2.0", "5.10.4"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ([], ""),
+        (["5.1.0"], "5.1.0"),
+        (["5.10.4", "5.2.0"], "5.2.0 to 5.10.4 (2 releases)"),
+        (["5.0.0", "5.2.0", "5.10.4"], "5.0.0, 5.2.0 to 5.10.4 (2 releases)"),
+        (ORDER, "5.0.0 to 5.10.4 (4 releases)"),
+    ],
+)
+def test_ranges_join_only_neighbours_that_were_measured(chosen, words):
+    assert in_words(chosen, ORDER) == words
+
+
+def test_a_release_that_was_not_measured_is_in_no_range():
+    assert runs(["5.0.0", "5.99.0"], ORDER) == [["5.0.0"]]

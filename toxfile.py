@@ -1,0 +1,90 @@
+"""Environments for the compatibility matrix, made from matrix/releases.toml and pyproject.toml.
+
+tox loads this file as a plugin. For each release of transformers it adds an environment such as
+`tf5.0.0`, labelled `cells`, that holds the package's dependencies, the harness and that release.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tox.config.loader.memory import MemoryLoader
+from tox.config.types import Command
+from tox.plugin import impl
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tox.config.sets import ConfigSet
+    from tox.session.state import State
+
+ROOT = Path(__file__).resolve().parent
+CELL_COMMAND = ("python", "-m", "pytest", "matrix/test_cells.py")
+CELL_EXTRAS = ("harness", "smollm2")
+LIGHT_ENVIRONMENTS = ("matrix", "render")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the contents of a TOML file."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def releases(root: Path = ROOT) -> list[str]:
+    """Return the transformers releases of the matrix, in the order of matrix/releases.toml."""
+    return [row["version"] for row in read_toml(root / "matrix" / "releases.toml")["release"]]
+
+
+def requirements(*extras: str, root: Path = ROOT) -> list[str]:
+    """Return the requirements that pyproject.toml lists under these extras."""
+    listed = read_toml(root / "pyproject.toml")["project"]["optional-dependencies"]
+    return [requirement for extra in extras for requirement in listed[extra]]
+
+
+def cell_environment(
+    release: str, arguments: Sequence[str] = (), root: Path = ROOT
+) -> dict[str, Any]:
+    """Return the tox settings of the environment that measures one release of transformers.
+
+    Everything is one list of requirements, so that uv resolves it at once: an old release then
+    gets the huggingface_hub and tokenizers that it accepts. The package itself is run from the
+    checkout, which spares a build for each environment. `arguments` follow the pytest command.
+    """
+    package = read_toml(root / "pyproject.toml")["project"]["dependencies"]
+    deps = [*package, *requirements(*CELL_EXTRAS, root=root), f"transformers=={release}"]
+    return {
+        "description": f"run cells of the matrix with transformers {release}",
+        "labels": {"cells"},
+        "package": "skip",
+        "deps": "\n".join(deps),
+        "set_env": f"PYTHONPATH={root}",
+        "commands": [Command([*CELL_COMMAND, "--release", release, *arguments])],
+    }
+
+
+@impl
+def tox_extend_envs() -> list[str]:
+    """Name one environment for each release."""
+    return [f"tf{release}" for release in releases()]
+
+
+@impl
+def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
+    """Give the environments their settings, and uv the wheels that pip was pointed at."""
+    del core_conf
+    if "PIP_FIND_LINKS" in os.environ:
+        # pip separates places by spaces, uv by commas.
+        os.environ.setdefault("UV_FIND_LINKS", ",".join(os.environ["PIP_FIND_LINKS"].split()))
+    loaders = state.conf.memory_seed_loaders
+    for release in releases():
+        settings = cell_environment(release, state.conf.pos_args(None) or ())
+        loaders[f"tf{release}"].append(MemoryLoader(**settings))
+    for name in LIGHT_ENVIRONMENTS:
+        loaders[name].append(MemoryLoader(deps="\n".join(requirements("harness"))))
