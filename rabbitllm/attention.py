@@ -1,0 +1,70 @@
+"""Which attention backend a model runs: the asked one, or the best that works."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from rabbitllm.utils.platform import is_flash_attention_available
+
+logger = logging.getLogger(__name__)
+
+CHAIN = ("flash_attention_2", "sdpa", "eager")
+"""From fastest to most widely supported."""
+FLASH_DTYPES = (torch.float16, torch.bfloat16)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def candidates(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[list[str], str | None]:
+    """The backends to try in turn, and why FlashAttention 2 is not among them, if it was wanted and is not.
+
+    Args:
+        asked: "auto" or a backend's name in transformers.
+        device: where the model runs.
+        dtype: of its activations.
+    """
+    wanted = list(CHAIN) if asked == "auto" else [asked, *(name for name in CHAIN[1:] if name != asked)]
+    if wanted[0] != "flash_attention_2":
+        return wanted, None
+    available, reason = is_flash_attention_available(device)
+    if available and dtype not in FLASH_DTYPES:
+        available, reason = False, f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if available:
+        logger.info("Attention: Flash Attention 2 available on %s", reason)
+        return wanted, None
+    return wanted[1:], reason
+
+
+def build_with_attention(
+    build: Callable[[str], Model], asked: str, device: torch.device, dtype: torch.dtype
+) -> Model:
+    """Builds the model with the first backend that it accepts.
+
+    Args:
+        build: makes the model for a backend's name; transformers raises ValueError or ImportError for one that cannot be.
+
+    Raises:
+        ValueError: the model accepts none of them.
+    """
+    names, reason = candidates(asked, device, dtype)
+    for position, name in enumerate(names):
+        try:
+            model = build(name)
+        except (ValueError, ImportError) as error:
+            if position + 1 == len(names):
+                raise
+            reason = reason or f"{name}: {str(error).splitlines()[0]}"
+            continue
+        active = str(model.config._attn_implementation)
+        if asked == "auto" and reason:
+            logger.info("Flash Attention not available: %s. Using %s", reason, active.upper() if active == "sdpa" else active)
+        elif asked not in ("auto", active):
+            logger.warning(
+                "attn_implementation=%r is not available (%s). Using %r.", asked, reason or "the model replaced it", active
+            )
+        logger.info("Model initialized with attn_implementation=%r", active)
+        return model
+    raise AssertionError("names is never empty")

@@ -1,0 +1,123 @@
+"""The config of a checkpoint, the stock class it names, and what its own tensors say against it."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The checkpoint's config, as the installed transformers understands it.
+
+    Raises:
+        CheckpointError: no config, an architecture that transformers does not know, one that needs code from the checkpoint, or a
+            quantised checkpoint.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json: it is no transformers checkpoint.")
+    try:
+        fields: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if "quantization_config" in fields:
+        method = dict(fields["quantization_config"]).get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, unquantised one."
+        )
+    model_type = fields.get("model_type")
+    if model_type not in CONFIG_MAPPING and not (trust_remote_code and "auto_map" in fields):
+        raise CheckpointError(_unknown(path, model_type, "auto_map" in fields))
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def stock_class(config: PretrainedConfig, folder: Path, trust_remote_code: bool) -> type[PreTrainedModel]:
+    """The causal language model class for this config.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        found: type[PreTrainedModel] = AutoModelForCausalLM._model_mapping[type(config)]
+        return found
+    reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if trust_remote_code and reference:
+        return get_class_from_dynamic_module(reference, str(folder))
+    raise CheckpointError(
+        f"{config.model_type!r} in {folder} is no causal language model in transformers {transformers.__version__}."
+    )
+
+
+def pick_dtype(
+    asked: str | torch.dtype | None, config: PretrainedConfig, entries: Mapping[str, TensorEntry]
+) -> torch.dtype:
+    """The dtype of the weights in the running model: the asked one, else the config's, else the checkpoint's.
+
+    Raises:
+        ValueError: not the name of a floating point dtype.
+    """
+    if asked in ("auto", None):
+        asked = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if asked is None:
+        floats = [entry.dtype for entry in entries.values() if entry.dtype.is_floating_point]
+        asked = floats[0] if floats else torch.float32
+    dtype = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={asked!r} is no floating point dtype. Use 'auto', 'bfloat16', 'float16' or 'float32'.")
+    return dtype
+
+
+def repair_head_dim(
+    config: PretrainedConfig, model: PreTrainedModel, recipes: list[Recipe], entries: Mapping[str, TensorEntry]
+) -> bool:
+    """Sets `head_dim` to what the query projections in the checkpoint have, if the config's builds other shapes.
+
+    Returns:
+        Whether the config was changed, so that the model must be built again.
+    """
+    text = config.get_text_config()
+    state = model.state_dict()
+    for recipe in recipes:
+        name, key = recipe.targets[0], recipe.sources[0][0]
+        if recipe.converter is not None or not name.endswith("q_proj.weight"):
+            continue
+        rows = entries[key].shape[0]
+        if rows == state[name].shape[0] or rows % text.num_attention_heads:
+            return False
+        stated, found = getattr(text, "head_dim", None), rows // text.num_attention_heads
+        logger.warning(
+            "The config says head_dim=%s, but %s has %d rows for %d heads: using head_dim=%d.",
+            stated,
+            key,
+            rows,
+            text.num_attention_heads,
+            found,
+        )
+        text.head_dim = found
+        return True
+    return False
+
+
+def _unknown(path: Path, model_type: object, has_code: bool) -> str:
+    if has_code:
+        return (
+            f"{path} names the model type {model_type!r}, which only code in the checkpoint defines. If you trust its authors, "
+            "pass trust_remote_code=True."
+        )
+    return (
+        f"{path} names the model type {model_type!r}, which transformers {transformers.__version__} does not know. "
+        "A newer transformers may: pip install -U transformers."
+    )

@@ -1,0 +1,174 @@
+"""From checkpoint keys to parameters, by transformers' own conversion mapping.
+
+In memory transformers fuses some weights (all experts of a mixture are one 3-D parameter) while files keep them apart.
+Which keys make which parameter, and by which operations, is asked of the installed release, never written down here.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from rabbitllm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+ReadTensor = Callable[[str], torch.Tensor]
+"""Reads the tensor of a checkpoint key, in its dtype on disk."""
+
+
+@dataclass
+class Recipe:
+    """How some checkpoint tensors become one or several parameters.
+
+    Attributes:
+        targets: the names of the parameters (or persistent buffers) it makes.
+        sources: (checkpoint key, pattern it matched), in the order the operations expect.
+        converter: transformers' converter; None when the one source is the parameter under another name.
+    """
+
+    targets: tuple[str, ...]
+    sources: list[tuple[str, str]] = field(default_factory=list)
+    converter: WeightConverter | None = None
+
+    def run(
+        self, model: PreTrainedModel, read: ReadTensor, dtypes: dict[str, torch.dtype]
+    ) -> dict[str, torch.Tensor]:
+        """The parameters by name, each in its dtype of `dtypes`.
+
+        As in `from_pretrained`, sources are cast before they are combined.
+        """
+        dtype = dtypes[self.targets[0]]
+        if self.converter is None:
+            return {self.targets[0]: read(self.sources[0][0]).to(dtype)}
+        converter = deepcopy(self.converter)
+        for key, pattern in self.sources:
+            # A callable is read when its turn comes; transformers calls it so on every release.
+            converter.add_tensor(
+                self.targets[0], key, pattern, lambda key=key: read(key).to(dtype)
+            )
+        result = converter.convert(self.targets[0], model=model, config=model.config)
+        made = result[0] if isinstance(result, tuple) else result
+        return {name: _single(tensor) for name, tensor in made.items()}
+
+
+def _single(value: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    return value[0] if isinstance(value, list) else value
+
+
+def recipes_for(model: PreTrainedModel, keys: Collection[str]) -> list[Recipe]:
+    """The recipes that make `model`'s parameters and persistent buffers from these checkpoint keys.
+
+    Keys that the model has no use for are logged at DEBUG and left out, as `from_pretrained` does.
+    """
+    mapping = get_model_conversion_mapping(model, None, None)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    state = model.state_dict()
+    recipes: dict[str, Recipe] = {}
+    for key in sorted(keys, key=dot_natural_key):
+        # Positional: the fourth parameter was renamed in transformers 5.10.4.
+        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if target not in state and key in state:
+            target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
+        if target not in state:
+            logger.debug("No parameter for checkpoint key %s", key)
+        elif pattern is None:
+            recipes.setdefault(target, Recipe((target,), [(key, key)]))
+        else:
+            converter = by_pattern[pattern]
+            recipe = recipes.setdefault(target, Recipe(_targets(target, converter), [], converter))
+            recipe.sources.append((key, pattern))
+    return list(recipes.values())
+
+
+def _targets(first: str, converter: WeightConverter) -> tuple[str, ...]:
+    """The names a converter makes: `first` holds its first target pattern, the others stand in its place."""
+    patterns = list(converter.target_patterns)
+    return tuple(first.replace(patterns[0], pattern) for pattern in patterns)
+
+
+def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of every parameter and persistent buffer; some modules ask to stay in float32.
+
+    transformers documents how: `_keep_in_fp32_modules` counts for float16, `_keep_in_fp32_modules_strict` for bfloat16 too.
+    """
+    kept = set(model._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else set()
+    if dtype == torch.float16:
+        kept |= set(model._keep_in_fp32_modules or ())
+    patterns = [re.compile(name.replace("*", ".*")) for name in kept]
+    return {
+        name: torch.float32 if any(pattern.search(name) for pattern in patterns) else tensor.dtype
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def resolve_ties(model: PreTrainedModel, recipes: list[Recipe], read: ReadTensor) -> dict[str, str]:
+    """Which parameters share their values: what the model ties, unless the checkpoint says otherwise.
+
+    As in `from_pretrained`: two names that are both in the checkpoint with different values stay apart, with a warning. A name that
+    is absent gets the recipe of the one it is tied to, appended to `recipes`.
+
+    Returns:
+        name -> the name it is tied to.
+    """
+    makers = {target: recipe for recipe in recipes for target in recipe.targets}
+    tied: dict[str, str] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        if target in makers and source in makers:
+            if not torch.equal(*(read(makers[name].sources[0][0]) for name in (target, source))):
+                logger.warning("%s and %s differ in the checkpoint, so they are not tied.", target, source)
+                continue
+        for absent, present in ((target, source), (source, target)):
+            if absent not in makers and present in makers:
+                makers[absent] = Recipe((absent,), makers[present].sources)
+                recipes.append(makers[absent])
+        tied[target] = source
+    return tied
+
+
+def check_complete(model: PreTrainedModel, recipes: list[Recipe], place: object) -> None:
+    """Every parameter and persistent buffer is made by a recipe.
+
+    Raises:
+        CheckpointError: naming the first missing ones.
+    """
+    wanted = model.state_dict().keys()
+    missing = sorted(wanted - {target for recipe in recipes for target in recipe.targets}, key=dot_natural_key)
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise CheckpointError(
+            f"{len(missing)} of {len(wanted)} tensors are missing from the checkpoint in {place}: {shown}. "
+            "It is incomplete, or it is not a checkpoint of this architecture."
+        )
+
+
+def check_shapes(model: PreTrainedModel, recipes: list[Recipe], shapes: Mapping[str, tuple[int, ...]], place: object) -> None:
+    """Every tensor that is a parameter as it lies has the parameter's shape.
+
+    Args:
+        shapes: checkpoint key -> shape on disk.
+
+    Raises:
+        CheckpointError: naming the first that has not.
+    """
+    state = model.state_dict()
+    for recipe in recipes:
+        name, key = recipe.targets[0], recipe.sources[0][0]
+        if recipe.converter is None and shapes[key] != tuple(state[name].shape):
+            raise CheckpointError(
+                f"{key} has shape {list(shapes[key])} in the checkpoint, but the config in {place} asks for "
+                f"{list(state[name].shape)}. The config does not belong to these weights."
+            )

@@ -1,0 +1,205 @@
+"""A checkpoint's files: a folder or a hub repository, and an index of the tensors in them."""
+
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from rabbitllm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+CONFIG_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+CODE_PATTERNS = ("*.py",)
+PICKLES = ("*.bin", "*.pt", "*.pth")
+MAX_HEADER_BYTES = 100_000_000
+"""The safetensors format's own limit on a header."""
+
+# https://github.com/huggingface/safetensors: the format's names of the element types.
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor's bytes are.
+
+    Attributes:
+        file: the safetensors file.
+        offset: of the first byte, from the file's start.
+        nbytes: how many bytes.
+        dtype: the element type on disk.
+        shape: the shape on disk.
+    """
+
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code: bool) -> Path:
+    """The folder with a model's files: `model` itself, or the snapshot of a hub repository.
+
+    Of a repository only configuration, tokenizer and safetensors files are fetched, and Python files if
+    `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by huggingface_hub.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository that can be reached, or a gated one.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    repo = os.fspath(model)
+    if folder.is_absolute() or repo.startswith((".", "~")) or repo.count("/") > 1:
+        raise CheckpointError(f"No such folder: {folder}. Give a folder with config.json, or a hub id.")
+    patterns = list(CONFIG_PATTERNS + (CODE_PATTERNS if trust_remote_code else ()))
+    try:
+        snapshot = Path(snapshot_download(repo, allow_patterns=patterns, token=token))
+        weights = sorted(set(_weight_map(snapshot).values())) if _index(snapshot) else [WEIGHTS]
+        return Path(snapshot_download(repo, allow_patterns=[*patterns, *weights], token=token))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then pass token=... or set HF_TOKEN."
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            f"No folder and no hub repository named {repo!r}. Check the spelling; a private repository needs token=... "
+            "or HF_TOKEN."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo} is not in the local cache and the hub cannot be reached. Check the network and HF_HUB_OFFLINE."
+        ) from error
+
+
+def read_index(folder: Path) -> dict[str, TensorEntry]:
+    """Every tensor of the checkpoint in `folder`, by its key, from the headers alone.
+
+    Raises:
+        CheckpointError: no safetensors weights, a missing or truncated shard, or a malformed header.
+    """
+    if not _index(folder):
+        if not (folder / WEIGHTS).is_file():
+            raise CheckpointError(_no_weights(folder))
+        return read_header(folder / WEIGHTS)
+    weight_map = _weight_map(folder)
+    tensors: dict[str, TensorEntry] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not (folder / shard).is_file():
+            missing = sum(1 for s in weight_map.values() if s == shard)
+            raise CheckpointError(
+                f"Shard {shard} ({missing} tensors) is missing from {folder}. Download the checkpoint again."
+            )
+        tensors |= read_header(folder / shard)
+    if absent := sorted(weight_map.keys() - tensors.keys()):
+        raise CheckpointError(
+            f"{WEIGHTS_INDEX} lists {absent[0]} in {weight_map[absent[0]]}, which does not hold it "
+            f"({len(absent)} such tensors in {folder}). Download the checkpoint again."
+        )
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of one safetensors file, without reading their data.
+
+    Raises:
+        CheckpointError: the file is truncated or its header is not one.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{file} is no safetensors file or is truncated ({size:,} bytes).")
+        header = stream.read(length)
+    try:
+        fields = json.loads(header)
+        fields.pop("__metadata__", None)
+        tensors = {
+            key: TensorEntry(
+                file=file,
+                offset=8 + length + int(value["data_offsets"][0]),
+                nbytes=int(value["data_offsets"][1]) - int(value["data_offsets"][0]),
+                dtype=DTYPES[value["dtype"]],
+                shape=tuple(int(n) for n in value["shape"]),
+            )
+            for key, value in fields.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"The header of {file} is malformed: {error!r}.") from error
+    for key, entry in tensors.items():
+        _check_entry(key, entry, size)
+    return tensors
+
+
+def _check_entry(key: str, entry: TensorEntry, size: int) -> None:
+    elements = 1
+    for n in entry.shape:
+        elements *= n
+    if entry.offset < 8 or entry.nbytes != elements * entry.dtype.itemsize or min(entry.shape, default=0) < 0:
+        raise CheckpointError(f"{entry.file}: tensor {key} has an impossible place or shape.")
+    if entry.offset + entry.nbytes > size:
+        raise CheckpointError(
+            f"{entry.file} is truncated: tensor {key} ends at byte {entry.offset + entry.nbytes:,}, the file at "
+            f"{size:,}. Download it again."
+        )
+
+
+def _index(folder: Path) -> bool:
+    return (folder / WEIGHTS_INDEX).is_file()
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor key -> shard name; a name may not lead out of the folder."""
+    path = folder / WEIGHTS_INDEX
+    try:
+        weight_map = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is no index of shards: {error!r}.") from error
+    for shard in set(weight_map.values()):
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{path} names {shard!r}, which is no safetensors file of that folder.")
+    return weight_map
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+    if pickles:
+        return (
+            f"{folder} holds its weights as pickles ({pickles[0]}), which can run code when read. Convert them: "
+            f"model.save_pretrained(..., safe_serialization=True) with transformers."
+        )
+    return f"{folder} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}."
+
+
+def total_bytes(entries: Iterable[TensorEntry]) -> int:
+    """The bytes that these tensors take on disk."""
+    return sum(entry.nbytes for entry in entries)

@@ -1,0 +1,171 @@
+"""The layer store: parameters on disk as the model wants them, one safetensors file for each stage.
+
+It is filled once, for checkpoints whose tensors are not parameters yet. A file appears only when it is whole (written beside,
+flushed, renamed), so a fill that was killed goes on where it stopped.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.source import WEIGHTS_INDEX, TensorEntry, read_header
+from rabbitllm.errors import BudgetError, CheckpointError
+from rabbitllm.streaming.reader import Reader
+from rabbitllm.utils.memory import format_size
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+DESCRIPTION = "store.json"
+MOVED = "rabbitllm-moved.json"
+TEMPORARY = ".partial-"
+HEADER_ROOM = 1 << 20
+"""Bytes set aside for each file's header and the file system's own needs when space is checked."""
+
+
+def default_root() -> Path:
+    """Where stores lie unless told otherwise: RABBITLLM_CACHE, or the user's cache folder."""
+    if folder := os.environ.get("RABBITLLM_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rabbitllm"
+
+
+def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
+    """Where the weights of a checkpoint lie now, if `remove_originals` left them to a store; else None.
+
+    Raises:
+        CheckpointError: they were, and the store is gone.
+    """
+    marker = folder / MOVED
+    if not marker.is_file():
+        return None
+    store = Path(json.loads(marker.read_text())["store"])
+    if not (store / DESCRIPTION).is_file():
+        raise CheckpointError(f"The weights of {folder} were moved to {store}, which is gone. Download the checkpoint again.")
+    return {key: entry for file in sorted(store.glob("*.safetensors")) for key, entry in read_header(file).items()}
+
+
+def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
+    """Deletes the shards that a complete store stands in for, and leaves word of where the weights are."""
+    (folder / MOVED).write_text(json.dumps({"store": str(store.folder.resolve())}))
+    for file in {entry.file for entry in entries.values()} - set(store.folder.glob("*")):
+        logger.info("Deleting %s: the layer store has its weights", file)
+        original = file.resolve()  # in the hub's cache a shard is a link to a blob
+        file.unlink()
+        original.unlink(missing_ok=True)
+    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+
+
+class LayerStore:
+    """The store of one checkpoint, as one model class wants it, in one dtype.
+
+    Args:
+        root: the folder that stores lie in.
+        entries: the checkpoint's tensors; their files' sizes and times are part of the store's identity.
+        model: the model, on the meta device.
+        dtypes: name -> dtype of every parameter and persistent buffer.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        entries: Mapping[str, TensorEntry],
+        model: PreTrainedModel,
+        dtypes: Mapping[str, torch.dtype],
+    ) -> None:
+        files = sorted({entry.file for entry in entries.values()})
+        self.identity = {
+            "format": FORMAT,
+            "source": str(files[0].parent.resolve()),
+            "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+            "architecture": type(model).__name__,
+            "dtypes": sorted({str(dtype) for dtype in dtypes.values()}),
+            "transformers": transformers.__version__,
+        }
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / f"{files[0].parent.resolve().name}-{digest}"
+        self._sources = Reader(entries)
+        self._model = model
+        self._dtypes = dict(dtypes)
+
+    def fill(self, groups: Mapping[str, list[str]], recipes: list[Recipe]) -> dict[str, TensorEntry]:
+        """Makes every file that is not there yet, with progress; returns where each name of `groups` lies.
+
+        Args:
+            groups: file stem -> the parameters and buffers it holds. Recipes that make names of several groups run once for each.
+            recipes: how to make them.
+
+        Raises:
+            BudgetError: the disk lacks the space; nothing is written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            for leftover in self.folder.glob(f"{TEMPORARY}*"):
+                leftover.unlink()
+            missing = {stem: names for stem, names in groups.items() if not self._whole(stem, names)}
+            if missing:
+                self._check_space(missing)
+                (self.folder / DESCRIPTION).write_text(json.dumps(self.identity, indent=2))
+                self._write(missing, recipes)
+        return {key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()}
+
+    def _write(self, missing: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
+        logger.info("Preparing %s in %s", self.identity["source"], self.folder)
+        with tqdm(total=self._nbytes(missing), desc="Preparing layers", unit="B", unit_scale=True, disable=None) as bar:
+            for stem, names in missing.items():
+                tensors: dict[str, torch.Tensor] = {}
+                for recipe in recipes:
+                    if not set(names).isdisjoint(recipe.targets):
+                        made = recipe.run(self._model, self._sources.view, self._dtypes)
+                        tensors |= {name: made[name].contiguous() for name in made.keys() & set(names)}
+                self._save(stem, tensors)
+                bar.update(self._nbytes({stem: names}))
+
+    def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
+        temporary = self.folder / f"{TEMPORARY}{stem}"
+        save_file(tensors, temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(self._path(stem))
+
+    def _whole(self, stem: str, names: list[str]) -> bool:
+        """The file is there, holds these names with their shapes and dtypes, and ends where its header says."""
+        if not self._path(stem).is_file():
+            return False
+        try:
+            found = read_header(self._path(stem))
+        except CheckpointError as error:
+            logger.warning("%s Making it again.", error)
+            return False
+        state = self._model.state_dict()
+        return found.keys() == set(names) and all(
+            entry.shape == tuple(state[key].shape) and entry.dtype == self._dtypes[key] for key, entry in found.items()
+        )
+
+    def _check_space(self, missing: Mapping[str, list[str]]) -> None:
+        needed = self._nbytes(missing) + HEADER_ROOM * len(missing)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise BudgetError(
+                f"The layer store needs {format_size(needed)} in {self.folder}, where {format_size(free)} are free. Make room, "
+                "or give another folder: layer_shards_saving_path=... or RABBITLLM_CACHE."
+            )
+
+    def _nbytes(self, groups: Mapping[str, list[str]]) -> int:
+        state = self._model.state_dict()
+        return sum(state[name].numel() * self._dtypes[name].itemsize for names in groups.values() for name in names)
+
+    def _path(self, stem: str) -> Path:
+        return self.folder / f"{stem}.safetensors"

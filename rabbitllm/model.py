@@ -1,0 +1,78 @@
+"""What a streamed model adds to the stock transformers class that it is an instance of."""
+
+from dataclasses import asdict
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer, GenerationMixin, PreTrainedModel
+
+from rabbitllm.stats import Stats
+from rabbitllm.streaming.plan import Plan
+
+
+if TYPE_CHECKING:
+    # At run time the stock class comes in by `streamed_class`; a type checker sees what every one of them has.
+    class _Stock(PreTrainedModel, GenerationMixin): ...
+else:
+    _Stock = object
+
+
+class StreamedModel(_Stock):
+    """The part of a streamed model that is RabbitLLM's; the forward, caches and `generate` are transformers'.
+
+    Attributes:
+        streaming_plan: which stage lives on the device, in host memory, or on disk.
+        checkpoint_folder: the folder that config and tokenizer come from.
+    """
+
+    streaming_plan: Plan
+    checkpoint_folder: Path
+    _streaming_device: torch.device
+    _stats: Stats
+    _trust_remote_code: bool
+
+    def attach(
+        self, plan: Plan, stats: Stats, folder: Path, device: torch.device, trust_remote_code: bool
+    ) -> None:
+        """Records how the model streams, once `rabbitllm.streaming.engine.stream` has started it."""
+        self.streaming_plan = plan
+        self.checkpoint_folder = folder
+        self._stats = stats
+        self._streaming_device = device
+        self._trust_remote_code = trust_remote_code
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on: where inputs belong, wherever weights are at the moment."""
+        return self._streaming_device
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer, loaded at first use.
+
+        Raises:
+            OSError: the checkpoint has none.
+        """
+        return AutoTokenizer.from_pretrained(
+            self.checkpoint_folder, trust_remote_code=self._trust_remote_code
+        )
+
+    @property
+    def active_attention_implementation(self) -> str:
+        """What the model really runs: "flash_attention_2", "sdpa", "eager" or another backend that was asked for."""
+        return str(self.config._attn_implementation)
+
+    def streaming_stats(self) -> dict[str, Any]:
+        """Counts since loading: see `rabbitllm.stats.Stats` for the names and units."""
+        return asdict(self._stats)
+
+
+@cache
+def streamed_class(family: type[StreamedModel], stock: type[PreTrainedModel]) -> type[StreamedModel]:
+    """The class that is both: a model of `stock`, and a `family`.
+
+    It keeps the stock name and module: transformers looks both up (conversion mappings, pipelines, supported attention backends).
+    """
+    return type(stock.__name__, (family, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})

@@ -1,0 +1,46 @@
+"""Buffers for weights: allocated once, of the exact size, aligned."""
+
+import weakref
+
+import torch
+from torch import nn
+
+from rabbitllm.streaming.stages import ALIGNMENT, Stage
+
+
+def host_buffer(nbytes: int) -> torch.Tensor:
+    """Uninitialised host memory: uint8 [nbytes], starting on an `ALIGNMENT` boundary."""
+    raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+    start = -raw.data_ptr() % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
+    """Like `host_buffer`, page-locked, so that copies to a CUDA device run at the link's speed and in the background.
+
+    Registered by hand: torch's own pinned allocator rounds sizes up to a power of two. Unlocked when `owner` dies.
+
+    Raises:
+        RuntimeError: the system does not let so much memory be locked.
+    """
+    buffer = host_buffer(nbytes)
+    runtime = torch.cuda.cudart()
+    code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, 0))
+    if code:
+        raise RuntimeError(
+            f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or raise the limit (ulimit -l)."
+        )
+    weakref.finalize(owner, runtime.cudaHostUnregister, buffer.data_ptr())
+    return buffer
+
+
+@torch.inference_mode(False)
+def as_parameters(stage: Stage, buffer: torch.Tensor) -> list[nn.Parameter]:
+    """The stage's parameters as views of a buffer that is laid out for it, in the order of `stage.weights`."""
+    return [
+        nn.Parameter(
+            buffer[weight.offset : weight.offset + weight.nbytes].view(weight.dtype).view(weight.shape),
+            requires_grad=False,
+        )
+        for weight in stage.weights
+    ]

@@ -1,0 +1,192 @@
+"""Weights ahead of the forward: the hooks that put each stage's parameters in place just before its modules run.
+
+The order of the stages is learned from every forward of the whole model and is a ring: behind the last stage of one token comes
+the first stage of the next, so loading never pauses between tokens.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from rabbitllm.stats import StageTimes, Stats
+from rabbitllm.streaming.stages import Stage
+from rabbitllm.streaming.transfer import Slot, Transfer
+
+
+class Pipeline:
+    """Runs `model` with the `stages` streaming through `slots`.
+
+    Args:
+        model: the model; its streamed parameters are on the meta device whenever their stage is not running.
+        stages: the streamed stages, in the order of the modules: the first guess at the order of the forward.
+        slots: two or more buffers; one with `prefetching` off will do.
+        transfer: fills them.
+        prefetching: load ahead. Without it each stage loads when it is needed.
+        progress: show a bar over the stages of each forward, on a terminal.
+        profiling: time each stage; on CUDA this waits for the device after every stage.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: list[Stage],
+        slots: list[Slot],
+        transfer: Transfer,
+        stats: Stats,
+        prefetching: bool = True,
+        progress: bool = False,
+        profiling: bool = False,
+    ) -> None:
+        self.stats = stats
+        self._slots = slots
+        self._transfer = transfer
+        self._prefetching = prefetching
+        self._progress = progress
+        self._profiling = profiling
+        self._ring = list(stages)
+        self._position = -1
+        self._running: dict[str, tuple[Slot, list[nn.Parameter], float]] = {}
+        self._seen: list[Stage] | None = None  # what the whole model's current forward has run
+        self._whole_forward = threading.RLock()
+        self._bar: tqdm[Stage] | None = None
+        self._started = 0.0
+        self._attach(model, stages)
+
+    def start(self) -> None:
+        """Begins to load the first stages, so that the first forward finds them."""
+        self._prefetch()
+
+    def acquire(self, stage: Stage) -> None:
+        """Puts the stage's parameters in place, waiting for them if need be."""
+        if stage.name in self._running:
+            raise RuntimeError(f"{stage.name} is already running; its weights cannot be bound twice.")
+        if self._seen is not None:
+            self._seen.append(stage)
+        self._advance(stage)
+        slot = self._holder(stage) or self._load(stage)
+        slot.busy = True
+        begun = time.perf_counter()
+        self._transfer.wait(slot)
+        arrived = time.perf_counter()
+        self.stats.wait_seconds += arrived - begun
+        if self._profiling:
+            self.stats.stages.setdefault(stage.name, StageTimes()).wait += arrived - begun
+        meta = bind(stage, slot.parameters_of(stage))
+        self._running[stage.name] = slot, meta, arrived
+        self._prefetch()
+
+    def release(self, stage: Stage) -> None:
+        """Takes the stage's parameters away again; its slot is free once the device has run what was launched."""
+        if stage.name not in self._running:
+            return  # its pre-hook failed; torch calls this hook all the same
+        slot, meta, arrived = self._running.pop(stage.name)
+        bind(stage, meta)
+        self._transfer.computed(slot)
+        slot.busy = False
+        if self._profiling:
+            if slot.buffer.is_cuda:
+                torch.cuda.synchronize(slot.buffer.device)
+            self.stats.stages[stage.name].compute += time.perf_counter() - arrived
+        if self._bar is not None:
+            self._bar.update()
+        self._prefetch()
+
+    def _advance(self, stage: Stage) -> None:
+        """Moves the position in the ring to the next occurrence of `stage`."""
+        size = len(self._ring)
+        for step in range(1, size + 1):
+            if self._ring[(self._position + step) % size] is stage:
+                self._position = (self._position + step) % size
+                return
+
+    def _upcoming(self) -> list[Stage]:
+        """The stages that come next, nearest first, as many as there are slots."""
+        size = len(self._ring)
+        ahead: dict[str, Stage] = {}
+        for step in range(1, size + 1):
+            stage = self._ring[(self._position + step) % size]
+            ahead.setdefault(stage.name, stage)
+            if len(ahead) == len(self._slots):
+                break
+        return list(ahead.values())
+
+    def _prefetch(self) -> None:
+        if not self._prefetching:
+            return
+        upcoming = self._upcoming()
+        for position, stage in enumerate(upcoming):
+            if self._holder(stage):
+                continue
+            keep = {slot for slot in map(self._holder, upcoming[:position]) if slot}
+            free = next((slot for slot in self._slots if not slot.busy and slot not in keep), None)
+            if free is None:
+                return
+            self._fill(free, stage)
+
+    def _load(self, stage: Stage) -> Slot:
+        """Loads a stage that was not foreseen, into the slot whose stage is needed last."""
+        rank = {ahead.name: position for position, ahead in enumerate(self._upcoming())}
+        free = [slot for slot in self._slots if not slot.busy]
+        if not free:
+            raise RuntimeError(f"No slot is free for {stage.name}: more stages run inside one another than there are slots.")
+        slot = max(free, key=lambda slot: rank.get(slot.stage.name, len(rank)) if slot.stage else len(rank) + 1)
+        self._fill(slot, stage)
+        return slot
+
+    def _fill(self, slot: Slot, stage: Stage) -> None:
+        if slot.arrival is not None:
+            slot.arrival.exception()  # the buffer must not be written twice at once
+        slot.stage = stage
+        self._transfer.start(stage, slot)
+
+    def _holder(self, stage: Stage) -> Slot | None:
+        return next((slot for slot in self._slots if slot.stage is stage), None)
+
+    def _attach(self, model: nn.Module, stages: list[Stage]) -> None:
+        model.register_forward_pre_hook(self._begin_forward)
+        model.register_forward_hook(self._end_forward, always_call=True)
+        for stage in stages:
+            for module in stage.modules:
+                module.register_forward_pre_hook(_calling(self.acquire, stage))
+                module.register_forward_hook(_calling(self.release, stage), always_call=True)
+
+    def _begin_forward(self, *_: object) -> None:
+        self._whole_forward.acquire()  # a second thread's forward waits: the slots serve one at a time
+        self._seen = []
+        self._started = time.perf_counter()
+        if self._progress:
+            self._bar = tqdm(total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=None)
+
+    def _end_forward(self, *_: object) -> None:
+        if self._seen:
+            self._ring = self._seen
+            self._position = len(self._ring) - 1
+        self._seen = None
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self.stats.forwards += 1
+        self.stats.seconds += time.perf_counter() - self._started
+        self._whole_forward.release()
+
+
+def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., None]:
+    def hook(*_: object) -> None:
+        action(stage)
+
+    return hook
+
+
+def bind(stage: Stage, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Makes `parameters` those of the stage's modules; returns the ones that were there."""
+    before = []
+    for weight, parameter in zip(stage.weights, parameters, strict=True):
+        module, attribute = weight.owners[0]
+        before.append(module._parameters[attribute])
+        for module, attribute in weight.owners:
+            module._parameters[attribute] = parameter
+    return before

@@ -1,0 +1,140 @@
+"""How one stage gets into one slot: by reading on CPU, by a copy stream on CUDA."""
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from rabbitllm.stats import Stats
+from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, as_parameters
+from rabbitllm.streaming.plan import STAGING, Plan
+from rabbitllm.streaming.reader import Reader
+from rabbitllm.streaming.stages import Stage
+
+
+@dataclass(eq=False)
+class Slot:
+    """A buffer on the device that streamed stages take turns in.
+
+    Attributes:
+        buffer: uint8, as large as the largest streamed stage.
+        stage: the stage whose weights it holds or is receiving.
+        busy: that stage is running at the moment.
+        arrival: the load under way; done when a host thread has nothing left to do for it.
+        parameters: stage name -> its parameters as views of this buffer, made once.
+    """
+
+    buffer: torch.Tensor
+    stage: Stage | None = None
+    busy: bool = False
+    arrival: Future[object] | None = None
+    parameters: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+
+    def parameters_of(self, stage: Stage) -> list[nn.Parameter]:
+        """The stage's parameters in this slot, in the order of `stage.weights`."""
+        if stage.name not in self.parameters:
+            self.parameters[stage.name] = as_parameters(stage, self.buffer)
+        return self.parameters[stage.name]
+
+
+class Transfer(ABC):
+    """Moves stages into slots, in the background and in the order asked for."""
+
+    def __init__(self, reader: Reader, stats: Stats) -> None:
+        self.reader = reader
+        self.stats = stats
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="rabbitllm-stream")
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """Device memory for weights: uint8 [nbytes], aligned."""
+
+    @abstractmethod
+    def start(self, stage: Stage, slot: Slot) -> None:
+        """Begins to fill `slot`; returns at once. The stage that was in it may still be computing on a CUDA stream."""
+
+    @abstractmethod
+    def wait(self, slot: Slot) -> None:
+        """Whatever is computed from now on sees the stage that `slot` was last started with."""
+
+    @abstractmethod
+    def computed(self, slot: Slot) -> None:
+        """The stage in `slot` has been launched to its end: the slot may be overwritten once that has run."""
+
+
+class CpuTransfer(Transfer):
+    """Reads from disk straight into the slots, on a thread."""
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return host_buffer(nbytes)
+
+    def start(self, stage: Stage, slot: Slot) -> None:
+        self.stats.bytes_from_disk += stage.nbytes
+        slot.arrival = self._worker.submit(self.reader.read_stage, stage, slot.buffer)
+
+    def wait(self, slot: Slot) -> None:
+        assert slot.arrival is not None
+        slot.arrival.result()
+
+    def computed(self, slot: Slot) -> None:
+        """Nothing to record: on CPU a forward that returned has run."""
+
+
+class CudaTransfer(Transfer):
+    """Copies from pinned host memory on a stream of its own.
+
+    Stages of the host tier are one asynchronous copy, enqueued by the caller. Stages on disk pass through pinned staging buffers,
+    filled by a thread. Events order copies and kernels on the device; the host waits for none of them.
+    """
+
+    def __init__(self, reader: Reader, stats: Stats, device: torch.device, plan: Plan, stages: list[Stage]) -> None:
+        super().__init__(reader, stats)
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pinned = {stage.name: pinned_buffer(stage.nbytes, self) for stage in stages if plan.tiers[stage.name] == "host"}
+        on_disk = [stage.nbytes for stage in stages if plan.tiers[stage.name] == "disk"]
+        self._staging = [(pinned_buffer(max(on_disk), self), torch.cuda.Event()) for _ in range(STAGING if on_disk else 0)]
+        self._copied: dict[int, torch.cuda.Event] = {}
+        self._computed: dict[int, torch.cuda.Event] = {}
+
+    def fill(self, stage: Stage) -> None:
+        """Reads a stage of the host tier into its pinned buffer, once."""
+        self.reader.read_stage(stage, self._pinned[stage.name])
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def start(self, stage: Stage, slot: Slot) -> None:
+        self.stats.bytes_to_device += stage.nbytes
+        if stage.name in self._pinned:
+            slot.arrival = None
+            self._copy(self._pinned[stage.name], stage, slot)
+        else:
+            self.stats.bytes_from_disk += stage.nbytes
+            slot.arrival = self._worker.submit(self._read_and_copy, stage, slot)
+
+    def wait(self, slot: Slot) -> None:
+        if slot.arrival is not None:
+            slot.arrival.result()
+        torch.cuda.current_stream(self.device).wait_event(self._copied[id(slot)])
+
+    def computed(self, slot: Slot) -> None:
+        event = self._computed.setdefault(id(slot), torch.cuda.Event())
+        event.record(torch.cuda.current_stream(self.device))
+
+    def _read_and_copy(self, stage: Stage, slot: Slot) -> None:
+        buffer, copied = self._staging[0]
+        self._staging.append(self._staging.pop(0))
+        copied.synchronize()
+        self.reader.read_stage(stage, buffer)
+        self._copy(buffer, stage, slot)
+        copied.record(self._stream)
+
+    def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot) -> None:
+        if id(slot) in self._computed:
+            self._stream.wait_event(self._computed[id(slot)])
+        with torch.cuda.stream(self._stream):
+            slot.buffer[: stage.nbytes].copy_(source[: stage.nbytes], non_blocking=True)
+        self._copied.setdefault(id(slot), torch.cuda.Event()).record(self._stream)

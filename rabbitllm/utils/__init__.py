@@ -1,0 +1,1 @@
+"""What does not belong to one part: memory, sizes, the platform."""
