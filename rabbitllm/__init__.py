@@ -1,4 +1,4 @@
-"""Run language models larger than memory: stream their layers while the stock transformers model runs."""
+"""Run language models larger than memory by streaming the layers of stock transformers models."""
 
 from rabbitllm.auto import AutoModel
 from rabbitllm.errors import BudgetError, CheckpointError

@@ -18,20 +18,27 @@ FLASH_DTYPES = (torch.float16, torch.bfloat16)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def candidates(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[list[str], str | None]:
-    """The backends to try in turn, and why FlashAttention 2 is not among them, if it was wanted and is not.
+def candidates(
+    asked: str, device: torch.device, dtype: torch.dtype
+) -> tuple[list[str], str | None]:
+    """The backends to try in turn, and why FlashAttention 2, if wanted, is not among them.
 
     Args:
         asked: "auto" or a backend's name in transformers.
         device: where the model runs.
         dtype: of its activations.
     """
-    wanted = list(CHAIN) if asked == "auto" else [asked, *(name for name in CHAIN[1:] if name != asked)]
+    wanted = (
+        list(CHAIN) if asked == "auto" else [asked, *(name for name in CHAIN[1:] if name != asked)]
+    )
     if wanted[0] != "flash_attention_2":
         return wanted, None
     available, reason = is_flash_attention_available(device)
     if available and dtype not in FLASH_DTYPES:
-        available, reason = False, f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+        available, reason = (
+            False,
+            f"it needs float16 or bfloat16, not {str(dtype).removeprefix('torch.')}",
+        )
     if available:
         logger.info("Attention: Flash Attention 2 available on %s", reason)
         return wanted, None
@@ -44,7 +51,12 @@ def build_with_attention(
     """Builds the model with the first backend that it accepts.
 
     Args:
-        build: makes the model for a backend's name; transformers raises ValueError or ImportError for one that cannot be.
+        build: makes the model for a backend's name; transformers raises ValueError or ImportError
+            for one that cannot be.
+
+        asked: "auto" or a backend's name in transformers.
+        device: where the model runs.
+        dtype: of its activations.
 
     Raises:
         ValueError: the model accepts none of them.
@@ -60,10 +72,17 @@ def build_with_attention(
             continue
         active = str(model.config._attn_implementation)
         if asked == "auto" and reason:
-            logger.info("Flash Attention not available: %s. Using %s", reason, active.upper() if active == "sdpa" else active)
+            logger.info(
+                "Flash Attention not available: %s. Using %s",
+                reason,
+                active.upper() if active == "sdpa" else active,
+            )
         elif asked not in ("auto", active):
             logger.warning(
-                "attn_implementation=%r is not available (%s). Using %r.", asked, reason or "the model replaced it", active
+                "attn_implementation=%r is not available (%s). Using %r.",
+                asked,
+                reason or "the model replaced it",
+                active,
             )
         logger.info("Model initialized with attn_implementation=%r", active)
         return model

@@ -1,4 +1,4 @@
-"""The model families, as data: a row says which model types belong and which class users know them by."""
+"""The model families as data: which model types belong, and the class users know them by."""
 
 from dataclasses import dataclass
 
@@ -60,7 +60,9 @@ class Family:
 FAMILIES = (
     Family("Llama 2 / 3", RabbitLLMLlama2, ("llama",)),
     Family(
-        "Qwen2 / 2.5 / 3", RabbitLLMQWen2, ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next")
+        "Qwen2 / 2.5 / 3",
+        RabbitLLMQWen2,
+        ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"),
     ),
     Family("Mistral", RabbitLLMMistral, ("mistral", "ministral", "ministral3", "mistral3")),
     Family("Mixtral", RabbitLLMMixtral, ("mixtral",)),

@@ -1,7 +1,7 @@
 """What a streamed model adds to the stock transformers class that it is an instance of."""
 
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,16 @@ from transformers import AutoTokenizer, GenerationMixin, PreTrainedModel
 from rabbitllm.stats import Stats
 from rabbitllm.streaming.plan import Plan
 
-
 if TYPE_CHECKING:
-    # At run time the stock class comes in by `streamed_class`; a type checker sees what every one of them has.
+    # At run time the stock class comes in by `streamed_class`; a type checker sees what every one
+    # of them has.
     class _Stock(PreTrainedModel, GenerationMixin): ...
 else:
     _Stock = object
 
 
 class StreamedModel(_Stock):
-    """The part of a streamed model that is RabbitLLM's; the forward, caches and `generate` are transformers'.
+    """RabbitLLM's part of a streamed model; forward, caches and `generate` are transformers'.
 
     Attributes:
         streaming_plan: which stage lives on the device, in host memory, or on disk.
@@ -36,7 +36,7 @@ class StreamedModel(_Stock):
     def attach(
         self, plan: Plan, stats: Stats, folder: Path, device: torch.device, trust_remote_code: bool
     ) -> None:
-        """Records how the model streams, once `rabbitllm.streaming.engine.stream` has started it."""
+        """Records how the model streams, once it has been started."""
         self.streaming_plan = plan
         self.checkpoint_folder = folder
         self._stats = stats
@@ -45,7 +45,7 @@ class StreamedModel(_Stock):
 
     @property
     def device(self) -> torch.device:
-        """The device that the model computes on: where inputs belong, wherever weights are at the moment."""
+        """The device that the model computes on, and inputs belong on; weights may be elsewhere."""
         return self._streaming_device
 
     @cached_property
@@ -61,7 +61,7 @@ class StreamedModel(_Stock):
 
     @property
     def active_attention_implementation(self) -> str:
-        """What the model really runs: "flash_attention_2", "sdpa", "eager" or another backend that was asked for."""
+        """What the model really runs: "flash_attention_2", "sdpa", "eager" or another backend."""
         return str(self.config._attn_implementation)
 
     def streaming_stats(self) -> dict[str, Any]:
@@ -69,10 +69,19 @@ class StreamedModel(_Stock):
         return asdict(self._stats)
 
 
-@cache
-def streamed_class(family: type[StreamedModel], stock: type[PreTrainedModel]) -> type[StreamedModel]:
-    """The class that is both: a model of `stock`, and a `family`.
+_CLASSES: dict[tuple[type, type], type[StreamedModel]] = {}
 
-    It keeps the stock name and module: transformers looks both up (conversion mappings, pipelines, supported attention backends).
+
+def streamed_class(
+    family: type[StreamedModel], stock: type[PreTrainedModel]
+) -> type[StreamedModel]:
+    """The class that is both: a model of `stock`, and a `family`. The same one at every call.
+
+    It keeps the stock name and module: transformers looks both up (conversion mappings, pipelines,
+    supported attention backends).
     """
-    return type(stock.__name__, (family, stock), {"__module__": stock.__module__, "__doc__": stock.__doc__})
+    key = (family, stock)
+    if key not in _CLASSES:
+        namespace = {"__module__": stock.__module__, "__doc__": stock.__doc__}
+        _CLASSES[key] = type(stock.__name__, key, namespace)
+    return _CLASSES[key]

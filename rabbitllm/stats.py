@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class StageTimes:
-    """Seconds that one stage took, over all forwards. On CUDA they are exact with `profiling_mode` only."""
+    """Seconds that one stage took, over all forwards."""
 
     wait: float = 0.0
     compute: float = 0.0
@@ -18,7 +18,8 @@ class Stats:
     Attributes:
         forwards: forward passes of the whole model.
         bytes_from_disk: weights read from disk while streaming, padding included.
-        bytes_to_device: weights copied from host memory to a CUDA device while streaming, padding included.
+        bytes_to_device: weights copied from host memory to a CUDA device while streaming, padding
+            included.
         wait_seconds: the model stood still because a stage was not there yet.
         seconds: inside forward passes.
         stages: stage name -> seconds, with `profiling_mode`.

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -23,8 +23,8 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     """The checkpoint's config, as the installed transformers understands it.
 
     Raises:
-        CheckpointError: no config, an architecture that transformers does not know, one that needs code from the checkpoint, or a
-            quantised checkpoint.
+        CheckpointError: no config, an architecture that transformers does not know, one that needs
+            code from the checkpoint, or a quantised checkpoint.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -36,35 +36,41 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     if "quantization_config" in fields:
         method = dict(fields["quantization_config"]).get("quant_method", "unknown")
         raise CheckpointError(
-            f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, unquantised one."
+            f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, "
+            "unquantised one."
         )
     model_type = fields.get("model_type")
     if model_type not in CONFIG_MAPPING and not (trust_remote_code and "auto_map" in fields):
         raise CheckpointError(_unknown(path, model_type, "auto_map" in fields))
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, trust_remote_code=trust_remote_code
+    )
+    return config
 
 
-def stock_class(config: PretrainedConfig, folder: Path, trust_remote_code: bool) -> type[PreTrainedModel]:
+def stock_class(
+    config: PretrainedConfig, folder: Path, trust_remote_code: bool
+) -> type[PreTrainedModel]:
     """The causal language model class for this config.
 
     Raises:
         CheckpointError: there is none.
     """
     if type(config) in AutoModelForCausalLM._model_mapping:
-        found: type[PreTrainedModel] = AutoModelForCausalLM._model_mapping[type(config)]
-        return found
+        return cast(type[PreTrainedModel], AutoModelForCausalLM._model_mapping[type(config)])
     reference = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if trust_remote_code and reference:
-        return get_class_from_dynamic_module(reference, str(folder))
+        return cast(type[PreTrainedModel], get_class_from_dynamic_module(reference, str(folder)))
     raise CheckpointError(
-        f"{config.model_type!r} in {folder} is no causal language model in transformers {transformers.__version__}."
+        f"{config.model_type!r} in {folder} is no causal language model in transformers "
+        f"{transformers.__version__}."
     )
 
 
 def pick_dtype(
     asked: str | torch.dtype | None, config: PretrainedConfig, entries: Mapping[str, TensorEntry]
 ) -> torch.dtype:
-    """The dtype of the weights in the running model: the asked one, else the config's, else the checkpoint's.
+    """The dtype of the running model's weights: asked, else the config's, else the checkpoint's.
 
     Raises:
         ValueError: not the name of a floating point dtype.
@@ -76,14 +82,20 @@ def pick_dtype(
         asked = floats[0] if floats else torch.float32
     dtype = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={asked!r} is no floating point dtype. Use 'auto', 'bfloat16', 'float16' or 'float32'.")
+        raise ValueError(
+            f"dtype={asked!r} is no floating point dtype. Use 'auto', 'bfloat16', 'float16' or "
+            "'float32'."
+        )
     return dtype
 
 
 def repair_head_dim(
-    config: PretrainedConfig, model: PreTrainedModel, recipes: list[Recipe], entries: Mapping[str, TensorEntry]
+    config: PretrainedConfig,
+    model: PreTrainedModel,
+    recipes: list[Recipe],
+    entries: Mapping[str, TensorEntry],
 ) -> bool:
-    """Sets `head_dim` to what the query projections in the checkpoint have, if the config's builds other shapes.
+    """Sets `head_dim` to what the checkpoint's query projections have, if the config's misfits.
 
     Returns:
         Whether the config was changed, so that the model must be built again.
@@ -114,10 +126,12 @@ def repair_head_dim(
 def _unknown(path: Path, model_type: object, has_code: bool) -> str:
     if has_code:
         return (
-            f"{path} names the model type {model_type!r}, which only code in the checkpoint defines. If you trust its authors, "
+            f"{path} names the model type {model_type!r}, which only code in the checkpoint "
+            "defines. If you trust its authors, "
             "pass trust_remote_code=True."
         )
     return (
-        f"{path} names the model type {model_type!r}, which transformers {transformers.__version__} does not know. "
+        f"{path} names the model type {model_type!r}, which transformers "
+        f"{transformers.__version__} does not know. "
         "A newer transformers may: pip install -U transformers."
     )

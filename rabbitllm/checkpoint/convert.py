@@ -1,7 +1,8 @@
 """From checkpoint keys to parameters, by transformers' own conversion mapping.
 
-In memory transformers fuses some weights (all experts of a mixture are one 3-D parameter) while files keep them apart.
-Which keys make which parameter, and by which operations, is asked of the installed release, never written down here.
+In memory transformers fuses some weights (all experts of a mixture are one 3-D parameter) while
+files keep them apart. Which keys make which parameter, and by which operations, is asked of the
+installed release, never written down here.
 """
 
 import logging
@@ -9,6 +10,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -35,7 +38,8 @@ class Recipe:
     Attributes:
         targets: the names of the parameters (or persistent buffers) it makes.
         sources: (checkpoint key, pattern it matched), in the order the operations expect.
-        converter: transformers' converter; None when the one source is the parameter under another name.
+        converter: transformers' converter; None when the one source is the parameter under another
+            name.
     """
 
     targets: tuple[str, ...]
@@ -54,13 +58,16 @@ class Recipe:
             return {self.targets[0]: read(self.sources[0][0]).to(dtype)}
         converter = deepcopy(self.converter)
         for key, pattern in self.sources:
-            # A callable is read when its turn comes; transformers calls it so on every release.
-            converter.add_tensor(
-                self.targets[0], key, pattern, lambda key=key: read(key).to(dtype)
-            )
+            # Not the tensor but a call that reads it, which transformers makes when its turn comes.
+            deferred: Any = partial(_read_as, read, key, dtype)
+            converter.add_tensor(self.targets[0], key, pattern, deferred)
         result = converter.convert(self.targets[0], model=model, config=model.config)
         made = result[0] if isinstance(result, tuple) else result
         return {name: _single(tensor) for name, tensor in made.items()}
+
+
+def _read_as(read: ReadTensor, key: str, dtype: torch.dtype) -> torch.Tensor:
+    return read(key).to(dtype)
 
 
 def _single(value: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
@@ -80,7 +87,9 @@ def recipes_for(model: PreTrainedModel, keys: Collection[str]) -> list[Recipe]:
     recipes: dict[str, Recipe] = {}
     for key in sorted(keys, key=dot_natural_key):
         # Positional: the fourth parameter was renamed in transformers 5.10.4.
-        target, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        target, pattern = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, state
+        )
         if target not in state and key in state:
             target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
         if target not in state:
@@ -95,31 +104,33 @@ def recipes_for(model: PreTrainedModel, keys: Collection[str]) -> list[Recipe]:
 
 
 def _targets(first: str, converter: WeightConverter) -> tuple[str, ...]:
-    """The names a converter makes: `first` holds its first target pattern, the others stand in its place."""
+    """The names a converter makes: the other target patterns in place of the first."""
     patterns = list(converter.target_patterns)
     return tuple(first.replace(patterns[0], pattern) for pattern in patterns)
 
 
 def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of every parameter and persistent buffer; some modules ask to stay in float32.
-
-    transformers documents how: `_keep_in_fp32_modules` counts for float16, `_keep_in_fp32_modules_strict` for bfloat16 too.
-    """
-    kept = set(model._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else set()
-    if dtype == torch.float16:
-        kept |= set(model._keep_in_fp32_modules or ())
-    patterns = [re.compile(name.replace("*", ".*")) for name in kept]
+    """The dtype of each parameter and persistent buffer; some modules ask to stay in float32."""
+    plan = getattr(
+        model, "dtype_plan", None
+    )  # 5.0 makes it with the model, later releases for a dtype
+    if plan is None:
+        plan = model._get_dtype_plan(dtype)
+    kept = {re.compile(name.replace("*", ".*")): exception for name, exception in plan.items()}
     return {
-        name: torch.float32 if any(pattern.search(name) for pattern in patterns) else tensor.dtype
+        name: next(
+            (exception for pattern, exception in kept.items() if pattern.search(name)), tensor.dtype
+        )
         for name, tensor in model.state_dict().items()
     }
 
 
 def resolve_ties(model: PreTrainedModel, recipes: list[Recipe], read: ReadTensor) -> dict[str, str]:
-    """Which parameters share their values: what the model ties, unless the checkpoint says otherwise.
+    """Which parameters share values: what the model ties, unless the checkpoint denies it.
 
-    As in `from_pretrained`: two names that are both in the checkpoint with different values stay apart, with a warning. A name that
-    is absent gets the recipe of the one it is tied to, appended to `recipes`.
+    As in `from_pretrained`: two names that are both in the checkpoint with different values stay
+    apart, with a warning. A name that is absent gets the recipe of the one it is tied to, appended
+    to `recipes`.
 
     Returns:
         name -> the name it is tied to.
@@ -127,10 +138,10 @@ def resolve_ties(model: PreTrainedModel, recipes: list[Recipe], read: ReadTensor
     makers = {target: recipe for recipe in recipes for target in recipe.targets}
     tied: dict[str, str] = {}
     for target, source in model.all_tied_weights_keys.items():
-        if target in makers and source in makers:
-            if not torch.equal(*(read(makers[name].sources[0][0]) for name in (target, source))):
-                logger.warning("%s and %s differ in the checkpoint, so they are not tied.", target, source)
-                continue
+        both = [read(makers[name].sources[0][0]) for name in (target, source) if name in makers]
+        if len(both) == 2 and not torch.equal(*both):
+            logger.warning("%s and %s differ in the checkpoint: not tied.", target, source)
+            continue
         for absent, present in ((target, source), (source, target)):
             if absent not in makers and present in makers:
                 makers[absent] = Recipe((absent,), makers[present].sources)
@@ -146,20 +157,31 @@ def check_complete(model: PreTrainedModel, recipes: list[Recipe], place: object)
         CheckpointError: naming the first missing ones.
     """
     wanted = model.state_dict().keys()
-    missing = sorted(wanted - {target for recipe in recipes for target in recipe.targets}, key=dot_natural_key)
+    missing = sorted(
+        wanted - {target for recipe in recipes for target in recipe.targets}, key=dot_natural_key
+    )
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise CheckpointError(
-            f"{len(missing)} of {len(wanted)} tensors are missing from the checkpoint in {place}: {shown}. "
+            f"{len(missing)} of {len(wanted)} tensors are missing from the checkpoint in {place}: "
+            f"{shown}. "
             "It is incomplete, or it is not a checkpoint of this architecture."
         )
 
 
-def check_shapes(model: PreTrainedModel, recipes: list[Recipe], shapes: Mapping[str, tuple[int, ...]], place: object) -> None:
+def check_shapes(
+    model: PreTrainedModel,
+    recipes: list[Recipe],
+    shapes: Mapping[str, tuple[int, ...]],
+    place: object,
+) -> None:
     """Every tensor that is a parameter as it lies has the parameter's shape.
 
     Args:
+        model: the model, on the meta device.
+        recipes: how the checkpoint makes its parameters.
         shapes: checkpoint key -> shape on disk.
+        place: the checkpoint, for the message.
 
     Raises:
         CheckpointError: naming the first that has not.
@@ -169,6 +191,7 @@ def check_shapes(model: PreTrainedModel, recipes: list[Recipe], shapes: Mapping[
         name, key = recipe.targets[0], recipe.sources[0][0]
         if recipe.converter is None and shapes[key] != tuple(state[name].shape):
             raise CheckpointError(
-                f"{key} has shape {list(shapes[key])} in the checkpoint, but the config in {place} asks for "
+                f"{key} has shape {list(shapes[key])} in the checkpoint, but the config in "
+                f"{place} asks for "
                 f"{list(state[name].shape)}. The config does not belong to these weights."
             )

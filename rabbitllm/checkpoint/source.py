@@ -68,8 +68,8 @@ class TensorEntry:
 def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code: bool) -> Path:
     """The folder with a model's files: `model` itself, or the snapshot of a hub repository.
 
-    Of a repository only configuration, tokenizer and safetensors files are fetched, and Python files if
-    `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by huggingface_hub.
+    Of a repository only configuration, tokenizer and safetensors files are fetched, and Python
+    files if `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by huggingface_hub.
 
     Raises:
         CheckpointError: neither a folder nor a repository that can be reached, or a gated one.
@@ -79,7 +79,9 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
         return folder
     repo = os.fspath(model)
     if folder.is_absolute() or repo.startswith((".", "~")) or repo.count("/") > 1:
-        raise CheckpointError(f"No such folder: {folder}. Give a folder with config.json, or a hub id.")
+        raise CheckpointError(
+            f"No such folder: {folder}. Give a folder with config.json, or a hub id."
+        )
     patterns = list(CONFIG_PATTERNS + (CODE_PATTERNS if trust_remote_code else ()))
     try:
         snapshot = Path(snapshot_download(repo, allow_patterns=patterns, token=token))
@@ -87,16 +89,19 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
         return Path(snapshot_download(repo, allow_patterns=[*patterns, *weights], token=token))
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then pass token=... or set HF_TOKEN."
+            f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then pass "
+            "token=... or set HF_TOKEN."
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise CheckpointError(
-            f"No folder and no hub repository named {repo!r}. Check the spelling; a private repository needs token=... "
+            f"No folder and no hub repository named {repo!r}. Check the spelling; a private "
+            "repository needs token=... "
             "or HF_TOKEN."
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{repo} is not in the local cache and the hub cannot be reached. Check the network and HF_HUB_OFFLINE."
+            f"{repo} is not in the local cache and the hub cannot be reached. Check the network "
+            "and HF_HUB_OFFLINE."
         ) from error
 
 
@@ -104,7 +109,7 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
     """Every tensor of the checkpoint in `folder`, by its key, from the headers alone.
 
     Raises:
-        CheckpointError: no safetensors weights, a missing or truncated shard, or a malformed header.
+        CheckpointError: no safetensors weights, a missing or truncated shard, a malformed header.
     """
     if not _index(folder):
         if not (folder / WEIGHTS).is_file():
@@ -116,7 +121,8 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
         if not (folder / shard).is_file():
             missing = sum(1 for s in weight_map.values() if s == shard)
             raise CheckpointError(
-                f"Shard {shard} ({missing} tensors) is missing from {folder}. Download the checkpoint again."
+                f"Shard {shard} ({missing} tensors) is missing from {folder}. Download the "
+                "checkpoint again."
             )
         tensors |= read_header(folder / shard)
     if absent := sorted(weight_map.keys() - tensors.keys()):
@@ -138,7 +144,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{file} is no safetensors file or is truncated ({size:,} bytes).")
+            raise CheckpointError(
+                f"{file} is no safetensors file or is truncated ({size:,} bytes)."
+            )
         header = stream.read(length)
     try:
         fields = json.loads(header)
@@ -164,11 +172,16 @@ def _check_entry(key: str, entry: TensorEntry, size: int) -> None:
     elements = 1
     for n in entry.shape:
         elements *= n
-    if entry.offset < 8 or entry.nbytes != elements * entry.dtype.itemsize or min(entry.shape, default=0) < 0:
+    if (
+        entry.offset < 8
+        or entry.nbytes != elements * entry.dtype.itemsize
+        or min(entry.shape, default=0) < 0
+    ):
         raise CheckpointError(f"{entry.file}: tensor {key} has an impossible place or shape.")
     if entry.offset + entry.nbytes > size:
         raise CheckpointError(
-            f"{entry.file} is truncated: tensor {key} ends at byte {entry.offset + entry.nbytes:,}, the file at "
+            f"{entry.file} is truncated: tensor {key} ends at byte "
+            f"{entry.offset + entry.nbytes:,}, the file at "
             f"{size:,}. Download it again."
         )
 
@@ -185,8 +198,14 @@ def _weight_map(folder: Path) -> dict[str, str]:
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is no index of shards: {error!r}.") from error
     for shard in set(weight_map.values()):
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{path} names {shard!r}, which is no safetensors file of that folder.")
+        if (
+            not isinstance(shard, str)
+            or Path(shard).name != shard
+            or not shard.endswith(".safetensors")
+        ):
+            raise CheckpointError(
+                f"{path} names {shard!r}, which is no safetensors file of that folder."
+            )
     return weight_map
 
 
@@ -194,7 +213,8 @@ def _no_weights(folder: Path) -> str:
     pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if pickles:
         return (
-            f"{folder} holds its weights as pickles ({pickles[0]}), which can run code when read. Convert them: "
+            f"{folder} holds its weights as pickles ({pickles[0]}), which can run code when read. "
+            "Convert them: "
             f"model.save_pretrained(..., safe_serialization=True) with transformers."
         )
     return f"{folder} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}."

@@ -1,7 +1,7 @@
 """The layer store: parameters on disk as the model wants them, one safetensors file for each stage.
 
-It is filled once, for checkpoints whose tensors are not parameters yet. A file appears only when it is whole (written beside,
-flushed, renamed), so a fill that was killed goes on where it stopped.
+It is filled once, for checkpoints whose tensors are not parameters yet. A file appears only when it
+is whole (written beside, flushed, renamed), so a fill that was killed goes on where it stopped.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def default_root() -> Path:
 
 
 def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
-    """Where the weights of a checkpoint lie now, if `remove_originals` left them to a store; else None.
+    """Where a checkpoint's weights lie now, if `remove_originals` left them to a store.
 
     Raises:
         CheckpointError: they were, and the store is gone.
@@ -53,12 +53,19 @@ def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
         return None
     store = Path(json.loads(marker.read_text())["store"])
     if not (store / DESCRIPTION).is_file():
-        raise CheckpointError(f"The weights of {folder} were moved to {store}, which is gone. Download the checkpoint again.")
-    return {key: entry for file in sorted(store.glob("*.safetensors")) for key, entry in read_header(file).items()}
+        raise CheckpointError(
+            f"The weights of {folder} were moved to {store}, which is gone. Download the "
+            "checkpoint again."
+        )
+    return {
+        key: entry
+        for file in sorted(store.glob("*.safetensors"))
+        for key, entry in read_header(file).items()
+    }
 
 
 def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
-    """Deletes the shards that a complete store stands in for, and leaves word of where the weights are."""
+    """Deletes the shards that a complete store stands in for, and leaves word of its place."""
     (folder / MOVED).write_text(json.dumps({"store": str(store.folder.resolve())}))
     for file in {entry.file for entry in entries.values()} - set(store.folder.glob("*")):
         logger.info("Deleting %s: the layer store has its weights", file)
@@ -73,7 +80,8 @@ class LayerStore:
 
     Args:
         root: the folder that stores lie in.
-        entries: the checkpoint's tensors; their files' sizes and times are part of the store's identity.
+        entries: the checkpoint's tensors; their files' sizes and times are part of the store's
+            identity.
         model: the model, on the meta device.
         dtypes: name -> dtype of every parameter and persistent buffer.
     """
@@ -100,11 +108,14 @@ class LayerStore:
         self._model = model
         self._dtypes = dict(dtypes)
 
-    def fill(self, groups: Mapping[str, list[str]], recipes: list[Recipe]) -> dict[str, TensorEntry]:
-        """Makes every file that is not there yet, with progress; returns where each name of `groups` lies.
+    def fill(
+        self, groups: Mapping[str, list[str]], recipes: list[Recipe]
+    ) -> dict[str, TensorEntry]:
+        """Makes every file that is not there yet; returns where each name of `groups` lies.
 
         Args:
-            groups: file stem -> the parameters and buffers it holds. Recipes that make names of several groups run once for each.
+            groups: file stem -> the parameters and buffers it holds. Recipes that make names of
+                several groups run once for each.
             recipes: how to make them.
 
         Raises:
@@ -114,22 +125,34 @@ class LayerStore:
         with FileLock(self.folder / ".lock"):
             for leftover in self.folder.glob(f"{TEMPORARY}*"):
                 leftover.unlink()
-            missing = {stem: names for stem, names in groups.items() if not self._whole(stem, names)}
+            missing = {
+                stem: names for stem, names in groups.items() if not self._whole(stem, names)
+            }
             if missing:
                 self._check_space(missing)
                 (self.folder / DESCRIPTION).write_text(json.dumps(self.identity, indent=2))
                 self._write(missing, recipes)
-        return {key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()}
+        return {
+            key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()
+        }
 
     def _write(self, missing: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
         logger.info("Preparing %s in %s", self.identity["source"], self.folder)
-        with tqdm(total=self._nbytes(missing), desc="Preparing layers", unit="B", unit_scale=True, disable=None) as bar:
+        with tqdm(
+            total=self._nbytes(missing),
+            desc="Preparing layers",
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as bar:
             for stem, names in missing.items():
                 tensors: dict[str, torch.Tensor] = {}
                 for recipe in recipes:
                     if not set(names).isdisjoint(recipe.targets):
                         made = recipe.run(self._model, self._sources.view, self._dtypes)
-                        tensors |= {name: made[name].contiguous() for name in made.keys() & set(names)}
+                        tensors |= {
+                            name: made[name].contiguous() for name in made.keys() & set(names)
+                        }
                 self._save(stem, tensors)
                 bar.update(self._nbytes({stem: names}))
 
@@ -141,7 +164,7 @@ class LayerStore:
         temporary.replace(self._path(stem))
 
     def _whole(self, stem: str, names: list[str]) -> bool:
-        """The file is there, holds these names with their shapes and dtypes, and ends where its header says."""
+        """The file is there and holds these names, whole, in their shapes and dtypes."""
         if not self._path(stem).is_file():
             return False
         try:
@@ -151,7 +174,8 @@ class LayerStore:
             return False
         state = self._model.state_dict()
         return found.keys() == set(names) and all(
-            entry.shape == tuple(state[key].shape) and entry.dtype == self._dtypes[key] for key, entry in found.items()
+            entry.shape == tuple(state[key].shape) and entry.dtype == self._dtypes[key]
+            for key, entry in found.items()
         )
 
     def _check_space(self, missing: Mapping[str, list[str]]) -> None:
@@ -159,13 +183,18 @@ class LayerStore:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise BudgetError(
-                f"The layer store needs {format_size(needed)} in {self.folder}, where {format_size(free)} are free. Make room, "
+                f"The layer store needs {format_size(needed)} in {self.folder}, where "
+                f"{format_size(free)} are free. Make room, "
                 "or give another folder: layer_shards_saving_path=... or RABBITLLM_CACHE."
             )
 
     def _nbytes(self, groups: Mapping[str, list[str]]) -> int:
         state = self._model.state_dict()
-        return sum(state[name].numel() * self._dtypes[name].itemsize for names in groups.values() for name in names)
+        return sum(
+            state[name].numel() * self._dtypes[name].itemsize
+            for names in groups.values()
+            for name in names
+        )
 
     def _path(self, stem: str) -> Path:
         return self.folder / f"{stem}.safetensors"

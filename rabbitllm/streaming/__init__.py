@@ -1,1 +1,1 @@
-"""What moves: which weights load together, where they live, and how they reach the device in time."""
+"""Which weights load together, where they live, and how they reach the device in time."""

@@ -16,28 +16,36 @@ HOST_SHARE = 0.9
 Budget = int | Literal["min"]
 
 
-def device_budget(asked: int | str, device: torch.device, config: Any, dtype: torch.dtype, max_seq_len: int | None) -> Budget:
-    """Bytes for weights on a CUDA device; "auto" is what is free less room for one sequence and activations."""
+def device_budget(asked: int | str, device: torch.device, reserved: int) -> Budget:
+    """Bytes for weights on a CUDA device; "auto" is what is free, less `reserved` and some."""
     if asked != "auto":
         return _explicit(asked)
     free, _ = torch.cuda.mem_get_info(device)
-    return max(0, free - ACTIVATIONS - cache_bytes(config, dtype, max_seq_len))
+    return max(0, free - ACTIVATIONS - reserved)
 
 
 def host_budget(asked: int | str, reserved: int) -> Budget:
-    """Bytes for weights in host memory; "auto" is a share of what is free under the tightest limit, less `reserved`."""
+    """Bytes for weights in host memory; "auto" is most of what is free, less `reserved`."""
     if asked != "auto":
         return _explicit(asked)
     return max(0, int(available_host_memory() * HOST_SHARE) - reserved)
 
 
 def cache_bytes(config: Any, dtype: torch.dtype, max_seq_len: int | None) -> int:
-    """Bytes of one sequence's keys and values, if every layer keeps all: 2 x layers x heads x head_dim x tokens x itemsize."""
+    """Bytes of one sequence's cache: 2 x layers x kv heads x head_dim x tokens x itemsize."""
     tokens = max_seq_len or DEFAULT_SEQ_LEN
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 1)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // getattr(text, "num_attention_heads", 1)
-    return int(2 * getattr(text, "num_hidden_layers", 1) * heads * head_dim * tokens * dtype.itemsize)
+    fields = config.get_text_config().to_dict()  # attributes of some configs raise
+    layers = fields.get("num_hidden_layers") or 1
+    heads = fields.get("num_attention_heads") or 1
+    head_dim = fields.get("head_dim") or fields.get("hidden_size", 0) // heads
+    return int(
+        2
+        * layers
+        * (fields.get("num_key_value_heads") or heads)
+        * head_dim
+        * tokens
+        * dtype.itemsize
+    )
 
 
 def _explicit(asked: int | str) -> Budget:

@@ -16,9 +16,10 @@ def host_buffer(nbytes: int) -> torch.Tensor:
 
 
 def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
-    """Like `host_buffer`, page-locked, so that copies to a CUDA device run at the link's speed and in the background.
+    """Like `host_buffer`, page-locked: copies to a CUDA device run at the link's speed, alone.
 
-    Registered by hand: torch's own pinned allocator rounds sizes up to a power of two. Unlocked when `owner` dies.
+    Registered by hand: torch's own pinned allocator rounds sizes up to a power of two. Unlocked
+    when `owner` dies.
 
     Raises:
         RuntimeError: the system does not let so much memory be locked.
@@ -28,7 +29,8 @@ def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
     code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, 0))
     if code:
         raise RuntimeError(
-            f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or raise the limit (ulimit -l)."
+            f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or "
+            "raise the limit (ulimit -l)."
         )
     weakref.finalize(owner, runtime.cudaHostUnregister, buffer.data_ptr())
     return buffer
@@ -36,10 +38,12 @@ def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
 
 @torch.inference_mode(False)
 def as_parameters(stage: Stage, buffer: torch.Tensor) -> list[nn.Parameter]:
-    """The stage's parameters as views of a buffer that is laid out for it, in the order of `stage.weights`."""
+    """The stage's parameters, in the order of its weights, as views of a buffer laid out for it."""
     return [
         nn.Parameter(
-            buffer[weight.offset : weight.offset + weight.nbytes].view(weight.dtype).view(weight.shape),
+            buffer[weight.offset : weight.offset + weight.nbytes]
+            .view(weight.dtype)
+            .view(weight.shape),
             requires_grad=False,
         )
         for weight in stage.weights

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,16 +52,24 @@ def stream(
     resident = [stage for stage in stages if plan.tiers[stage.name] == "device"]
     streamed = [stage for stage in stages if plan.tiers[stage.name] != "device"]
     transfer = (
-        CudaTransfer(reader, stats, device, plan, streamed) if device.type == "cuda" else CpuTransfer(reader, stats)
+        CudaTransfer(reader, stats, device, plan, streamed)
+        if device.type == "cuda"
+        else CpuTransfer(reader, stats)
     )
     hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
     to_load = [*([base] if base else []), *resident]
     with _progress(sum(stage.nbytes for stage in [*to_load, *hosted])) as bar:
         for stage in to_load:
             if device.type == "cpu" and not streamed:
-                bind(stage, [nn.Parameter(reader.view(w.name), requires_grad=False) for w in stage.weights])
+                bind(
+                    stage,
+                    [nn.Parameter(reader.view(w.name), requires_grad=False) for w in stage.weights],
+                )
             else:
-                bind(stage, as_parameters(stage, _load(stage, reader, transfer.allocate(stage.nbytes))))
+                bind(
+                    stage,
+                    as_parameters(stage, _load(stage, reader, transfer.allocate(stage.nbytes))),
+                )
             bar.update(stage.nbytes)
         for stage in hosted:
             assert isinstance(transfer, CudaTransfer)
@@ -68,7 +77,16 @@ def stream(
             bar.update(stage.nbytes)
     if streamed:
         slots = [Slot(transfer.allocate(plan.slot_bytes)) for _ in range(plan.slots)]
-        Pipeline(model, streamed, slots, transfer, stats, options.prefetching, options.progress, options.profiling).start()
+        Pipeline(
+            model,
+            streamed,
+            slots,
+            transfer,
+            stats,
+            options.prefetching,
+            options.progress,
+            options.profiling,
+        ).start()
     return stats
 
 
@@ -90,5 +108,7 @@ def _load_buffers(model: nn.Module, reader: Reader, device: torch.device) -> Non
         model.get_submodule(path)._buffers[attribute] = value.to(device)
 
 
-def _progress(total: int) -> "tqdm[None]":
-    return tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False)
+def _progress(total: int) -> "tqdm[Any]":
+    return tqdm(
+        total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False
+    )

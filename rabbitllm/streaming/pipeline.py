@@ -1,12 +1,13 @@
-"""Weights ahead of the forward: the hooks that put each stage's parameters in place just before its modules run.
+"""The hooks that put each stage's parameters in place just before its modules run.
 
-The order of the stages is learned from every forward of the whole model and is a ring: behind the last stage of one token comes
-the first stage of the next, so loading never pauses between tokens.
+The order of the stages is learned from every forward of the whole model and is a ring: behind the
+last stage of one token comes the first stage of the next, so loading never pauses between tokens.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,8 +22,10 @@ class Pipeline:
     """Runs `model` with the `stages` streaming through `slots`.
 
     Args:
-        model: the model; its streamed parameters are on the meta device whenever their stage is not running.
-        stages: the streamed stages, in the order of the modules: the first guess at the order of the forward.
+        model: the model; its streamed parameters are on the meta device whenever their stage is not
+            running.
+        stages: the streamed stages, in the order of the modules: the first guess at the order of
+            the forward.
         slots: two or more buffers; one with `prefetching` off will do.
         transfer: fills them.
         prefetching: load ahead. Without it each stage loads when it is needed.
@@ -49,10 +52,10 @@ class Pipeline:
         self._profiling = profiling
         self._ring = list(stages)
         self._position = -1
-        self._running: dict[str, tuple[Slot, list[nn.Parameter], float]] = {}
+        self._running: dict[str, tuple[Slot, list[nn.Parameter | None], float]] = {}
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._whole_forward = threading.RLock()
-        self._bar: tqdm[Stage] | None = None
+        self._bar: tqdm[Any] | None = None
         self._started = 0.0
         self._attach(model, stages)
 
@@ -63,7 +66,9 @@ class Pipeline:
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's parameters in place, waiting for them if need be."""
         if stage.name in self._running:
-            raise RuntimeError(f"{stage.name} is already running; its weights cannot be bound twice.")
+            raise RuntimeError(
+                f"{stage.name} is already running; its weights cannot be bound twice."
+            )
         if self._seen is not None:
             self._seen.append(stage)
         self._advance(stage)
@@ -80,7 +85,7 @@ class Pipeline:
         self._prefetch()
 
     def release(self, stage: Stage) -> None:
-        """Takes the stage's parameters away again; its slot is free once the device has run what was launched."""
+        """Takes the parameters away; the slot is free once the device has run what was launched."""
         if stage.name not in self._running:
             return  # its pre-hook failed; torch calls this hook all the same
         slot, meta, arrived = self._running.pop(stage.name)
@@ -132,8 +137,14 @@ class Pipeline:
         rank = {ahead.name: position for position, ahead in enumerate(self._upcoming())}
         free = [slot for slot in self._slots if not slot.busy]
         if not free:
-            raise RuntimeError(f"No slot is free for {stage.name}: more stages run inside one another than there are slots.")
-        slot = max(free, key=lambda slot: rank.get(slot.stage.name, len(rank)) if slot.stage else len(rank) + 1)
+            raise RuntimeError(
+                f"No slot is free for {stage.name}: more stages run inside one another than there "
+                "are slots."
+            )
+        slot = max(
+            free,
+            key=lambda slot: rank.get(slot.stage.name, len(rank)) if slot.stage else len(rank) + 1,
+        )
         self._fill(slot, stage)
         return slot
 
@@ -155,11 +166,13 @@ class Pipeline:
                 module.register_forward_hook(_calling(self.release, stage), always_call=True)
 
     def _begin_forward(self, *_: object) -> None:
-        self._whole_forward.acquire()  # a second thread's forward waits: the slots serve one at a time
+        self._whole_forward.acquire()  # another thread's forward waits: slots serve one at a time
         self._seen = []
         self._started = time.perf_counter()
         if self._progress:
-            self._bar = tqdm(total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=None)
+            self._bar = tqdm(
+                total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=None
+            )
 
     def _end_forward(self, *_: object) -> None:
         if self._seen:
@@ -181,7 +194,7 @@ def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., Non
     return hook
 
 
-def bind(stage: Stage, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+def bind(stage: Stage, parameters: Sequence[nn.Parameter | None]) -> list[nn.Parameter | None]:
     """Makes `parameters` those of the stage's modules; returns the ones that were there."""
     before = []
     for weight, parameter in zip(stage.weights, parameters, strict=True):

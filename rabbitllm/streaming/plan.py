@@ -1,7 +1,7 @@
 """Which stage lives on the device, in host memory or on disk, for given budgets. Pure arithmetic.
 
-A streamed stage occupies one of `slots` equal buffers on the device while it runs. Resident stages are spread evenly among
-the streamed ones: while they compute, the next streamed stage travels.
+A streamed stage occupies one of `slots` equal buffers on the device while it runs. Resident stages
+are spread evenly among the streamed ones: while they compute, the next streamed stage travels.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Tier = Literal["device", "host", "disk"]
 SLOTS = 2
 """One stage computes while the next one arrives."""
 STAGING = 2
-"""Pinned buffers on the way from disk to a CUDA device: one is read into while the other is copied."""
+"""Pinned buffers between disk and a CUDA device: one is read into while the other is copied."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Plan:
         slots: buffers on the device in which streamed stages take turns; 0 when none streams.
         slot_bytes: size of one such buffer.
         device_bytes: most bytes of weights on the device at any time, slots included.
-        host_bytes: bytes of weights kept in host memory for a CUDA device, staging buffers included.
+        host_bytes: bytes of weights kept in host memory for a CUDA device, staging buffers
+            included.
     """
 
     tiers: Mapping[str, Tier]
@@ -54,28 +55,33 @@ def make_plan(
         stages: stage name -> bytes, in the order of the forward.
         base_bytes: what is resident in any case.
         device_budget: bytes of weights that may lie on the device; "min" is the least that works.
-        host_budget: bytes of weights that may lie in host memory on their way; "min" is what staging needs. None when the
-            device is the host: what streams is read from disk straight into the slots.
+        host_budget: bytes of weights that may lie in host memory on their way; "min" is what
+            staging needs. None when the device is the host: what streams is read from disk straight
+            into the slots.
         slots: buffers for streamed stages.
 
     Raises:
-        BudgetError: the device budget does not hold the base and the slots; the message states the minimum.
+        BudgetError: the device budget does not hold the base and the slots; the message states the
+            minimum.
     """
     minimum = minimum_bytes(stages, base_bytes, slots)
     budget = minimum if device_budget == "min" else device_budget
     resident = _resident(stages, base_bytes, budget, slots, spread_only=device_budget == "min")
     if resident is None:
         raise BudgetError(
-            f"A budget of {format_size(budget)} is too small: this model needs at least {format_size(minimum)} for weights "
-            f"({slots} stages of {format_size(max(stages.values()))} and {format_size(base_bytes)} that stay). "
+            f"A budget of {format_size(budget)} is too small: this model needs at least "
+            f"{format_size(minimum)} for weights "
+            f"({slots} stages of {format_size(max(stages.values()))} and "
+            f"{format_size(base_bytes)} that stay). "
             "Raise it, or leave it at 'auto'."
         )
     streamed = {name: size for name, size in stages.items() if name not in resident}
     slot_bytes = max(streamed.values(), default=0)
-    hosted = set() if host_budget in (None, "min") else _hosted(streamed, host_budget)
+    hosted = _hosted(streamed, host_budget)
     on_disk = [size for name, size in streamed.items() if name not in hosted]
     tiers: dict[str, Tier] = {
-        name: "device" if name in resident else "host" if name in hosted else "disk" for name in stages
+        name: "device" if name in resident else "host" if name in hosted else "disk"
+        for name in stages
     }
     return Plan(
         tiers=tiers,
@@ -88,16 +94,14 @@ def make_plan(
 
 
 def minimum_bytes(stages: Mapping[str, int], base_bytes: int, slots: int = SLOTS) -> int:
-    """The smallest device budget: the base and `slots` of the largest stage, or everything if that is less."""
+    """The smallest device budget: the base and `slots` of the largest stage, or everything."""
     return base_bytes + min(sum(stages.values()), slots * max(stages.values(), default=0))
 
 
 def spread(names: list[str], count: int) -> set[str]:
     """`count` of the names, as evenly spaced as they can be."""
     total = len(names)
-    return {
-        name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total
-    }
+    return {name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total}
 
 
 def _resident(
@@ -105,8 +109,8 @@ def _resident(
 ) -> set[str] | None:
     """The resident set that leaves the fewest bytes to stream; None when not even the slots fit.
 
-    Slots are as large as the largest streamed stage, so keeping an outsize one (a head, as a rule) can pay for itself:
-    every size is tried as the limit above which a stage stays.
+    Slots are as large as the largest streamed stage, so keeping an outsize one (a head, as a rule)
+    can pay for itself: every size is tried as the limit above which a stage stays.
     """
     if not spread_only and base_bytes + sum(stages.values()) <= budget:
         return set(stages)
@@ -134,8 +138,10 @@ def _most_that_fit(names: list[str], stages: Mapping[str, int], room: int) -> in
     return 0
 
 
-def _hosted(streamed: Mapping[str, int], budget: int) -> set[str]:
-    """The streamed stages that host memory holds; what stays on disk is spread among them, and needs staging."""
+def _hosted(streamed: Mapping[str, int], budget: int | Literal["min"] | None) -> set[str]:
+    """The streamed stages that host memory holds; those on disk are spread among them."""
+    if budget is None or budget == "min":
+        return set()
     names = list(streamed)
     if sum(streamed.values()) <= budget:
         return set(names)

@@ -1,4 +1,4 @@
-"""From disk to host memory: tensors read straight into buffers, or mapped where no copy is wanted."""
+"""From disk to host memory: tensors read into buffers, or mapped where no copy is wanted."""
 
 import os
 import weakref
@@ -28,7 +28,7 @@ class Reader:
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self.entries = entries
         self._files: dict[Path, int] = {}
-        self._maps: dict[Path, torch.UntypedStorage] = {}
+        self._maps: dict[Path, torch.Tensor] = {}
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -60,8 +60,10 @@ class Reader:
         entry = self.entries[name]
         if entry.file not in self._maps:
             size = entry.file.stat().st_size
-            self._maps[entry.file] = torch.UntypedStorage.from_file(str(entry.file), shared=False, nbytes=size)
-        data = torch.empty(0, dtype=torch.uint8).set_(self._maps[entry.file], entry.offset, (entry.nbytes,))
+            self._maps[entry.file] = torch.from_file(
+                str(entry.file), shared=False, size=size, dtype=torch.uint8
+            )
+        data = self._maps[entry.file][entry.offset : entry.offset + entry.nbytes]
         if entry.offset % entry.dtype.itemsize:
             data = data.clone()
         return data.view(entry.dtype).view(entry.shape)
@@ -74,9 +76,11 @@ class Reader:
 
 
 def _read(descriptor: int, file: Path, offset: int, target: torch.Tensor) -> None:
-    view = memoryview(target.numpy())
+    view = memoryview(target.numpy().data)
     while view:
         done = os.preadv(descriptor, [view], offset)
         if done == 0:
-            raise CheckpointError(f"{file} ends at byte {offset:,}, in the middle of a tensor. Was it replaced?")
+            raise CheckpointError(
+                f"{file} ends at byte {offset:,}, in the middle of a tensor. Was it replaced?"
+            )
         view, offset = view[done:], offset + done

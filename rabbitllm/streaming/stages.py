@@ -1,7 +1,8 @@
 """Which modules' weights load together.
 
-A stage is an outermost `GradientCheckpointingLayer` (what transformers calls a decoder layer in every architecture), or a
-large embedding or linear layer outside of them. Every other weight is small, and always resident.
+A stage is an outermost `GradientCheckpointingLayer` (what transformers calls a decoder layer in
+every architecture), or a large embedding or linear layer outside of them. Every other weight is
+small, and always resident.
 """
 
 from collections import defaultdict
@@ -13,7 +14,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 ALIGNMENT = 256
-"""Bytes. Each weight starts on such a boundary in its stage's buffer: kernels choose by alignment, and so do bits."""
+"""Bytes. Weights start on such a boundary: kernels choose by alignment, and so change bits."""
 LARGE = 1 / 8
 """A layer outside the blocks is a stage of its own from this fraction of the largest block on."""
 
@@ -63,7 +64,9 @@ class Stage:
         return _align(last.offset + last.nbytes)
 
 
-def find_stages(model: nn.Module, tied: dict[str, str], dtypes: dict[str, torch.dtype]) -> tuple[Stage | None, list[Stage]]:
+def find_stages(
+    model: nn.Module, tied: dict[str, str], dtypes: dict[str, torch.dtype]
+) -> tuple[Stage | None, list[Stage]]:
     """Splits the parameters of `model` into the resident rest and the stages that can stream.
 
     Args:
@@ -80,22 +83,37 @@ def find_stages(model: nn.Module, tied: dict[str, str], dtypes: dict[str, torch.
     largest = max((_nbytes(block, dtypes, name) for name, block in roots.items()), default=0)
     for name, module in model.named_modules():
         outside = not any(name == root or name.startswith(f"{root}.") for root in roots)
-        if outside and isinstance(module, nn.Embedding | nn.Linear) and _nbytes(module, dtypes, name) > largest * LARGE:
+        if (
+            outside
+            and isinstance(module, nn.Embedding | nn.Linear)
+            and _nbytes(module, dtypes, name) > largest * LARGE
+        ):
             roots[name] = module
     members: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for group in groups:
         homes = tuple(dict.fromkeys(_home(name, roots) for name in group))
         members[homes].append(group)
-    # Weights shared between a stage and anything else than a whole other leaf are resident: either may run first.
+    # Weights shared between a stage and anything else than a whole other leaf are resident: either
+    # may run first.
     stages, rest = [], []
-    leaf_pairs = {homes for homes in members if len(homes) > 1 and all(_is_leaf(roots.get(home)) for home in homes)}
+    leaf_pairs = {
+        homes
+        for homes in members
+        if len(homes) > 1 and all(_is_leaf(roots.get(home)) for home in homes)
+    }
     paired = {home for homes in leaf_pairs for home in homes}
     for homes, names in members.items():
         if "" in homes or (len(homes) > 1 and homes not in leaf_pairs):
             rest += names
         elif homes in leaf_pairs or homes[0] not in paired:
-            extra = [group for home in homes if len(homes) > 1 for group in members.get((home,), [])]
-            stages.append(_stage(homes, [roots[home] for home in homes], names + extra, model, parameters, dtypes))
+            extra = [
+                group for home in homes if len(homes) > 1 for group in members.get((home,), [])
+            ]
+            stages.append(
+                _stage(
+                    homes, [roots[home] for home in homes], names + extra, model, parameters, dtypes
+                )
+            )
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     stages.sort(key=lambda stage: order[stage.name])
     base = _stage(("",), [model], rest, model, parameters, dtypes) if rest else None
@@ -155,7 +173,9 @@ def _is_leaf(module: nn.Module | None) -> bool:
 
 
 def _nbytes(module: nn.Module, dtypes: dict[str, torch.dtype], prefix: str) -> int:
-    return sum(p.numel() * dtypes[f"{prefix}.{name}"].itemsize for name, p in module.named_parameters())
+    return sum(
+        p.numel() * dtypes[f"{prefix}.{name}"].itemsize for name, p in module.named_parameters()
+    )
 
 
 def _align(nbytes: int) -> int:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from rabbitllm.stats import Stats
-from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, as_parameters
+from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
 from rabbitllm.streaming.plan import STAGING, Plan
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
@@ -53,7 +54,7 @@ class Transfer(ABC):
 
     @abstractmethod
     def start(self, stage: Stage, slot: Slot) -> None:
-        """Begins to fill `slot`; returns at once. The stage that was in it may still be computing on a CUDA stream."""
+        """Begins to fill `slot`, and returns; what was in it may still compute on the device."""
 
     @abstractmethod
     def wait(self, slot: Slot) -> None:
@@ -61,23 +62,27 @@ class Transfer(ABC):
 
     @abstractmethod
     def computed(self, slot: Slot) -> None:
-        """The stage in `slot` has been launched to its end: the slot may be overwritten once that has run."""
+        """The stage in `slot` is launched to its end: once that has run, overwrite it."""
 
 
 class CpuTransfer(Transfer):
     """Reads from disk straight into the slots, on a thread."""
 
+    @override
     def allocate(self, nbytes: int) -> torch.Tensor:
         return host_buffer(nbytes)
 
+    @override
     def start(self, stage: Stage, slot: Slot) -> None:
         self.stats.bytes_from_disk += stage.nbytes
         slot.arrival = self._worker.submit(self.reader.read_stage, stage, slot.buffer)
 
+    @override
     def wait(self, slot: Slot) -> None:
         assert slot.arrival is not None
         slot.arrival.result()
 
+    @override
     def computed(self, slot: Slot) -> None:
         """Nothing to record: on CPU a forward that returned has run."""
 
@@ -85,17 +90,27 @@ class CpuTransfer(Transfer):
 class CudaTransfer(Transfer):
     """Copies from pinned host memory on a stream of its own.
 
-    Stages of the host tier are one asynchronous copy, enqueued by the caller. Stages on disk pass through pinned staging buffers,
-    filled by a thread. Events order copies and kernels on the device; the host waits for none of them.
+    Stages of the host tier are one asynchronous copy, enqueued by the caller. Stages on disk pass
+    through pinned staging buffers, filled by a thread. Events order copies and kernels on the
+    device; the host waits for none of them.
     """
 
-    def __init__(self, reader: Reader, stats: Stats, device: torch.device, plan: Plan, stages: list[Stage]) -> None:
+    def __init__(
+        self, reader: Reader, stats: Stats, device: torch.device, plan: Plan, stages: list[Stage]
+    ) -> None:
         super().__init__(reader, stats)
         self.device = device
         self._stream = torch.cuda.Stream(device)
-        self._pinned = {stage.name: pinned_buffer(stage.nbytes, self) for stage in stages if plan.tiers[stage.name] == "host"}
+        self._pinned = {
+            stage.name: pinned_buffer(stage.nbytes, self)
+            for stage in stages
+            if plan.tiers[stage.name] == "host"
+        }
         on_disk = [stage.nbytes for stage in stages if plan.tiers[stage.name] == "disk"]
-        self._staging = [(pinned_buffer(max(on_disk), self), torch.cuda.Event()) for _ in range(STAGING if on_disk else 0)]
+        self._staging = [
+            (pinned_buffer(max(on_disk), self), torch.cuda.Event())
+            for _ in range(STAGING if on_disk else 0)
+        ]
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
 
@@ -103,9 +118,11 @@ class CudaTransfer(Transfer):
         """Reads a stage of the host tier into its pinned buffer, once."""
         self.reader.read_stage(stage, self._pinned[stage.name])
 
+    @override
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
+    @override
     def start(self, stage: Stage, slot: Slot) -> None:
         self.stats.bytes_to_device += stage.nbytes
         if stage.name in self._pinned:
@@ -115,11 +132,13 @@ class CudaTransfer(Transfer):
             self.stats.bytes_from_disk += stage.nbytes
             slot.arrival = self._worker.submit(self._read_and_copy, stage, slot)
 
+    @override
     def wait(self, slot: Slot) -> None:
         if slot.arrival is not None:
             slot.arrival.result()
         torch.cuda.current_stream(self.device).wait_event(self._copied[id(slot)])
 
+    @override
     def computed(self, slot: Slot) -> None:
         event = self._computed.setdefault(id(slot), torch.cuda.Event())
         event.record(torch.cuda.current_stream(self.device))

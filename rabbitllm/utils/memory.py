@@ -32,7 +32,10 @@ def parse_size(size: int | str) -> int:
     else:
         match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
         if not match or match[2].upper() not in UNITS:
-            raise ValueError(f"{size!r} is no size. Write bytes, or a number and a unit: 4GiB, 500MB, 'auto', 'min'.")
+            raise ValueError(
+                f"{size!r} is no size. Write bytes, or a number and a unit: 4GiB, 500MB, 'auto', "
+                "'min'."
+            )
         value, unit = float(match[1]), match[2].upper()
     if value < 0:
         raise ValueError(f"{size!r} is negative; a size is not.")
@@ -50,8 +53,8 @@ def format_size(nbytes: int) -> str:
 def available_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process can still take, under the tightest limit that applies.
 
-    That is what the system has available, and the room in every cgroup (v1 or v2) that the process is in, up to the root. Clean page cache counts
-    as free: the kernel gives it back.
+    That is what the system has available, and the room in every cgroup (v1 or v2) that the process
+    is in, up to the root. Clean page cache counts as free: the kernel gives it back.
 
     Args:
         proc: where procfs is mounted.
@@ -72,7 +75,7 @@ def available_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/
 
 
 def _cgroup_room(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[int]:
-    """Free bytes in each limited cgroup from `path` up to `root`. A container sees its own group as the root."""
+    """Free bytes in each limited cgroup from `path` up to `root`, a container's own group."""
     rooms = []
     folder = root / path.strip("/")
     for group in [folder, *folder.parents]:

@@ -9,7 +9,7 @@ MIN_CAPABILITY = (8, 0)
 
 
 def is_flash_attention_available(device: torch.device | str | None = None) -> tuple[bool, str]:
-    """Whether FlashAttention 2 runs on `device` (the current CUDA device if None), and why not; or the GPU's name."""
+    """Whether FlashAttention 2 runs on `device` (None: the current GPU); its name, or why not."""
     try:
         importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:

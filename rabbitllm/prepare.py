@@ -1,0 +1,141 @@
+"""From a checkpoint to a model without weights, and where on disk those will come from."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import init_empty_weights
+from transformers import PretrainedConfig
+
+from rabbitllm.attention import build_with_attention
+from rabbitllm.checkpoint.config import load_config, pick_dtype, repair_head_dim, stock_class
+from rabbitllm.checkpoint.convert import (
+    Recipe,
+    check_complete,
+    check_shapes,
+    dtypes_of,
+    recipes_for,
+    resolve_ties,
+)
+from rabbitllm.checkpoint.source import TensorEntry, read_index, resolve
+from rabbitllm.checkpoint.store import LayerStore, default_root, moved_entries, remove_originals
+from rabbitllm.families import family_of
+from rabbitllm.model import StreamedModel, streamed_class
+from rabbitllm.streaming.reader import Reader
+from rabbitllm.streaming.stages import Stage, find_stages
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that has everything but its weights.
+
+    Attributes:
+        model: parameters on the meta device, buffers real and on the host.
+        folder: where config and tokenizer are.
+        dtype: of the weights, as far as the model does not ask for float32.
+        entries: the checkpoint's tensors, by their keys.
+        recipes: how they become parameters and persistent buffers.
+        dtypes: parameter or persistent buffer -> its dtype.
+        base: the weights that are resident in any case.
+        stages: all other weights, as they load together.
+    """
+
+    model: StreamedModel
+    folder: Path
+    dtype: torch.dtype
+    entries: dict[str, TensorEntry]
+    recipes: list[Recipe]
+    dtypes: dict[str, torch.dtype]
+    base: Stage | None
+    stages: list[Stage]
+
+    def locate(
+        self, store_root: str | os.PathLike[str] | None, delete_original: bool
+    ) -> dict[str, TensorEntry]:
+        """Where each parameter and buffer lies: in the checkpoint as it is, or in the layer store.
+
+        Args:
+            store_root: the folder for layer stores; None is the user's cache.
+            delete_original: remove the checkpoint's shards once a store holds everything.
+        """
+        if self._readable_in_place():
+            return {
+                recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
+            }
+        store = self.store(store_root)
+        located = store.fill(self._groups(), self.recipes)
+        if delete_original:
+            remove_originals(self.folder, self.entries, store)
+        return located
+
+    def split(self, store_root: str | os.PathLike[str] | None) -> Path:
+        """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
+        store = self.store(store_root)
+        store.fill(self._groups(), self.recipes)
+        return store.folder
+
+    def store(self, root: str | os.PathLike[str] | None) -> LayerStore:
+        """The layer store of this checkpoint, filled or not."""
+        return LayerStore(
+            Path(root or default_root()).expanduser(), self.entries, self.model, self.dtypes
+        )
+
+    def _readable_in_place(self) -> bool:
+        """Whether every parameter lies on disk as the model wants it, under whatever name."""
+        return all(
+            recipe.converter is None
+            and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
+            for recipe in self.recipes
+        )
+
+    def _groups(self) -> dict[str, list[str]]:
+        """File stem -> names of what it holds: a file for each stage, and one for the rest."""
+        groups = {stage.name: [weight.name for weight in stage.weights] for stage in self.stages}
+        state = self.model.state_dict()
+        rest = [weight.name for weight in self.base.weights] if self.base else []
+        rest += [name for name, _ in self.model.named_buffers() if name in state]
+        return groups | {"resident": rest} if rest else groups
+
+
+def prepare(
+    model_id: str | os.PathLike[str],
+    token: str | None,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    attn_implementation: str,
+    trust_remote_code: bool,
+) -> Prepared:
+    """Reads config and headers and builds the model; arguments as `AutoModel.from_pretrained`."""
+    folder = resolve(model_id, token, trust_remote_code)
+    config = load_config(folder, trust_remote_code)
+    entries = moved_entries(folder) or read_index(folder)
+    weights_dtype = pick_dtype(dtype, config, entries)
+    streamed = streamed_class(
+        family_of(config.model_type).cls, stock_class(config, folder, trust_remote_code)
+    )
+
+    def build(attention: str) -> StreamedModel:
+        return _skeleton(streamed, config, weights_dtype, attention)
+
+    model = build_with_attention(build, attn_implementation, device, weights_dtype)
+    recipes = recipes_for(model, entries)
+    if repair_head_dim(config, model, recipes, entries):
+        model = build(model.active_attention_implementation)
+    check_shapes(model, recipes, {key: entry.shape for key, entry in entries.items()}, folder)
+    tied = resolve_ties(model, recipes, Reader(entries).view)
+    check_complete(model, recipes, folder)
+    dtypes = dtypes_of(model, weights_dtype)
+    base, stages = find_stages(model, tied, dtypes)
+    return Prepared(model, folder, weights_dtype, entries, recipes, dtypes, base, stages)
+
+
+def _skeleton(
+    streamed: type[StreamedModel], config: PretrainedConfig, dtype: torch.dtype, attention: str
+) -> StreamedModel:
+    # Buffers such as rotary frequencies are computed by the model's own constructor, so they stay
+    # real.
+    with init_empty_weights(include_buffers=False):
+        model = streamed._from_config(config, dtype=dtype, attn_implementation=attention)
+    return cast(StreamedModel, model.eval())
