@@ -13,6 +13,7 @@ from harness.render import tables
 from harness.render.markdown import escape_markdown, markdown_table, shorten
 from harness.render.statuses import LOOKS, look
 from harness.render.summary import sentences
+from harness.results import Record, write_atomically
 
 PAGES = ("compatibility.md", "compatibility.html")
 
@@ -47,15 +48,18 @@ def captions(rows: Iterable[tuple[str, list[Mapping[str, Any] | None]]]) -> list
 
 
 def failure_lines(failures: pd.DataFrame) -> list[list[str]]:
-    """Return the failures as the Markdown shows them: captions, and messages cut short."""
-    shown = {"status": failures["status"].map(caption), "message": failures["message"].map(shorten)}
+    """Return the failures as the Markdown shows them: captions, and causes cut short."""
+    shown = {"status": failures["status"].map(caption), "cause": failures["cause"].map(shorten)}
     return failures.assign(**shown).to_numpy().tolist()
 
 
 def measured(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where, when and how long a cell was measured, for the page."""
-    names = ("device", "hardware", "time", "seconds", "cpu_seconds", "engine_hash", "check_hash")
-    return {name.replace("_", " "): cell[name] for name in names if cell[name] is not None}
+    """Return what, where, when and how long was measured, for the page."""
+    names = (
+        *("model_class", "dtype", "hardware", "time", "seconds", "cpu_seconds"),
+        *("engine_hash", "check_hash", "fingerprint"),
+    )
+    return {name.replace("_", " "): cell[name] for name in names if cell[name]}
 
 
 def environment(page: str) -> Environment:
@@ -83,11 +87,9 @@ def environment(page: str) -> Environment:
     return made
 
 
-def contents(records: Iterable[Mapping[str, Any]], order: tables.Order) -> dict[str, Any]:
+def contents(records: Iterable[Record], order: tables.Order) -> dict[str, Any]:
     """Return what both pages show: sentences, tables and cells, in a stable order."""
     frame = tables.cells(records)
-    if frame.empty:
-        raise ValueError("no records to render; run `tox -e matrix` first")
     rows: list[dict[str, Any]] = frame.to_dict(orient="records")  # type: ignore[assignment]
     matrices = []
     for run_on in tables.columns(frame, order):
@@ -108,7 +110,7 @@ def contents(records: Iterable[Mapping[str, Any]], order: tables.Order) -> dict[
 
 
 def render(
-    records: Iterable[Mapping[str, Any]], folder: Path, order: tables.Order | None = None
+    records: Iterable[Record], folder: Path, order: tables.Order | None = None
 ) -> list[Path]:
     """Write the pages into `folder` and return their paths.
 
@@ -120,6 +122,6 @@ def render(
     for page in PAGES:
         text = environment(page).get_template(f"{page}.j2").render(shown)
         path = folder / page
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text)
         written.append(path)
     return written

@@ -28,7 +28,9 @@ LOOKS: dict[str, Look] = {
         "◐", "degraded", "bad", "right tokens, but a promise such as a full cache broke"
     ),
     "xfail": Look("△", "known failure", "known", "fails as listed, with its cause, below"),
-    "reference-broken": Look("△", "stock fails", "known", "stock transformers itself fails here"),
+    "reference-broken": Look(
+        "△", "stock fails", "known", "stock transformers fails here by itself"
+    ),
     "unsupported": Look("-", "unsupported", "none", "this release has no such model or backend"),
     "not-run": Look("·", "not run", "none", "did not run on this machine; says nothing either way"),
     "fail": Look("✗", "fail", "bad", "a check disagrees with stock transformers"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import cast
 from urllib.parse import quote
 
 import pandas as pd
@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from harness.render.ranges import in_words
 from harness.render.statuses import look
+from harness.results import Record
 
 KEY = ["architecture", "release", "backend", "device"]
 
@@ -36,6 +37,12 @@ class Order:
     backends: Sequence[str] = ()
 
 
+def cause(record: Record) -> str:
+    """Return why a cell is as it is: the listed reason, else the known cause, else the message."""
+    said = f"{record.exception}: {record.message}" if record.exception else record.message
+    return record.expected or record.explanation or said
+
+
 def by_version(release: str) -> tuple[int, Version | str]:
     """Return a sort key: releases by version, anything else after them by name."""
     try:
@@ -50,14 +57,18 @@ def arrange(values: Iterable[str], order: Sequence[str]) -> list[str]:
     return [v for v in order if v in present] + sorted(present - set(order))
 
 
-def cells(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def cells(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row for each cell, indexed from 0; of several records of a cell the newest counts.
 
-    Adds `anchor`, which names the cell on the page, and `run_on`, the backend with its device.
+    Adds `anchor`, which names the cell on the page, `run_on`, the backend with its device, and
+    `cause`, the most telling account of what went wrong.
+
+    Raises:
+        ValueError: there are no records.
     """
-    frame = pd.DataFrame([dict(record) for record in records])
+    frame = pd.DataFrame([asdict(record) | {"cause": cause(record)} for record in records])
     if frame.empty:
-        return frame
+        raise ValueError("There are no records to render; run `tox -e matrix` first.")
     frame = frame.sort_values("time", kind="stable").drop_duplicates(KEY, keep="last")
     frame["anchor"] = [
         "-".join(quote(str(part), safe="") for part in row)
@@ -161,17 +172,17 @@ def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
 
 
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what does not pass, one row for each architecture, backend, status and message.
+    """Return what does not pass, one row for each architecture, backend, status and cause.
 
     Failures come before known ones.
     """
     part = frame[frame["status"].map(lambda status: look(status).tone in {"bad", "known"})]
     axis = releases(frame)
-    keys = ["architecture", "run_on", "status", "message"]
+    keys = ["architecture", "run_on", "status", "cause"]
     rows = [
         dict(zip(keys, key, strict=True)) | {"releases": in_words(group["release"], axis)}
-        for key, group in part.fillna({"message": ""}).groupby(keys)
+        for key, group in part.groupby(keys)
     ]
-    found = pd.DataFrame(rows, columns=["architecture", "run_on", "releases", "status", "message"])
+    found = pd.DataFrame(rows, columns=["architecture", "run_on", "releases", "status", "cause"])
     tones = found["status"].map(lambda status: look(status).tone)
     return found.iloc[tones.argsort(kind="stable")]

@@ -4,6 +4,7 @@ import pandas as pd
 
 from harness.render import tables
 from harness.render.summary import sentences
+from harness.results import CheckResult
 
 ORDER = tables.Order(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
@@ -21,7 +22,7 @@ def test_releases_are_ordered_by_version(record):
 
 
 def test_a_cell_without_a_record_is_not_a_pass(three_releases):
-    kept = [r for r in three_releases if (r["architecture"], r["release"]) != ("llama", "5.1.0")]
+    kept = [r for r in three_releases if (r.architecture, r.release) != ("llama", "5.1.0")]
     frame = tables.cells(kept)
     table = tables.matrix(frame, "sdpa on cpu", ORDER)
     assert list(table.index) == ["llama", "gemma2", "qwen3_moe"]
@@ -41,10 +42,8 @@ def test_not_run_is_never_a_pass(record):
 
 
 def test_a_check_that_failed_in_one_cell_shows_in_the_family(record):
-    broken = record(release="5.1.0", status="fail")
-    broken["checks"] = {
-        "cache_fill": {"status": "fail", "figures": {}, "seconds": 0, "message": ""}
-    }
+    checks = {"cache_fill": CheckResult("fail"), "residency": CheckResult("pass")}
+    broken = record(release="5.1.0", status="fail", checks=checks)
     row = tables.families(tables.cells([record(), broken]), ORDER).iloc[0]
     assert row["cache"] == "1 of 2 cells"
     assert row["layer streaming"] == "yes"
@@ -60,7 +59,8 @@ def test_the_summary_names_what_fails_and_what_to_use(three_releases):
 
 
 def test_failures_come_before_known_ones(record):
-    known = record(architecture="a", status="xfail", message="known")
+    known = record(architecture="a", status="xfail", expected="known")
     new = record(architecture="b", status="crash", message="new")
     frame = tables.failures(tables.cells([known, new, record(architecture="c")]))
     assert list(frame["architecture"]) == ["b", "a"]
+    assert list(frame["cause"]) == ["new", "known"]
