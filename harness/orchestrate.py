@@ -7,11 +7,20 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 
-from harness.cells import ROOT, Matrix
+from harness.cells import ROOT, Cell, Matrix
+from harness.environment import check_hash, engine_hash
+from harness.fingerprints import LONGEST_MESSAGE, fingerprint, scrub
+from harness.results import FAILED, Record, Store
 
+UNEXPECTED = FAILED | {"xpass"}
+"""Statuses with which a run fails: what is known to fail has another, xfail."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -95,3 +104,88 @@ def run_cells(release: str, arguments: Sequence[str]) -> int:
     """Run the cells of one release in its environment, as it is; return the exit status."""
     command = tox("run", "-q", "-e", f"tf{release}", "--skip-env-install", "--", *arguments)
     return subprocess.run(command, cwd=ROOT).returncode
+
+
+def without_environment(cell: Cell, reason: str) -> Record:
+    """Return the record of a cell whose environment could not be made."""
+    return Record(
+        architecture=cell.architecture.id,
+        family=cell.architecture.family,
+        family_class=cell.architecture.family_class,
+        model_class=cell.architecture.model_class,
+        dtype=cell.dtype,
+        release=cell.release,
+        backend=cell.backend.id,
+        device=cell.device,
+        status="env-error",
+        message=scrub(reason)[-LONGEST_MESSAGE:],
+        fingerprint=fingerprint("env-error", reason, "environment"),
+        engine_hash=engine_hash(),
+        check_hash=check_hash(cell),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def measure(cells: Sequence[Cell], arguments: Sequence[str], results: Path) -> list[str]:
+    """Run cells, one release after the other, and record them.
+
+    Args:
+        cells: what to run; those of one release stand together.
+        arguments: select the same cells within a release, for matrix/test_cells.py.
+        results: the folder of the records.
+
+    Returns:
+        A line for each thing that is not as it should be; none if all is well.
+    """
+    groups = groupby(cells, key=lambda cell: cell.release)
+    by_release = {release: list(group) for release, group in groups}
+    started = time.monotonic()
+    say(f"Making environments for transformers {', '.join(by_release)}")
+    reasons = make_environments(list(by_release))
+    say(f"Environments took {time.monotonic() - started:.0f} s")
+    problems = []
+    for number, (release, group) in enumerate(by_release.items(), start=1):
+        place = f"[{number}/{len(by_release)}]"
+        say(f"{place} transformers {release}: {len(group)} cells")
+        started = time.monotonic()
+        store = Store(results, release)
+        status = 0
+        if release in reasons:
+            store.put(without_environment(cell, reasons[release]) for cell in group)
+        else:
+            status = run_cells(release, [*arguments, "--results", str(results)])
+        found = {record.key: record for record in store.read()}
+        worse = [problem for cell in group if (problem := judge(cell, found))]
+        # Status 1 says that cells failed, which the records say better.
+        if status > 1 or (status == 1 and not worse):
+            worse.append(f"transformers {release}: the run of its cells ended with {status}")
+        problems += worse
+        counts = Counter(found[key(cell)].status for cell in group if key(cell) in found)
+        summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        say(f"{place} {time.monotonic() - started:.0f} s: {summary or 'no records'}")
+    return problems
+
+
+def say(line: str) -> None:
+    """Print progress at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def key(cell: Cell) -> tuple[str, str, str]:
+    """Return the key of a cell's record in the store of its release."""
+    return cell.architecture.id, cell.backend.id, cell.device
+
+
+def judge(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
+    """Return what is wrong with a cell and the line that runs it again; nothing if all is well."""
+    record = found.get(key(cell))
+    again = (
+        f"tox -e matrix -- --releases {cell.release} --arch {cell.architecture.id}"
+        f" --attn {cell.backend.id} --device {cell.device}"
+    )
+    if record is None:
+        return f"{cell.id}: lost, it left no record\n    {again}"
+    if record.status in UNEXPECTED:
+        lines = record.message.strip().splitlines() or ["no message"]
+        return f"{cell.id}: {record.status}: {lines[0]}\n    {again}"
+    return ""

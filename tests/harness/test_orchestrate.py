@@ -6,7 +6,8 @@ import subprocess
 import pytest
 
 from harness import orchestrate
-from harness.cells import Matrix, Release
+from harness.cells import Architecture, Backend, Cell, Matrix, Release
+from harness.results import Record, Store
 
 
 @pytest.fixture
@@ -81,3 +82,73 @@ def test_tox_without_a_report_is_an_error(tox_reports):
     tox_reports(None, status=2)
     with pytest.raises(orchestrate.OrchestrationError, match="exit status 2"):
         orchestrate.make_environments(["5.0.0"])
+
+
+LLAMA = Architecture("llama", "Llama 2 / 3", "RabbitLLMLlama2", "LlamaForCausalLM", "llama")
+CELLS = [Cell(LLAMA, release, Backend("sdpa", ("cpu",))) for release in ("5.0.0", "5.1.0")]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Measure CELLS, where environments fail for `reasons` and runs record `statuses`."""
+
+    def measure(reasons=(), statuses=(), exit_status=0):
+        def run_cells(release, arguments):
+            assert "--arch" in arguments
+            if release in statuses:
+                made = orchestrate.without_environment(CELLS[0], "message\nmore")
+                changed = {"release": release, "status": statuses[release]}
+                Store(tmp_path, release).put([Record(**(vars(made) | changed))])
+            return exit_status
+
+        monkeypatch.setattr(orchestrate, "make_environments", lambda releases: dict(reasons))
+        monkeypatch.setattr(orchestrate, "run_cells", run_cells)
+        return orchestrate.measure(CELLS, ["--arch", "llama"], tmp_path)
+
+    return measure
+
+
+def test_a_run_in_which_all_is_well_has_no_problems(run, capsys):
+    assert run(statuses={"5.0.0": "pass", "5.1.0": "xfail"}) == []
+    printed = capsys.readouterr().out
+    assert "[1/2] transformers 5.0.0: 1 cells" in printed
+    assert "1 xfail" in printed
+
+
+@pytest.mark.parametrize("status", ["fail", "xpass", "flaky", "crash", "degraded", "timeout"])
+def test_an_unexpected_status_is_a_problem_with_the_line_that_runs_it_again(run, status):
+    (problem,) = run(statuses={"5.0.0": "pass", "5.1.0": status})
+    assert problem.startswith(f"llama@5.1.0/sdpa/cpu: {status}: message\n")
+    assert problem.endswith(
+        "tox -e matrix -- --releases 5.1.0 --arch llama --attn sdpa --device cpu"
+    )
+
+
+def test_a_release_without_an_environment_costs_its_cells_alone(run, tmp_path):
+    (problem,) = run(reasons={"5.0.0": "no such version"}, statuses={"5.1.0": "pass"})
+    assert "llama@5.0.0/sdpa/cpu: env-error: no such version" in problem
+    (record,) = Store(tmp_path, "5.0.0").read()
+    assert (record.status, record.message) == ("env-error", "no such version")
+    assert Store(tmp_path, "5.1.0").read()[0].status == "pass"
+
+
+def test_a_lost_cell_is_a_problem(run):
+    (problem,) = run(statuses={"5.0.0": "pass"})
+    assert "llama@5.1.0/sdpa/cpu: lost" in problem
+
+
+@pytest.mark.parametrize("exit_status", [1, 3])
+def test_a_run_that_fails_is_a_problem_even_if_all_records_are_fine(run, exit_status):
+    problems = run(statuses={"5.0.0": "pass", "5.1.0": "pass"}, exit_status=exit_status)
+    assert problems == [
+        f"transformers {release}: the run of its cells ended with {exit_status}"
+        for release in ("5.0.0", "5.1.0")
+    ]
+
+
+def test_a_failing_cell_explains_the_exit_status(run):
+    problems = run(statuses={"5.0.0": "fail", "5.1.0": "fail"}, exit_status=1)
+    assert [problem.split(":")[0] for problem in problems] == [
+        "llama@5.0.0/sdpa/cpu",
+        "llama@5.1.0/sdpa/cpu",
+    ]

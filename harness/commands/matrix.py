@@ -1,0 +1,77 @@
+"""Measure a selection of cells in an environment for each release, and render the reports."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from harness.cells import ROOT, load_matrix
+from harness.commands.render import render_reports
+from harness.orchestrate import measure, select_releases
+
+HELP = "measure architectures x releases x attention backends, and render the reports"
+
+
+def names(text: str) -> list[str]:
+    """Return the parts of a list joined by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m harness matrix`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "example:\n  tox -e matrix -- --releases 5.0,newest --arch llama,qwen2 --attn sdpa\n\n"
+        "exit status: 0 if all is as expected, 1 if a cell is not, 2 if the command is wrong"
+    )
+    parser.add_argument(
+        "--releases",
+        default="sentinel",
+        metavar="LIST",
+        help="all, sentinel, oldest, newest, or versions such as 5.0,5.23.0 (default: sentinel)",
+    )
+    parser.add_argument(
+        "--arch", type=names, metavar="LIST", help="ids in matrix/architectures.toml (default: all)"
+    )
+    parser.add_argument(
+        "--attn",
+        type=names,
+        default="eager,sdpa",
+        metavar="LIST",
+        help="ids in matrix/backends.toml (default: eager,sdpa)",
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        default=ROOT / "reports",
+        metavar="FOLDER",
+        help="where the reports go, and the records, into its folder results (default: reports)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, render, and say what is not as expected.
+
+    Raises:
+        ValueError: a name in the selection is unknown; the message lists those that are known.
+    """
+    started = time.monotonic()
+    matrix = load_matrix()
+    releases = select_releases(args.releases, matrix)
+    cells = matrix.cells(releases, args.arch, args.attn, args.device)
+    if not cells:
+        raise ValueError("The selection holds no cell: --arch or --attn is empty.")
+    arguments = ["--attn", ",".join(args.attn), "--device", args.device]
+    if args.arch is not None:
+        arguments += ["--arch", ",".join(args.arch)]
+    reports = args.reports.resolve()
+    problems = measure(cells, arguments, reports / "results")
+    for path in render_reports(reports):
+        print(path)
+    for problem in problems:
+        print(f"NOT AS EXPECTED  {problem}")
+    verdict = f"{len(problems)} not as expected" if problems else "all as expected"
+    print(f"{len(cells)} cells in {time.monotonic() - started:.0f} s, {verdict}")
+    return 1 if problems else 0
