@@ -7,9 +7,10 @@ from transformers import GenerationConfig
 
 from rabbitllm.model import StreamedModel
 from rabbitllm.prepare import Prepared, prepare
-from rabbitllm.streaming.budget import cache_bytes, device_budget, host_budget
-from rabbitllm.streaming.engine import Options, stream
-from rabbitllm.streaming.plan import Plan, make_plan
+from rabbitllm.streaming.budget import total_budget, weights_budget, working_bytes
+from rabbitllm.streaming.engine import stream
+from rabbitllm.streaming.pipeline import Options
+from rabbitllm.streaming.plan import SLOTS, Plan, make_plan
 
 
 class AutoModel:
@@ -78,9 +79,8 @@ class AutoModel:
         )
         model, folder = prepared.model, prepared.folder
         located = prepared.locate(layer_shards_saving_path, delete_original)
-        plan = _plan(prepared, target, device_memory, host_memory, max_seq_len)
-        on_disk = any(tier == "disk" for tier in plan.tiers.values())
-        progress = on_disk if show_layer_progress is None else show_layer_progress
+        prepared, plan = _plan(prepared, target, device_memory, host_memory, max_seq_len)
+        progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
         stats = stream(model, prepared.base, prepared.stages, located, plan, target, options)
         if (folder / "generation_config.json").is_file():
@@ -116,11 +116,17 @@ def _plan(
     device_memory: int | str,
     host_memory: int | str,
     max_seq_len: int | None,
-) -> Plan:
-    sizes = {stage.name: stage.nbytes for stage in prepared.stages}
-    base_bytes = prepared.base.nbytes if prepared.base else 0
-    cache = cache_bytes(prepared.model.config, prepared.dtype, max_seq_len)
-    if device.type == "cpu":
-        return make_plan(sizes, base_bytes, host_budget(host_memory, reserved=cache), None)
-    on_device = device_budget(device_memory, device, reserved=cache)
-    return make_plan(sizes, base_bytes, on_device, host_budget(host_memory, reserved=0))
+) -> tuple[Prepared, Plan]:
+    """Places the stages; blocks are split into their children where two of them do not fit."""
+    host = torch.device("cpu")
+    total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
+    if total != "min" and prepared.minimum_bytes() > total:
+        room = total - (prepared.base.nbytes if prepared.base else 0)
+        prepared = prepared.with_stages_of(room // SLOTS)
+    minimum = prepared.minimum_bytes()
+    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device)
+    for_weights = weights_budget(total, minimum, working)
+    for_host = None if device.type == "cpu" else total_budget(host_memory, host)
+    base = prepared.base.nbytes if prepared.base else 0
+    plan = make_plan(prepared.sizes(), base, for_weights, for_host, prepared.rows())
+    return prepared, plan

@@ -1,7 +1,7 @@
 """From a checkpoint to a model without weights, and where on disk those will come from."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +23,7 @@ from rabbitllm.checkpoint.source import TensorEntry, read_index, resolve
 from rabbitllm.checkpoint.store import LayerStore, default_root, moved_entries, remove_originals
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
+from rabbitllm.streaming.plan import minimum_bytes
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage, find_stages
 
@@ -38,6 +39,7 @@ class Prepared:
         entries: the checkpoint's tensors, by their keys.
         recipes: how they become parameters and persistent buffers.
         dtypes: parameter or persistent buffer -> its dtype.
+        tied: name -> the name of the parameter that it shares its values with.
         base: the weights that are resident in any case.
         stages: all other weights, as they load together.
     """
@@ -48,6 +50,7 @@ class Prepared:
     entries: dict[str, TensorEntry]
     recipes: list[Recipe]
     dtypes: dict[str, torch.dtype]
+    tied: dict[str, str]
     base: Stage | None
     stages: list[Stage]
 
@@ -75,6 +78,23 @@ class Prepared:
         store = self.store(store_root)
         store.fill(self._groups(), self.recipes)
         return store.folder
+
+    def with_stages_of(self, limit: int) -> "Prepared":
+        """The same with every block of more than `limit` bytes split into its children."""
+        base, stages = find_stages(self.model, self.tied, self.dtypes, limit)
+        return replace(self, base=base, stages=stages)
+
+    def sizes(self) -> dict[str, int]:
+        """Stage name -> bytes of its buffer."""
+        return {stage.name: stage.nbytes for stage in self.stages}
+
+    def rows(self) -> set[str]:
+        """The names of stages whose rows can be looked up, so that they need no slot."""
+        return {stage.name for stage in self.stages if stage.without_rows() is None}
+
+    def minimum_bytes(self) -> int:
+        """The least bytes of weights on the device that the model can run with."""
+        return minimum_bytes(self.sizes(), self.base.nbytes if self.base else 0, self.rows())
 
     def store(self, root: str | os.PathLike[str] | None) -> LayerStore:
         """The layer store of this checkpoint, filled or not."""
@@ -128,7 +148,7 @@ def prepare(
     check_complete(model, recipes, folder)
     dtypes = dtypes_of(model, weights_dtype)
     base, stages = find_stages(model, tied, dtypes)
-    return Prepared(model, folder, weights_dtype, entries, recipes, dtypes, base, stages)
+    return Prepared(model, folder, weights_dtype, entries, recipes, dtypes, tied, base, stages)
 
 
 def _skeleton(

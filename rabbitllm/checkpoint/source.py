@@ -29,6 +29,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth")
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit on a header."""
 
+MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""What reading JSON, and numbers out of it, raises when a file is not what it should be."""
+
 # https://github.com/huggingface/safetensors: the format's names of the element types.
 DTYPES = {
     "BOOL": torch.bool,
@@ -161,19 +164,19 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             )
             for key, value in fields.items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (*MALFORMED, AttributeError, IndexError) as error:
         raise CheckpointError(f"The header of {file} is malformed: {error!r}.") from error
     for key, entry in tensors.items():
-        _check_entry(key, entry, size)
+        _check_entry(key, entry, 8 + length, size)
     return tensors
 
 
-def _check_entry(key: str, entry: TensorEntry, size: int) -> None:
+def _check_entry(key: str, entry: TensorEntry, start: int, size: int) -> None:
     elements = 1
     for n in entry.shape:
         elements *= n
     if (
-        entry.offset < 8
+        entry.offset < start
         or entry.nbytes != elements * entry.dtype.itemsize
         or min(entry.shape, default=0) < 0
     ):
@@ -195,9 +198,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     path = folder / WEIGHTS_INDEX
     try:
         weight_map = dict(json.loads(path.read_text())["weight_map"])
-    except (ValueError, TypeError, KeyError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{path} is no index of shards: {error!r}.") from error
-    for shard in set(weight_map.values()):
+    for shard in weight_map.values():
         if (
             not isinstance(shard, str)
             or Path(shard).name != shard

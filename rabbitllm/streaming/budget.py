@@ -1,52 +1,75 @@
-"""From what the user allows to bytes: budgets for weights on the device and in host memory."""
+"""From what the user allows to bytes for weights: what computing itself needs comes off first."""
 
-from typing import Any, Literal
+import logging
+from typing import Any
 
 import torch
 
-from rabbitllm.utils.memory import available_host_memory, parse_size
+from rabbitllm.streaming.plan import Budget
+from rabbitllm.utils.memory import available_host_memory, format_size, parse_size
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SEQ_LEN = 4096
-"""Tokens that "auto" keeps room for when no `max_seq_len` is given."""
-ACTIVATIONS = 1 << 30
-"""Bytes that "auto" leaves for activations, logits and the libraries' workspaces."""
-HOST_SHARE = 0.9
-"""Fraction of the free host memory that "auto" takes: other processes need to breathe."""
-
-Budget = int | Literal["min"]
+"""Tokens that budgets keep room for when no `max_seq_len` is given."""
+CUDA_WORKSPACE = 128 << 20
+"""Bytes that cuBLAS and the allocator's own rounding take on a CUDA device."""
+FREE_SHARE = 0.9
+"""Fraction of the free memory that "auto" takes: others need to breathe."""
 
 
-def device_budget(asked: int | str, device: torch.device, reserved: int) -> Budget:
-    """Bytes for weights on a CUDA device; "auto" is what is free, less `reserved` and some."""
+def total_budget(asked: int | str, device: torch.device) -> Budget:
+    """Bytes for everything in one memory: a size, most of what is free for "auto", or "min".
+
+    Raises:
+        ValueError: not a size.
+    """
+    if asked == "min":
+        return "min"
     if asked != "auto":
-        return _explicit(asked)
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(0, free - ACTIVATIONS - reserved)
+        return parse_size(asked)
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else available_host_memory()
+    return int(free * FREE_SHARE)
 
 
-def host_budget(asked: int | str, reserved: int) -> Budget:
-    """Bytes for weights in host memory; "auto" is most of what is free, less `reserved`."""
-    if asked != "auto":
-        return _explicit(asked)
-    return max(0, int(available_host_memory() * HOST_SHARE) - reserved)
+def weights_budget(total: Budget, minimum: int, working: int) -> Budget:
+    """What is left of a budget for the weights.
+
+    Args:
+        total: bytes for everything, or "min".
+        minimum: bytes that the weights need in any case.
+        working: bytes for the cache and activations.
+    """
+    if total == "min":
+        return "min"
+    if minimum <= total < minimum + working:
+        logger.warning(
+            "A memory budget of %s leaves %s for the cache and activations, which may need %s. "
+            "Raise it, or lower max_seq_len.",
+            format_size(total),
+            format_size(total - minimum),
+            format_size(working),
+        )
+    return max(min(minimum, total), total - working)
 
 
-def cache_bytes(config: Any, dtype: torch.dtype, max_seq_len: int | None) -> int:
-    """Bytes of one sequence's cache: 2 x layers x kv heads x head_dim x tokens x itemsize."""
+def working_bytes(
+    config: Any, dtype: torch.dtype, max_seq_len: int | None, device: torch.device
+) -> int:
+    """Bytes that one sequence of `max_seq_len` tokens needs beside the weights.
+
+    That is the cache (2 x layers x kv heads x head_dim x tokens, if every layer keeps all), one
+    layer's activations in a prefill (the MLP's two intermediates and about four hidden states), and
+    the logits of one position in float32.
+    """
     tokens = max_seq_len or DEFAULT_SEQ_LEN
     fields = config.get_text_config().to_dict()  # attributes of some configs raise
-    layers = fields.get("num_hidden_layers") or 1
+    hidden = fields.get("hidden_size") or 0
     heads = fields.get("num_attention_heads") or 1
-    head_dim = fields.get("head_dim") or fields.get("hidden_size", 0) // heads
-    return int(
-        2
-        * layers
-        * (fields.get("num_key_value_heads") or heads)
-        * head_dim
-        * tokens
-        * dtype.itemsize
-    )
-
-
-def _explicit(asked: int | str) -> Budget:
-    return "min" if asked == "min" else parse_size(asked)
+    head_dim = fields.get("head_dim") or hidden // heads
+    kv_width = 2 * (fields.get("num_key_value_heads") or heads) * head_dim
+    intermediate = fields.get("intermediate_size") or 4 * hidden
+    per_token = (fields.get("num_hidden_layers") or 1) * kv_width + 2 * intermediate + 4 * hidden
+    workspace = CUDA_WORKSPACE if device.type == "cuda" else 0
+    return int(tokens * per_token * dtype.itemsize + 8 * fields.get("vocab_size", 0) + workspace)

@@ -1,7 +1,6 @@
 """Puts a model's weights where the plan says, and starts the pipeline for those that stream."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,20 +10,12 @@ from tqdm import tqdm
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.stats import Stats
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
-from rabbitllm.streaming.pipeline import Pipeline, bind
+from rabbitllm.streaming.lookup import RowLookup
+from rabbitllm.streaming.pipeline import Options, Pipeline, bind
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
-from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Slot
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to stream, as `AutoModel.from_pretrained` takes it."""
-
-    prefetching: bool = True
-    progress: bool = False
-    profiling: bool = False
+from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Slot, Transfer
 
 
 def stream(
@@ -50,52 +41,46 @@ def stream(
     reader, stats = Reader(entries), Stats()
     _load_buffers(model, reader, device)
     resident = [stage for stage in stages if plan.tiers[stage.name] == "device"]
-    streamed = [stage for stage in stages if plan.tiers[stage.name] != "device"]
-    transfer = (
-        CudaTransfer(reader, stats, device, plan, streamed)
+    streamed = []
+    for stage in stages:
+        if stage in resident:
+            continue
+        if stage.rows is not None:
+            RowLookup(stage.rows, reader.view(stage.weights[0].name), device)
+        if left := stage.without_rows():
+            streamed.append(left)
+    hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
+    on_disk = [stage.nbytes for stage in streamed if plan.tiers[stage.name] == "disk"]
+    transfer: Transfer = (
+        CudaTransfer(reader, stats, device, max(on_disk, default=0))
         if device.type == "cuda"
         else CpuTransfer(reader, stats)
     )
-    hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
     to_load = [*([base] if base else []), *resident]
     with _progress(sum(stage.nbytes for stage in [*to_load, *hosted])) as bar:
         for stage in to_load:
             if device.type == "cpu" and not streamed:
-                bind(
-                    stage,
-                    [nn.Parameter(reader.view(w.name), requires_grad=False) for w in stage.weights],
-                )
+                views = [reader.view(weight.name) for weight in stage.weights]
+                bind(stage, [nn.Parameter(view, requires_grad=False) for view in views])
             else:
-                bind(
-                    stage,
-                    as_parameters(stage, _load(stage, reader, transfer.allocate(stage.nbytes))),
-                )
+                target = transfer.allocate(stage.nbytes)
+                bind(stage, as_parameters(stage, _load(stage, reader, target)))
             bar.update(stage.nbytes)
         for stage in hosted:
-            assert isinstance(transfer, CudaTransfer)
-            transfer.fill(stage)
+            assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
+            transfer.keep(stage)
             bar.update(stage.nbytes)
-    if streamed:
-        slots = [Slot(transfer.allocate(plan.slot_bytes)) for _ in range(plan.slots)]
-        Pipeline(
-            model,
-            streamed,
-            slots,
-            transfer,
-            stats,
-            options.prefetching,
-            options.progress,
-            options.profiling,
-        ).start()
+    slots = [Slot(transfer.allocate(plan.slot_bytes)) for _ in range(plan.slots)]
+    Pipeline(model, streamed, slots, transfer, stats, options).start()
     return stats
 
 
 def _load(stage: Stage, reader: Reader, target: torch.Tensor) -> torch.Tensor:
     if target.device.type == "cpu":
-        reader.read_stage(stage, target)
+        reader.read_stage(stage, target, direct=False)
     else:
         source = host_buffer(stage.nbytes)
-        reader.read_stage(stage, source)
+        reader.read_stage(stage, source, direct=False)
         target.copy_(source)
     return target
 

@@ -7,6 +7,7 @@ last stage of one token comes the first stage of the next, so loading never paus
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,19 +19,31 @@ from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.transfer import Slot, Transfer
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to stream.
+
+    Attributes:
+        prefetching: load ahead. Without it each stage loads when it is needed.
+        progress: show a bar over the stages of each forward, on a terminal.
+        profiling: time each stage; on CUDA this waits for the device after every stage.
+    """
+
+    prefetching: bool = True
+    progress: bool = False
+    profiling: bool = False
+
+
 class Pipeline:
     """Runs `model` with the `stages` streaming through `slots`.
 
     Args:
-        model: the model; its streamed parameters are on the meta device whenever their stage is not
-            running.
-        stages: the streamed stages, in the order of the modules: the first guess at the order of
-            the forward.
-        slots: two or more buffers; one with `prefetching` off will do.
+        model: the model; its streamed parameters are on the meta device while their stage is idle.
+        stages: the streamed stages, in the order of the modules: the first guess at the forward's.
+        slots: two or more buffers, unless no stage streams.
         transfer: fills them.
-        prefetching: load ahead. Without it each stage loads when it is needed.
-        progress: show a bar over the stages of each forward, on a terminal.
-        profiling: time each stage; on CUDA this waits for the device after every stage.
+        stats: counts what happens.
+        options: see `Options`.
     """
 
     def __init__(
@@ -40,16 +53,12 @@ class Pipeline:
         slots: list[Slot],
         transfer: Transfer,
         stats: Stats,
-        prefetching: bool = True,
-        progress: bool = False,
-        profiling: bool = False,
+        options: Options,
     ) -> None:
         self.stats = stats
         self._slots = slots
         self._transfer = transfer
-        self._prefetching = prefetching
-        self._progress = progress
-        self._profiling = profiling
+        self._options = options
         self._ring = list(stages)
         self._position = -1
         self._running: dict[str, tuple[Slot, list[nn.Parameter | None], float]] = {}
@@ -78,7 +87,7 @@ class Pipeline:
         self._transfer.wait(slot)
         arrived = time.perf_counter()
         self.stats.wait_seconds += arrived - begun
-        if self._profiling:
+        if self._options.profiling:
             self.stats.stages.setdefault(stage.name, StageTimes()).wait += arrived - begun
         meta = bind(stage, slot.parameters_of(stage))
         self._running[stage.name] = slot, meta, arrived
@@ -92,7 +101,7 @@ class Pipeline:
         bind(stage, meta)
         self._transfer.computed(slot)
         slot.busy = False
-        if self._profiling:
+        if self._options.profiling:
             if slot.buffer.is_cuda:
                 torch.cuda.synchronize(slot.buffer.device)
             self.stats.stages[stage.name].compute += time.perf_counter() - arrived
@@ -120,7 +129,7 @@ class Pipeline:
         return list(ahead.values())
 
     def _prefetch(self) -> None:
-        if not self._prefetching:
+        if not self._options.prefetching or not self._ring:
             return
         upcoming = self._upcoming()
         for position, stage in enumerate(upcoming):
@@ -169,7 +178,7 @@ class Pipeline:
         self._whole_forward.acquire()  # another thread's forward waits: slots serve one at a time
         self._seen = []
         self._started = time.perf_counter()
-        if self._progress:
+        if self._options.progress:
             self._bar = tqdm(
                 total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=None
             )

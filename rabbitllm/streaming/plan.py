@@ -4,14 +4,15 @@ A streamed stage occupies one of `slots` equal buffers on the device while it ru
 are spread evenly among the streamed ones: while they compute, the next streamed stage travels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.utils.memory import format_size
 
-Tier = Literal["device", "host", "disk"]
+Tier = Literal["device", "host", "disk", "rows"]
+Budget = int | Literal["min"]
 SLOTS = 2
 """One stage computes while the next one arrives."""
 STAGING = 2
@@ -23,7 +24,8 @@ class Plan:
     """Where every stage's weights live.
 
     Attributes:
-        tiers: stage name -> "device" (always resident), "host" (pinned memory) or "disk".
+        tiers: stage name -> "device" (always resident), "host" (pinned memory), "disk", or "rows"
+            (an embedding whose rows are looked up on the host).
         slots: buffers on the device in which streamed stages take turns; 0 when none streams.
         slot_bytes: size of one such buffer.
         device_bytes: most bytes of weights on the device at any time, slots included.
@@ -37,17 +39,17 @@ class Plan:
     device_bytes: int
     host_bytes: int
 
-    def streamed(self) -> list[str]:
-        """The names of the stages that do not stay on the device."""
-        return [name for name, tier in self.tiers.items() if tier != "device"]
+    def on(self, *tiers: Tier) -> list[str]:
+        """The names of the stages on these tiers."""
+        return [name for name, tier in self.tiers.items() if tier in tiers]
 
 
 def make_plan(
     stages: Mapping[str, int],
     base_bytes: int,
-    device_budget: int | Literal["min"],
-    host_budget: int | Literal["min"] | None,
-    slots: int = SLOTS,
+    device_budget: Budget,
+    host_budget: Budget | None,
+    rows: Collection[str] = (),
 ) -> Plan:
     """Places every stage.
 
@@ -58,44 +60,43 @@ def make_plan(
         host_budget: bytes of weights that may lie in host memory on their way; "min" is what
             staging needs. None when the device is the host: what streams is read from disk straight
             into the slots.
-        slots: buffers for streamed stages.
+        rows: names of stages that take no slot when they are not resident.
 
     Raises:
-        BudgetError: the device budget does not hold the base and the slots; the message states the
-            minimum.
+        BudgetError: the device budget is too small; the message states the minimum.
     """
-    minimum = minimum_bytes(stages, base_bytes, slots)
+    minimum = minimum_bytes(stages, base_bytes, rows)
     budget = minimum if device_budget == "min" else device_budget
-    resident = _resident(stages, base_bytes, budget, slots, spread_only=device_budget == "min")
-    if resident is None:
+    if budget < minimum:
         raise BudgetError(
-            f"A budget of {format_size(budget)} is too small: this model needs at least "
-            f"{format_size(minimum)} for weights "
-            f"({slots} stages of {format_size(max(stages.values()))} and "
-            f"{format_size(base_bytes)} that stay). "
-            "Raise it, or leave it at 'auto'."
+            f"A budget of {format_size(budget)} for weights is too small: this model needs at "
+            "least "
+            f"{format_size(minimum)} ({minimum} bytes). Raise it, or leave it at 'auto'."
         )
-    streamed = {name: size for name, size in stages.items() if name not in resident}
-    slot_bytes = max(streamed.values(), default=0)
+    resident = _resident(stages, base_bytes, budget, rows)
+    streamed = {n: size for n, size in stages.items() if n not in resident and n not in rows}
     hosted = _hosted(streamed, host_budget)
+    tiers: dict[str, Tier] = {}
+    for name in stages:
+        away: Tier = "rows" if name in rows else "host" if name in hosted else "disk"
+        tiers[name] = "device" if name in resident else away
+    slots, slot_bytes = (SLOTS if streamed else 0), max(streamed.values(), default=0)
     on_disk = [size for name, size in streamed.items() if name not in hosted]
-    tiers: dict[str, Tier] = {
-        name: "device" if name in resident else "host" if name in hosted else "disk"
-        for name in stages
-    }
+    staging = 0 if host_budget is None else STAGING * max(on_disk, default=0)
     return Plan(
         tiers=tiers,
-        slots=slots if streamed else 0,
+        slots=slots,
         slot_bytes=slot_bytes,
         device_bytes=base_bytes + sum(stages[name] for name in resident) + slots * slot_bytes,
-        host_bytes=sum(streamed[name] for name in hosted)
-        + (0 if host_budget is None else STAGING * max(on_disk, default=0)),
+        host_bytes=sum(streamed[name] for name in hosted) + staging,
     )
 
 
-def minimum_bytes(stages: Mapping[str, int], base_bytes: int, slots: int = SLOTS) -> int:
-    """The smallest device budget: the base and `slots` of the largest stage, or everything."""
-    return base_bytes + min(sum(stages.values()), slots * max(stages.values(), default=0))
+def minimum_bytes(stages: Mapping[str, int], base_bytes: int, rows: Collection[str] = ()) -> int:
+    """The smallest device budget in bytes: two slots, or everything where that is less."""
+    movable = {name: size for name, size in stages.items() if name not in rows}
+    kept = [_kept(movable, limit) for limit in movable.values()]
+    return base_bytes + min(kept, default=0)
 
 
 def spread(names: list[str], count: int) -> set[str]:
@@ -104,46 +105,54 @@ def spread(names: list[str], count: int) -> set[str]:
     return {name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total}
 
 
+def _kept(movable: Mapping[str, int], limit: int) -> int:
+    """Bytes on the device when what is larger than `limit` stays and the others take turns."""
+    small = [size for size in movable.values() if size <= limit]
+    return sum(movable.values()) - sum(small) + min(sum(small), SLOTS * limit)
+
+
 def _resident(
-    stages: Mapping[str, int], base_bytes: int, budget: int, slots: int, spread_only: bool
-) -> set[str] | None:
-    """The resident set that leaves the fewest bytes to stream; None when not even the slots fit.
+    stages: Mapping[str, int], base_bytes: int, budget: int, rows: Collection[str]
+) -> set[str]:
+    """The resident set that leaves the fewest bytes to stream, for a sufficient budget.
 
     Slots are as large as the largest streamed stage, so keeping an outsize one (a head, as a rule)
     can pay for itself: every size is tried as the limit above which a stage stays.
     """
-    if not spread_only and base_bytes + sum(stages.values()) <= budget:
+    room = budget - base_bytes
+    if sum(stages.values()) <= room:
         return set(stages)
-    best: tuple[int, set[str]] | None = None
-    for limit in sorted(set(stages.values()), reverse=True):
-        outsize = {name for name, size in stages.items() if size > limit}
-        if spread_only and outsize:
-            break
-        rest = [name for name in stages if name not in outsize]
-        room = budget - base_bytes - slots * limit - sum(stages[name] for name in outsize)
-        if room < 0:
+    movable = {name: size for name, size in stages.items() if name not in rows}
+    if sum(movable.values()) <= room:
+        return set(movable)
+    best, fewest = set(movable), sum(movable.values()) + 1
+    for limit in sorted(set(movable.values())):
+        outsize = {name for name, size in movable.items() if size > limit}
+        left = room - SLOTS * limit - sum(movable[name] for name in outsize)
+        if left < 0:
             continue
-        count = 0 if spread_only else _most_that_fit(rest, stages, room)
-        resident = outsize | spread(rest, count)
-        moved = sum(size for name, size in stages.items() if name not in resident)
-        if best is None or moved < best[0]:
-            best = moved, resident
-    return best[1] if best else None
+        rest = [name for name in movable if name not in outsize]
+        resident = outsize | _most_that_fit(rest, movable, left)
+        moved = sum(size for name, size in movable.items() if name not in resident)
+        if moved <= fewest:
+            best, fewest = resident, moved
+    return best
 
 
-def _most_that_fit(names: list[str], stages: Mapping[str, int], room: int) -> int:
+def _most_that_fit(names: list[str], sizes: Mapping[str, int], room: int) -> set[str]:
+    """The largest evenly spaced subset of the names that `room` bytes hold, never all of them."""
     for count in range(len(names) - 1, 0, -1):
-        if sum(stages[name] for name in spread(names, count)) <= room:
-            return count
-    return 0
+        subset = spread(names, count)
+        if sum(sizes[name] for name in subset) <= room:
+            return subset
+    return set()
 
 
-def _hosted(streamed: Mapping[str, int], budget: int | Literal["min"] | None) -> set[str]:
+def _hosted(streamed: Mapping[str, int], budget: Budget | None) -> set[str]:
     """The streamed stages that host memory holds; those on disk are spread among them."""
     if budget is None or budget == "min":
         return set()
-    names = list(streamed)
     if sum(streamed.values()) <= budget:
-        return set(names)
-    room = budget - STAGING * max(streamed.values(), default=0)
-    return spread(names, _most_that_fit(names, streamed, room)) if room > 0 else set()
+        return set(streamed)
+    room = budget - STAGING * max(streamed.values())
+    return _most_that_fit(list(streamed), streamed, room)

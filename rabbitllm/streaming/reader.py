@@ -1,9 +1,18 @@
-"""From disk to host memory: tensors read into buffers, or mapped where no copy is wanted."""
+"""From disk to host memory: several threads read around the page cache, or files are mapped.
 
+What streams is read again and again and is larger than memory, so the page cache would only evict
+each layer just before it is needed. Direct reads must begin and end on block boundaries, wherever
+tensors do, so a thread reads whole blocks into a buffer of its own and copies the tensors' parts
+out.
+"""
+
+import mmap
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,9 +22,28 @@ from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError
 from rabbitllm.streaming.stages import Stage
 
-CHUNK = 16 * 2**20
-"""Bytes that one read asks for; a larger tensor is read by several threads."""
-READERS = min(8, os.cpu_count() or 1)
+BLOCK = 4096
+"""Bytes: no file system in use asks for a coarser alignment of direct reads."""
+CHUNK = 4 << 20
+"""Most bytes that one read asks for; files are cut on multiples of it."""
+GAP = 256 << 10
+"""Bytes between two tensors that are read along rather than skipped."""
+READERS = 8
+"""Threads. A disk needs several requests at a time, and memory is faster copied by two cores."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One read: a range of a file, and which parts of it go where in the stage's buffer.
+
+    Attributes:
+        pieces: (offset in the file, offset in the stage's buffer, bytes).
+    """
+
+    file: Path
+    start: int
+    stop: int
+    pieces: tuple[tuple[int, int, int], ...]
 
 
 class Reader:
@@ -27,33 +55,32 @@ class Reader:
 
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self.entries = entries
-        self._files: dict[Path, int] = {}
+        self._files: dict[tuple[Path, bool], int] = {}
         self._maps: dict[Path, torch.Tensor] = {}
+        self._chunks: dict[Stage, list[_Chunk]] = {}
+        self._bounce = threading.local()
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READERS, thread_name_prefix="rabbitllm-read")
+    def read_stage(self, stage: Stage, buffer: torch.Tensor, direct: bool) -> None:
+        """Fills a buffer with a stage's weights, as the stage lays them out.
 
-    def read_stage(self, stage: Stage, buffer: torch.Tensor) -> None:
-        """Fills `buffer` (uint8, in host memory, at least `stage.nbytes`) with a stage's weights.
+        Args:
+            stage: what to read.
+            buffer: uint8 in host memory, at least `stage.nbytes`.
+            direct: read around the page cache, where the file system can.
 
         Raises:
             CheckpointError: a file ends before its tensor does.
         """
-        jobs = []
-        for weight in stage.weights:
-            entry = self.entries[weight.name]
-            file = self._open(entry.file)
-            for start in range(0, entry.nbytes, CHUNK):
-                stop = min(start + CHUNK, entry.nbytes)
-                target = buffer[weight.offset + start : weight.offset + stop]
-                jobs.append((file, entry.file, entry.offset + start, target))
-        if len(jobs) <= len(stage.weights):
-            for job in jobs:
-                _read(*job)
+        if stage not in self._chunks:
+            self._chunks[stage] = self._cut(stage)
+        chunks = self._chunks[stage]
+        for chunk in chunks:
+            self._open(chunk.file, direct)
+        if len(chunks) == 1:
+            self._read(chunks[0], buffer, direct)
         else:
-            for _ in self._pool.map(lambda job: _read(*job), jobs):
-                pass
+            for done in [self._pool.submit(self._read, chunk, buffer, direct) for chunk in chunks]:
+                done.result()
 
     def view(self, name: str) -> torch.Tensor:
         """A weight as a view of its mapped file: nothing is read before it is used."""
@@ -68,19 +95,69 @@ class Reader:
             data = data.clone()
         return data.view(entry.dtype).view(entry.shape)
 
-    def _open(self, file: Path) -> int:
-        if file not in self._files:
-            descriptor = self._files[file] = os.open(file, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
-        return self._files[file]
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(READERS, thread_name_prefix="rabbitllm-read")
 
-
-def _read(descriptor: int, file: Path, offset: int, target: torch.Tensor) -> None:
-    view = memoryview(target.numpy().data)
-    while view:
-        done = os.preadv(descriptor, [view], offset)
-        if done == 0:
-            raise CheckpointError(
-                f"{file} ends at byte {offset:,}, in the middle of a tensor. Was it replaced?"
+    def _cut(self, stage: Stage) -> list[_Chunk]:
+        """The reads that bring a stage: neighbours together, on block boundaries, up to `CHUNK`."""
+        pieces = []
+        for weight in stage.weights:
+            entry = self.entries[weight.name]
+            start, stop = entry.offset, entry.offset + entry.nbytes
+            for begin in range(start - start % CHUNK, stop, CHUNK):
+                a, b = max(start, begin), min(stop, begin + CHUNK)
+                pieces.append((entry.file, a, weight.offset + a - start, b - a))
+        pieces.sort(key=lambda piece: piece[:2])
+        groups: list[list[tuple[Path, int, int, int]]] = []
+        for piece in pieces:
+            last = groups[-1][-1] if groups else None
+            near = last is not None and last[0] == piece[0] and piece[1] - last[1] - last[3] <= GAP
+            if last is not None and near and last[1] // CHUNK == piece[1] // CHUNK:
+                groups[-1].append(piece)
+            else:
+                groups.append([piece])
+        return [
+            _Chunk(
+                file=group[0][0],
+                start=group[0][1] // BLOCK * BLOCK,
+                stop=-(-(group[-1][1] + group[-1][3]) // BLOCK) * BLOCK,
+                pieces=tuple(piece[1:] for piece in group),
             )
-        view, offset = view[done:], offset + done
+            for group in groups
+        ]
+
+    def _open(self, file: Path, direct: bool) -> int:
+        key = (file, direct)
+        if key not in self._files:
+            flags = os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if direct else 0)
+            try:
+                descriptor = os.open(file, flags)
+            except OSError:
+                if not direct:
+                    raise
+                descriptor = os.open(file, os.O_RDONLY)  # a file system without direct reads
+            self._files[key] = descriptor
+            weakref.finalize(self, os.close, descriptor)
+        return self._files[key]
+
+    def _read(self, chunk: _Chunk, buffer: torch.Tensor, direct: bool) -> None:
+        if not hasattr(self._bounce, "memory"):
+            self._bounce.memory = mmap.mmap(-1, CHUNK + BLOCK)  # on a page boundary
+            self._bounce.tensor = torch.frombuffer(self._bounce.memory, dtype=torch.uint8)
+        descriptor, view = self._files[chunk.file, direct], memoryview(self._bounce.memory)
+        needed = max(offset + nbytes for offset, _, nbytes in chunk.pieces) - chunk.start
+        done = 0
+        while done < needed:
+            count = os.preadv(
+                descriptor, [view[done : chunk.stop - chunk.start]], chunk.start + done
+            )
+            if count == 0:
+                raise CheckpointError(
+                    f"{chunk.file} ends at byte {chunk.start + done:,}, in the middle of a tensor. "
+                    "Was it replaced while in use?"
+                )
+            done += count
+        for offset, target, nbytes in chunk.pieces:
+            source = self._bounce.tensor[offset - chunk.start : offset - chunk.start + nbytes]
+            buffer[target : target + nbytes].copy_(source)

@@ -6,17 +6,20 @@ small, and always resident.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 ALIGNMENT = 256
 """Bytes. Weights start on such a boundary: kernels choose by alignment, and so change bits."""
 LARGE = 1 / 8
 """A layer outside the blocks is a stage of its own from this fraction of the largest block on."""
+REST = ""
+"""The name of what belongs to no stage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +54,14 @@ class Stage:
         name: the path of its first module in the model.
         modules: as a rule one; two when a head is tied to the embedding.
         weights: laid out one behind the other in the stage's buffer.
+        rows: the one of the modules that is the input embedding: of its table a forward needs only
+            the rows of the batch, so that it can do without the whole stage.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     weights: tuple[Weight, ...]
+    rows: nn.Embedding | None = None
 
     @property
     def nbytes(self) -> int:
@@ -63,9 +69,21 @@ class Stage:
         last = self.weights[-1]
         return _align(last.offset + last.nbytes)
 
+    def without_rows(self) -> "Stage | None":
+        """What is left to stream when the embedding's rows are looked up; None if nothing is."""
+        modules = tuple(module for module in self.modules if module is not self.rows)
+        weights = tuple(
+            replace(weight, owners=tuple(o for o in weight.owners if o[0] is not self.rows))
+            for weight in self.weights
+        )
+        return Stage(self.name, modules, weights) if modules else None
+
 
 def find_stages(
-    model: nn.Module, tied: dict[str, str], dtypes: dict[str, torch.dtype]
+    model: PreTrainedModel,
+    tied: dict[str, str],
+    dtypes: dict[str, torch.dtype],
+    limit: int | None = None,
 ) -> tuple[Stage | None, list[Stage]]:
     """Splits the parameters of `model` into the resident rest and the stages that can stream.
 
@@ -73,71 +91,61 @@ def find_stages(
         model: the model, on the meta device.
         tied: name -> name of the parameter that it shares its values with.
         dtypes: name -> dtype in the running model.
+        limit: bytes; larger blocks split into their children.
 
     Returns:
         The resident rest (None if there is none), and the stages in the order of the modules.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    groups = _tied_groups(parameters, tied)
-    roots = dict(_blocks(model, ""))
-    largest = max((_nbytes(block, dtypes, name) for name, block in roots.items()), default=0)
-    for name, module in model.named_modules():
-        outside = not any(name == root or name.startswith(f"{root}.") for root in roots)
-        if (
-            outside
-            and isinstance(module, nn.Embedding | nn.Linear)
-            and _nbytes(module, dtypes, name) > largest * LARGE
-        ):
-            roots[name] = module
-    members: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
-    for group in groups:
-        homes = tuple(dict.fromkeys(_home(name, roots) for name in group))
-        members[homes].append(group)
-    # Weights shared between a stage and anything else than a whole other leaf are resident: either
-    # may run first.
-    stages, rest = [], []
-    leaf_pairs = {
-        homes
-        for homes in members
-        if len(homes) > 1 and all(_is_leaf(roots.get(home)) for home in homes)
+    nbytes = {name: p.numel() * dtypes[name].itemsize for name, p in parameters.items()}
+    blocks = dict(_blocks(model, ""))
+    largest = max((_under(root, nbytes) for root in blocks), default=0)
+    leaves = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.Linear)
+        and not _home(name + ".", blocks)
+        and _under(name, nbytes) > largest * LARGE
     }
-    paired = {home for homes in leaf_pairs for home in homes}
-    for homes, names in members.items():
-        if "" in homes or (len(homes) > 1 and homes not in leaf_pairs):
-            rest += names
-        elif homes in leaf_pairs or homes[0] not in paired:
-            extra = [
-                group for home in homes if len(homes) > 1 for group in members.get((home,), [])
-            ]
-            stages.append(
-                _stage(
-                    homes, [roots[home] for home in homes], names + extra, model, parameters, dtypes
-                )
-            )
+    split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
+    roots = split | leaves
+    leader = {root: root for root in roots}
+    groups = _tied_groups(parameters, tied)
+    for group in groups:
+        homes = list(dict.fromkeys(_home(name, roots) for name in group))
+        if all(home in leaves for home in homes):
+            leader |= dict.fromkeys(homes, leader[homes[0]])
+    members: dict[str, list[list[str]]] = defaultdict(list)
+    for group in groups:
+        # Shared between a stage and something else: resident, for either may run first.
+        leaders = {leader.get(_home(name, roots), REST) for name in group}
+        members[leaders.pop() if len(leaders) == 1 else REST].append(group)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
-    stages.sort(key=lambda stage: order[stage.name])
-    base = _stage(("",), [model], rest, model, parameters, dtypes) if rest else None
-    return base, stages
+    stages = []
+    for name in sorted(members.keys() - {REST}, key=order.__getitem__):
+        modules = tuple(module for root, module in roots.items() if leader[root] == name)
+        embedding = model.get_input_embeddings()
+        rows = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
+        weights = _lay_out(members[name], model, parameters, dtypes)
+        stages.append(Stage(name, modules, weights, rows))
+    rest = _lay_out(members[REST], model, parameters, dtypes)
+    return Stage(REST, (model,), rest) if rest else None, stages
 
 
-def _stage(
-    homes: Iterable[str],
-    modules: list[nn.Module],
+def _lay_out(
     groups: list[list[str]],
     model: nn.Module,
     parameters: dict[str, nn.Parameter],
     dtypes: dict[str, torch.dtype],
-) -> Stage:
+) -> tuple[Weight, ...]:
     weights, offset = [], 0
     for group in groups:
-        owners = []
-        for name in group:
-            path, _, attribute = name.rpartition(".")
-            owners.append((model.get_submodule(path), attribute))
+        places = [name.rpartition(".") for name in group]
+        owners = tuple((model.get_submodule(path), attribute) for path, _, attribute in places)
         shape = parameters[group[0]].shape
-        weights.append(Weight(group[0], tuple(owners), dtypes[group[0]], shape, offset))
+        weights.append(Weight(group[0], owners, dtypes[group[0]], shape, offset))
         offset = _align(offset + weights[-1].nbytes)
-    return Stage(next(iter(homes)), tuple(modules), tuple(weights))
+    return tuple(weights)
 
 
 def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -148,34 +156,42 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _blocks(child, f"{prefix}{name}.")
 
 
+def _pieces(
+    name: str, module: nn.Module, nbytes: dict[str, int], limit: int | None
+) -> Iterator[tuple[str, nn.Module]]:
+    """The module, or, as long as it is larger than `limit`, its children. A list has no forward."""
+    children = [(f"{name}.{child}", part) for child, part in module.named_children()]
+    large = limit is not None and _under(name, nbytes) > limit
+    if children and (large or isinstance(module, nn.ModuleList | nn.ModuleDict)):
+        for pair in children:
+            yield from _pieces(*pair, nbytes, limit)
+    else:
+        yield name, module
+
+
 def _tied_groups(parameters: dict[str, nn.Parameter], tied: dict[str, str]) -> list[list[str]]:
     """The parameter names, those that share values together, each group in the model's order."""
-    leader = {name: name for name in parameters}
+    leader: dict[str, str] = {}
     by_identity: dict[int, str] = {}
     for name, parameter in parameters.items():
         leader[name] = by_identity.setdefault(id(parameter), name)
-    for a, b in tied.items():
-        old, new = sorted((leader[a], leader[b]), key=list(parameters).index, reverse=True)
-        leader = {name: new if head == old else head for name, head in leader.items()}
+    order = list(parameters)
+    for pair in tied.items():
+        first, last = sorted((leader[name] for name in pair), key=order.index)
+        leader = {name: first if head == last else head for name, head in leader.items()}
     groups: dict[str, list[str]] = defaultdict(list)
     for name in parameters:
         groups[leader[name]].append(name)
     return list(groups.values())
 
 
-def _home(name: str, roots: dict[str, nn.Module]) -> str:
-    """The stage root that a parameter lies under; "" for the resident rest."""
-    return next((root for root in roots if name.startswith(f"{root}.")), "")
+def _home(name: str, roots: Collection[str]) -> str:
+    """The stage root that a parameter lies under; REST when it lies under none."""
+    return next((root for root in roots if name.startswith(f"{root}.")), REST)
 
 
-def _is_leaf(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.Embedding | nn.Linear)
-
-
-def _nbytes(module: nn.Module, dtypes: dict[str, torch.dtype], prefix: str) -> int:
-    return sum(
-        p.numel() * dtypes[f"{prefix}.{name}"].itemsize for name, p in module.named_parameters()
-    )
+def _under(root: str, nbytes: dict[str, int]) -> int:
+    return sum(size for name, size in nbytes.items() if name.startswith(f"{root}."))
 
 
 def _align(nbytes: int) -> int:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from rabbitllm.stats import Stats
 from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
-from rabbitllm.streaming.plan import STAGING, Plan
+from rabbitllm.streaming.plan import STAGING
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
 
@@ -75,7 +75,7 @@ class CpuTransfer(Transfer):
     @override
     def start(self, stage: Stage, slot: Slot) -> None:
         self.stats.bytes_from_disk += stage.nbytes
-        slot.arrival = self._worker.submit(self.reader.read_stage, stage, slot.buffer)
+        slot.arrival = self._worker.submit(self.reader.read_stage, stage, slot.buffer, True)
 
     @override
     def wait(self, slot: Slot) -> None:
@@ -96,27 +96,23 @@ class CudaTransfer(Transfer):
     """
 
     def __init__(
-        self, reader: Reader, stats: Stats, device: torch.device, plan: Plan, stages: list[Stage]
+        self, reader: Reader, stats: Stats, device: torch.device, staging_bytes: int
     ) -> None:
         super().__init__(reader, stats)
         self.device = device
         self._stream = torch.cuda.Stream(device)
-        self._pinned = {
-            stage.name: pinned_buffer(stage.nbytes, self)
-            for stage in stages
-            if plan.tiers[stage.name] == "host"
-        }
-        on_disk = [stage.nbytes for stage in stages if plan.tiers[stage.name] == "disk"]
+        self._pinned: dict[str, torch.Tensor] = {}
         self._staging = [
-            (pinned_buffer(max(on_disk), self), torch.cuda.Event())
-            for _ in range(STAGING if on_disk else 0)
+            (pinned_buffer(staging_bytes, self), torch.cuda.Event())
+            for _ in range(STAGING if staging_bytes else 0)
         ]
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
 
-    def fill(self, stage: Stage) -> None:
-        """Reads a stage of the host tier into its pinned buffer, once."""
-        self.reader.read_stage(stage, self._pinned[stage.name])
+    def keep(self, stage: Stage) -> None:
+        """Puts a stage on the host tier: reads it into a pinned buffer, from which it is copied."""
+        self._pinned[stage.name] = pinned_buffer(stage.nbytes, self)
+        self.reader.read_stage(stage, self._pinned[stage.name], direct=False)
 
     @override
     def allocate(self, nbytes: int) -> torch.Tensor:
@@ -147,7 +143,7 @@ class CudaTransfer(Transfer):
         buffer, copied = self._staging[0]
         self._staging.append(self._staging.pop(0))
         copied.synchronize()
-        self.reader.read_stage(stage, buffer)
+        self.reader.read_stage(stage, buffer, direct=True)
         self._copy(buffer, stage, slot)
         copied.record(self._stream)
 
