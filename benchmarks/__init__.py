@@ -1,0 +1,1 @@
+"""Timed claims: each a ratio, both sides measured in the same run."""

@@ -1,0 +1,96 @@
+"""Checkpoints with the shapes of real models and random weights, written without holding them in memory."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+
+from rabbitllm.checkpoint.source import WEIGHTS_INDEX
+from rabbitllm.streaming.stages import find_stages
+
+SHAPES: dict[str, PretrainedConfig] = {
+    "qwen2-7b": Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        tie_word_embeddings=False,
+    ),
+    "qwen2-1.5b": Qwen2Config(
+        vocab_size=151936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        tie_word_embeddings=True,
+    ),
+    # Eight of the 80 layers: what a 72B model costs for each layer, in a checkpoint of 19 GB.
+    "qwen2-72b-8-layers": Qwen2Config(
+        vocab_size=152064,
+        hidden_size=8192,
+        intermediate_size=29568,
+        num_hidden_layers=8,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        tie_word_embeddings=False,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+}
+
+
+def write_checkpoint(
+    config: PretrainedConfig, folder: Path, dtype: torch.dtype, device: str, seed: int = 0
+) -> Path:
+    """Writes a checkpoint of random weights (normal, 0.02), a shard a stage; returns `folder`.
+
+    Args:
+        config: the model's shape.
+        folder: made if absent; a complete checkpoint there is kept.
+        dtype: of the weights.
+        device: where to draw them: a GPU is quicker.
+        seed: of the weights.
+    """
+    if (folder / WEIGHTS_INDEX).is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    rest, stages = find_stages(model, model.all_tied_weights_keys, dtypes)
+    generator = torch.Generator(device).manual_seed(seed)
+    weight_map = {}
+    for number, stage in enumerate([*stages, *([rest] if rest else [])]):
+        shard = f"model-{number:05}.safetensors"
+        tensors = {}
+        for weight in stage.weights:
+            drawn = torch.empty(weight.shape, dtype=dtype, device=device)
+            drawn.normal_(std=0.02, generator=generator)
+            if len(weight.shape) == 1 and weight.name.endswith("norm.weight"):
+                drawn += 1
+            tensors[weight.name] = drawn.cpu()
+            weight_map[weight.name] = shard
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
