@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -75,7 +76,8 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
     files if `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by huggingface_hub.
 
     Raises:
-        CheckpointError: neither a folder nor a repository that can be reached, or a gated one.
+        CheckpointError: neither a folder nor a repository that can be reached, a gated one, or one
+            that the hub refuses.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -103,8 +105,13 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{repo} is not in the local cache and the hub cannot be reached. Check the network "
-            "and HF_HUB_OFFLINE."
+            f"{repo} is not, or not whole, in the local cache and the hub cannot be reached. Check "
+            "the network and HF_HUB_OFFLINE."
+        ) from error
+    except HfHubHTTPError as error:
+        raise CheckpointError(
+            f"The hub refuses {repo}: {str(error).splitlines()[0]}. An expired token, in token=... "
+            "or HF_TOKEN, is one cause."
         ) from error
 
 
@@ -220,7 +227,10 @@ def _no_weights(folder: Path) -> str:
             "Convert them: "
             f"model.save_pretrained(..., safe_serialization=True) with transformers."
         )
-    return f"{folder} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}."
+    return (
+        f"{folder} holds neither {WEIGHTS} nor {WEIGHTS_INDEX}. Weights in another format must be "
+        "converted: model.save_pretrained(...) with transformers."
+    )
 
 
 def total_bytes(entries: Iterable[TensorEntry]) -> int:

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from rabbitllm import CheckpointError
+from rabbitllm.checkpoint.source import (
+    MAX_HEADER_BYTES,
+    TensorEntry,
+    read_header,
+    read_index,
+    resolve,
+    total_bytes,
+)
+
+GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+def write(file: Path, header: object, data: int = 24) -> Path:
+    """A safetensors file with any header, JSON or bytes, and `data` bytes behind it."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(data))
+    return file
+
+
+def shard(folder: Path, weight_map: object) -> Path:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The llama checkpoint, in several shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint())
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.fixture
+def sharded(shards: Path, tmp_path: Path) -> Path:
+    for file in shards.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def read(entry: TensorEntry) -> torch.Tensor:
+    data = entry.file.read_bytes()[entry.offset : entry.offset + entry.nbytes]
+    return torch.frombuffer(bytearray(data), dtype=entry.dtype).reshape(entry.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_index_of_a_single_file_finds_every_tensor(
+    checkpoint: Callable[..., Path], dtype: torch.dtype
+) -> None:
+    folder = checkpoint("llama", dtype)
+    state = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
+    entries = read_index(folder)
+    assert entries.keys() == state.keys()
+    for name, entry in entries.items():
+        assert entry.dtype == dtype
+        assert torch.equal(read(entry), state[name])
+    assert total_bytes(entries.values()) == sum(t.nbytes for t in state.values())
+
+
+def test_index_of_shards_equals_that_of_the_single_file(
+    checkpoint: Callable[..., Path], shards: Path
+) -> None:
+    single, several = read_index(checkpoint()), read_index(shards)
+    assert single.keys() == several.keys()
+    assert len({entry.file for entry in several.values()}) > 2
+    for name, entry in several.items():
+        assert torch.equal(read(entry), read(single[name]))
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    lost = sorted(sharded.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(CheckpointError, match=rf"{lost.name} \(\d+ tensors\) is missing from"):
+        read_index(sharded)
+
+
+def test_a_truncated_shard_is_named_with_the_tensor(sharded: Path) -> None:
+    cut = sorted(sharded.glob("*.safetensors"))[1]
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{cut.name} is truncated: tensor \S+ ends at byte"):
+        read_index(sharded)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    weight_map["model.extra.weight"] = next(iter(weight_map.values()))
+    shard(sharded, weight_map)
+    with pytest.raises(CheckpointError, match=r"lists model\.extra\.weight in .* does not hold it"):
+        read_index(sharded)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../elsewhere.safetensors",
+        "/elsewhere.safetensors",
+        "sub/model.safetensors",
+        "model.bin",
+        "..",
+        "",
+        3,
+        None,
+        ["model.safetensors"],
+        {"a": 1},
+    ],
+)
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: object) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_file({"w": torch.zeros(1)}, tmp_path / "elsewhere.safetensors")
+    with pytest.raises(CheckpointError, match="no safetensors file of that folder"):
+        read_index(shard(folder, {"w": name}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "{}", '{"weight_map": 3}', pytest.param("[" * 100_000, id="deep"), "\xff"],
+)
+def test_an_index_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"index\.json is no index of shards"):
+        read_index(tmp_path)
+
+
+def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*can run code.*save_pretrained"):
+        read_index(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safeten"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "../x"]
+)
+def test_what_can_only_be_a_folder_is_not_sought_on_the_hub(model: str) -> None:
+    with pytest.raises(CheckpointError, match="No such folder"):
+        resolve(model, None, False)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert resolve(tmp_path, None, False) == tmp_path
+    assert resolve(str(tmp_path), None, False) == tmp_path
+
+
+def test_metadata_is_no_tensor_and_a_scalar_is_one(tmp_path: Path) -> None:
+    scalar = {"dtype": "F32", "shape": [], "data_offsets": [24, 28]}
+    file = write(tmp_path / "f", {"__metadata__": {"format": "pt"}, "w": GOOD, "s": scalar}, 28)
+    tensors = read_header(file)
+    assert tensors.keys() == {"w", "s"}
+    assert (tensors["s"].shape, tensors["s"].nbytes) == ((), 4)
+    assert tensors["w"].offset == file.stat().st_size - 28
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9])
+def test_a_file_too_short_for_a_header_is_named(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\x02" + bytes(size - 1) if size else b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_header(file)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
+def test_a_header_length_that_cannot_be_is_refused(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(struct.pack("<Q", length) + b"{}" + bytes(100))
+    with pytest.raises(CheckpointError, match="no safetensors file or is truncated"):
+        read_header(file)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff\xff",
+        b"{]",
+        pytest.param(b"[" * 100_000, id="deep"),
+        [],
+        "text",
+        3,
+        None,
+        {"w": None},
+        {"w": []},
+        {"w": {}},
+        {"w": GOOD | {"dtype": "F31"}},
+        {"w": GOOD | {"dtype": None}},
+        {"w": GOOD | {"dtype": []}},
+        {"w": GOOD | {"shape": None}},
+        {"w": GOOD | {"shape": 6}},
+        {"w": GOOD | {"shape": [[2], 3]}},
+        {"w": GOOD | {"shape": [float("nan")]}},
+        {"w": GOOD | {"shape": [float("inf")]}},
+        {"w": GOOD | {"data_offsets": []}},
+        {"w": GOOD | {"data_offsets": [0]}},
+        {"w": GOOD | {"data_offsets": {}}},
+        {"w": GOOD | {"data_offsets": ["a", "b"]}},
+        {"w": GOOD | {"data_offsets": [0, float("inf")]}},
+    ],
+    ids=repr,
+)
+def test_a_malformed_header_is_refused(tmp_path: Path, header: object) -> None:
+    file = write(tmp_path / "f", header)
+    with pytest.raises(CheckpointError, match="malformed"):
+        read_header(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [2, 4]},
+        {"shape": [-2, -3]},
+        {"shape": [2**62, 2**62]},
+        {"dtype": "F64"},
+        {"data_offsets": [24, 0]},
+        {"data_offsets": [-24, 0]},
+        {"data_offsets": [-4, 20]},
+        {"data_offsets": [-(2**70), 0]},
+    ],
+    ids=repr,
+)
+def test_a_tensor_whose_place_contradicts_its_shape_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    file = write(tmp_path / "f", {"w": GOOD | changes})
+    with pytest.raises(CheckpointError, match="tensor w has an impossible place or shape"):
+        read_header(file)
+
+
+@pytest.mark.parametrize("start", [1, 4, 2**40, 2**80])
+def test_a_tensor_behind_the_end_of_its_file_is_refused(tmp_path: Path, start: int) -> None:
+    file = write(tmp_path / "f", {"w": GOOD | {"data_offsets": [start, start + 24]}})
+    with pytest.raises(CheckpointError, match="is truncated: tensor w ends at byte"):
+        read_header(file)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_spoiled_file_is_read_whole_or_refused(
+    checkpoint: Callable[..., Path], tmp_path: Path, seed: int
+) -> None:
+    good = (checkpoint() / "model.safetensors").read_bytes()
+    start = 8 + struct.unpack("<Q", good[:8])[0]
+    random = torch.Generator().manual_seed(seed)
+    refused = 0
+    for _ in range(40):
+        spoiled = bytearray(good)
+        for place in torch.randint(0, start, (3,), generator=random).tolist():
+            spoiled[place] = int(torch.randint(0, 256, (), generator=random))
+        file = tmp_path / "model.safetensors"
+        file.write_bytes(spoiled)
+        try:
+            tensors = read_header(file)
+        except CheckpointError:
+            refused += 1
+            continue
+        for entry in tensors.values():
+            assert 8 <= entry.offset <= entry.offset + entry.nbytes <= len(good)
+            assert read(entry).shape == entry.shape
+    assert refused > 0

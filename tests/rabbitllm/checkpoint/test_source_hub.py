@@ -1,0 +1,256 @@
+"""Fetching from a hub: a stand-in for it on the loopback interface serves a tiny repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rabbitllm import CheckpointError, StreamedModel
+from rabbitllm.checkpoint.source import read_index, resolve
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+EXTRAS = (
+    "pytorch_model.bin",
+    "consolidated.safetensors",
+    "onnx/model.onnx",
+    "modeling_custom.py",
+    "README.md",
+    ".gitattributes",
+)
+"""What repositories hold besides, and nobody needs."""
+
+
+class Hub:
+    """Repositories by id, who may read them, and what was asked."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Path] = {}
+        self.gated: set[str] = set()
+        self.expired: set[str] = set()
+        self.tokens: list[str | None] = []
+        self.fetched: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self._answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self._answer(with_body=True)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def _answer(self, with_body: bool) -> None:
+                token = self.headers.get("Authorization")
+                token = token.removeprefix("Bearer ") if token else None
+                hub.tokens.append(token)
+                status, headers, body = hub.answer(self.path.split("?")[0], token, with_body)
+                self.send_response(status)
+                for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(body)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(
+        self, path: str, token: str | None, with_body: bool
+    ) -> tuple[int, dict[str, str], bytes]:
+        api = path.startswith("/api/models/")
+        parts = path.removeprefix("/api/models/" if api else "/").split("/")
+        repo, rest = "/".join(parts[:2]), parts[2:]
+        if token in self.expired:
+            return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
+        if repo not in self.repos:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        files = {
+            str(file.relative_to(self.repos[repo])): file
+            for file in sorted(self.repos[repo].rglob("*"))
+            if file.is_file()
+        }
+        if api and rest[0] == "tree":
+            tree = [
+                {"type": "file", "path": n, "size": f.stat().st_size, "oid": _digest(f)}
+                for n, f in files.items()
+            ]
+            return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
+        if api:
+            info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+            return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
+        if repo in self.gated and token != "let-me-in":
+            return 403 if token else 401, {"X-Error-Code": "GatedRepo"}, b""
+        name = "/".join(rest[2:])
+        if name not in files:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+        if with_body:
+            self.fetched.append(name)
+        headers = {"ETag": f'"{_digest(files[name])}"', "X-Repo-Commit": COMMIT}
+        return 200, headers, files[name].read_bytes()
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Callable[..., Path]
+) -> Iterator[Hub]:
+    """A hub with `tiny/llama` (one file) and `tiny/shards`, and an empty cache."""
+    hub = Hub()
+    constants = "huggingface_hub.constants."
+    monkeypatch.setattr(constants + "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants + "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants + "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hub.repos["tiny/llama"] = Path(shutil.copytree(checkpoint(), tmp_path / "llama"))
+    hub.repos["tiny/shards"] = tmp_path / "shards"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint())
+    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    for repo in hub.repos.values():
+        for name in ("merges.txt", "tokenizer.model", "chat_template.jinja", *EXTRAS):
+            (repo / name).parent.mkdir(exist_ok=True)
+            (repo / name).write_text(f"the text of {name}")  # equal files would be fetched once
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+def _wanted(folder: Path) -> set[str]:
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    return names - set(EXTRAS)
+
+
+@pytest.mark.parametrize("repo", ["tiny/llama", "tiny/shards"])
+def test_only_what_is_needed_is_fetched_and_once(hub: Hub, repo: str) -> None:
+    folder = resolve(repo, None, False)
+    wanted = _wanted(hub.repos[repo])
+    assert {"config.json", "merges.txt", "tokenizer.model", "chat_template.jinja"} < wanted
+    assert sorted(hub.fetched) == sorted(wanted)
+    assert _wanted(folder) == wanted
+    assert read_index(folder).keys() == read_index(hub.repos["tiny/llama"]).keys()
+    hub.fetched.clear()
+    assert resolve(repo, None, False) == folder
+    assert hub.fetched == []
+
+
+def test_code_is_fetched_where_it_is_trusted(hub: Hub) -> None:
+    resolve("tiny/llama", None, True)
+    assert set(hub.fetched) == _wanted(hub.repos["tiny/llama"]) | {"modeling_custom.py"}
+
+
+def test_a_repository_loads_as_its_folder_does(
+    hub: Hub, streamed: Callable[..., StreamedModel], prompt: Any
+) -> None:
+    model = streamed("tiny/shards")
+    assert model.name_or_path == "tiny/shards"
+    assert model(prompt).logits.equal(streamed(hub.repos["tiny/llama"])(prompt).logits)
+
+
+@pytest.mark.parametrize("argument", ["token", "hf_token"])
+def test_the_token_is_sent(hub: Hub, streamed: Callable[..., StreamedModel], argument: str) -> None:
+    hub.gated.add("tiny/llama")
+    assert streamed("tiny/llama", **{argument: "let-me-in"}).streaming_plan.slots == 2
+    assert set(hub.tokens) == {"let-me-in"}
+
+
+def test_the_token_of_the_environment_is_sent_unless_one_is_given(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "from-outside")
+    resolve("tiny/llama", None, False)
+    assert set(hub.tokens) == {"from-outside"}
+    hub.tokens.clear()
+    resolve("tiny/llama", "let-me-in", False)
+    assert set(hub.tokens) == {"let-me-in"}
+
+
+@pytest.mark.parametrize("token", [None, "a-stranger's"])
+def test_a_gated_repository_says_whose_terms_to_accept(hub: Hub, token: str | None) -> None:
+    hub.gated.add("tiny/llama")
+    with pytest.raises(CheckpointError, match=r"tiny/llama is gated.*token=.*HF_TOKEN"):
+        resolve("tiny/llama", token, False)
+
+
+@pytest.mark.parametrize("repo", ["tiny/lama", "no-such-model", "not a name", "-tiny/llama"])
+def test_an_unknown_repository_is_named(hub: Hub, repo: str) -> None:
+    with pytest.raises(CheckpointError, match=f"No folder and no hub repository named '{repo}'"):
+        resolve(repo, None, False)
+
+
+def test_a_refused_token_is_said_to_be_one(hub: Hub) -> None:
+    hub.expired.add("of-last-year")
+    with pytest.raises(CheckpointError, match=r"refuses tiny/llama.*expired token"):
+        resolve("tiny/llama", "of-last-year", False)
+
+
+def test_a_repository_of_pickles_says_what_to_do(hub: Hub) -> None:
+    (hub.repos["tiny/llama"] / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors.*must be converted"):
+        read_index(resolve("tiny/llama", None, False))
+
+
+def test_a_shard_that_the_hub_lacks_is_named(hub: Hub) -> None:
+    lost = sorted(hub.repos["tiny/shards"].glob("model-*.safetensors"))[0]
+    lost.unlink()
+    with pytest.raises(CheckpointError, match=rf"Shard {lost.name} .* is missing"):
+        read_index(resolve("tiny/shards", None, False))
+
+
+def test_an_index_that_names_other_places_fetches_nothing_there(hub: Hub) -> None:
+    index = hub.repos["tiny/shards"] / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "../llama/pytorch_model.bin"}}))
+    with pytest.raises(CheckpointError, match="no safetensors file of that folder"):
+        resolve("tiny/shards", None, False)
+    assert not any(name.endswith((".safetensors", ".bin")) for name in hub.fetched)
+
+
+def test_a_snapshot_in_the_cache_needs_no_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repo = tmp_path / "cache" / "models--tiny--llama"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    snapshot = shutil.copytree(hub.repos["tiny/llama"], repo / "snapshots" / COMMIT)
+    assert resolve("tiny/llama", None, False) == snapshot
+    assert hub.tokens == []
+
+
+def test_a_fetched_repository_survives_the_hub(hub: Hub) -> None:
+    folder = resolve("tiny/llama", None, False)
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert resolve("tiny/llama", None, False) == folder
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_without_hub_and_cache_the_error_says_so(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, reachable: bool
+) -> None:
+    if reachable:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        hub.server.shutdown()
+        hub.server.server_close()
+    message = "tiny/llama is not, or not whole, in the local cache.*HF_HUB_OFFLINE"
+    with pytest.raises(CheckpointError, match=message):
+        resolve("tiny/llama", None, False)

@@ -1,0 +1,180 @@
+"""Tiny checkpoints of real architectures, and what every test of the engine relies on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from rabbitllm import AutoModel, StreamedModel
+
+GEOMETRY: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4, "tie_word_embeddings": False},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "head_dim": 32,
+    },
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 32,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "num_key_value_heads": 4,
+    },
+    "gemma2": {"head_dim": 16, "sliding_window": 8},
+    "phi": {},
+}
+
+
+def build(model_type: str, dtype: torch.dtype = torch.float32, **fields: Any) -> PreTrainedModel:
+    """A stock model of this type at a tiny geometry, with seeded random weights."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](**(GEOMETRY | fields))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for tensor in model.state_dict().values():  # zeros and ones would hide a misplaced weight
+        torch.nn.init.normal_(tensor, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _alone(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """One thread, a store of its own, and no hub."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("RABBITLLM_CACHE", str(tmp_path_factory.getbasetemp() / "stores"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint(architecture, dtype)` -> a folder that all tests share: do not write there."""
+    made: dict[tuple[str, torch.dtype], Path] = {}
+
+    def folder(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+        if (architecture, dtype) not in made:
+            fields = dict(ARCHITECTURES[architecture])
+            model = build(fields.pop("model_type", architecture), dtype, **fields)
+            name = f"{architecture}-{str(dtype).removeprefix('torch.')}"
+            made[architecture, dtype] = tmp_path_factory.mktemp(name, numbered=False)
+            model.save_pretrained(made[architecture, dtype])
+        return made[architecture, dtype]
+
+    return folder
+
+
+@pytest.fixture
+def copied(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`copied(architecture, dtype)` -> a copy of such a folder, to spoil."""
+
+    def folder(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+        return Path(shutil.copytree(checkpoint(architecture, dtype), tmp_path / "checkpoint"))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rewrite() -> Callable[..., None]:
+    """`rewrite(folder, change)`: the tensors of model.safetensors, changed by a function."""
+
+    def apply(
+        folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+    ) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file(change(tensors) or tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return apply
+
+
+@pytest.fixture(scope="session")
+def configure() -> Callable[..., None]:
+    """`configure(folder, field=value)`: fields of config.json, set; None removes one."""
+
+    def apply(folder: Path, **fields: Any) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) | fields
+        path.write_text(
+            json.dumps({name: value for name, value in config.items() if value is not None})
+        )
+
+    return apply
+
+
+@pytest.fixture(scope="session")
+def stock() -> Callable[..., PreTrainedModel]:
+    """`stock(folder)` -> the model as transformers loads it, its weights in aligned memory.
+
+    `from_pretrained` keeps views of the mapped file, whose addresses depend on the header's length;
+    torch's kernels choose by alignment, so a parity test needs both sides aligned.
+    """
+
+    def load(folder: Path, **options: Any) -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        return model
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def streamed() -> Callable[..., StreamedModel]:
+    """`streamed(folder)` -> the model on the CPU at the smallest budget, unless told otherwise."""
+
+    def load(folder: Path, **options: Any) -> StreamedModel:
+        return AutoModel.from_pretrained(
+            folder, **({"device": "cpu", "host_memory": "min"} | options)
+        )
+
+    return load
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    """Token ids [2, 9]."""
+    return torch.randint(3, 150, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def keys_of() -> Callable[[Path], list[str]]:
+    """`keys_of(file)` -> the names of its tensors."""
+
+    def keys(file: Path) -> list[str]:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
+
+    return keys
