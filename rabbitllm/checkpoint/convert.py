@@ -137,10 +137,11 @@ def resolve_ties(model: PreTrainedModel, recipes: list[Recipe], read: ReadTensor
     """
     makers = {target: recipe for recipe in recipes for target in recipe.targets}
     tied: dict[str, str] = {}
-    for target, source in model.all_tied_weights_keys.items():
+    for target, source in list(model.all_tied_weights_keys.items()):
         both = [read(makers[name].sources[0][0]) for name in (target, source) if name in makers]
         if len(both) == 2 and not torch.equal(*both):
             logger.warning("%s and %s differ in the checkpoint: not tied.", target, source)
+            del model.all_tied_weights_keys[target]
             continue
         for absent, present in ((target, source), (source, target)):
             if absent not in makers and present in makers:
@@ -175,7 +176,9 @@ def check_shapes(
     shapes: Mapping[str, tuple[int, ...]],
     place: object,
 ) -> None:
-    """Every tensor that is a parameter as it lies has the parameter's shape.
+    """Every parameter that the checkpoint makes has the shape that the model gives it.
+
+    Conversions are tried on the meta device: nothing is read.
 
     Args:
         model: the model, on the meta device.
@@ -187,11 +190,29 @@ def check_shapes(
         CheckpointError: naming the first that has not.
     """
     state = model.state_dict()
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+
+    def read(key: str) -> torch.Tensor:
+        return torch.empty(shapes[key], device="meta")
+
     for recipe in recipes:
-        name, key = recipe.targets[0], recipe.sources[0][0]
-        if recipe.converter is None and shapes[key] != tuple(state[name].shape):
-            raise CheckpointError(
-                f"{key} has shape {list(shapes[key])} in the checkpoint, but the config in "
-                f"{place} asks for "
-                f"{list(state[name].shape)}. The config does not belong to these weights."
-            )
+        keys = [key for key, _ in recipe.sources]
+        if recipe.converter is None:
+            made, origin = {recipe.targets[0]: shapes[keys[0]]}, keys[0]
+        else:
+            origin = f"{recipe.targets[0]}, made of {len(keys)} tensors ({keys[0]}, ...),"
+            try:
+                tried = recipe.run(model, read, dtypes)
+            except (RuntimeError, ValueError, KeyError, IndexError) as error:
+                raise CheckpointError(
+                    f"{origin} cannot be made from what is in {place}: {error}. The checkpoint is "
+                    "incomplete, or its config does not belong to these weights."
+                ) from error
+            made = {name: tuple(tensor.shape) for name, tensor in tried.items()}
+        for name in recipe.targets:
+            if made.get(name) != tuple(state[name].shape):
+                raise CheckpointError(
+                    f"{origin} has shape {list(made.get(name, ()))} in the checkpoint, but the "
+                    f"config in {place} asks for {list(state[name].shape)}. The checkpoint is "
+                    "incomplete, or its config does not belong to these weights."
+                )

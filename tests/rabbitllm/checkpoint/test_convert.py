@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import Chunk, WeightConverter
+
+from rabbitllm import CheckpointError, StreamedModel
+from rabbitllm.checkpoint.convert import (
+    Recipe,
+    check_complete,
+    check_shapes,
+    dtypes_of,
+    recipes_for,
+    resolve_ties,
+)
+from rabbitllm.checkpoint.source import read_index
+
+Tensors = dict[str, torch.Tensor]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.fixture(scope="module")
+def skeleton() -> Callable[..., PreTrainedModel]:
+    """`skeleton(folder, dtype)` -> the stock model on the meta device."""
+
+    def build(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        with init_empty_weights(include_buffers=False):
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+
+    return build
+
+
+def convert(model: PreTrainedModel, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    dtypes = dtypes_of(model, dtype)
+    recipes = recipes_for(model, tensors)
+    resolve_ties(model, recipes, tensors.__getitem__)
+    check_complete(model, recipes, "here")
+    made: Tensors = {}
+    for recipe in recipes:
+        made |= recipe.run(model, tensors.__getitem__, dtypes)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "llama-tied", "mixtral", "qwen3_moe", "deepseek_v3", "gemma2", "phi"]
+)
+def test_recipes_make_what_transformers_loads(
+    checkpoint: Callable[..., Path],
+    skeleton: Callable[..., PreTrainedModel],
+    architecture: str,
+    dtype: torch.dtype,
+) -> None:
+    folder = checkpoint(architecture)
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).state_dict()
+    made = convert(skeleton(folder, dtype), load_file(folder / "model.safetensors"), dtype)
+    assert made.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert made[name].dtype == tensor.dtype, name
+        assert torch.equal(made[name], tensor), name
+
+
+def test_experts_are_fused_from_separate_keys(
+    checkpoint: Callable[..., Path], skeleton: Callable[..., PreTrainedModel]
+) -> None:
+    folder = checkpoint("mixtral")
+    recipes = recipes_for(skeleton(folder), read_index(folder))
+    (fused,) = [r for r in recipes if r.targets == ("model.layers.2.mlp.experts.gate_up_proj",)]
+    keys = [key for key, _ in fused.sources]
+    assert len(keys) == 8
+    assert {key.rpartition(".experts.")[2] for key in keys} == {
+        f"{expert}.{part}.weight" for expert in range(4) for part in ("w1", "w3")
+    }
+
+
+def test_ten_experts_keep_their_order(skeleton: Callable[..., PreTrainedModel]) -> None:
+    model = skeleton_of_mixtral(experts=11)
+    names = [f"model.layers.0.block_sparse_moe.experts.{expert}.w2.weight" for expert in range(11)]
+    tensors = {name: torch.full((64, 96), float(i)) for i, name in enumerate(names)}
+    (recipe,) = recipes_for(model, sorted(tensors))
+    (made,) = recipe.run(model, tensors.__getitem__, dtypes_of(model, torch.float32)).values()
+    assert made[:, 0, 0].tolist() == list(range(11))
+
+
+def skeleton_of_mixtral(experts: int) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        "mixtral",
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=32,
+        num_local_experts=experts,
+    )
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_one_key_may_make_several_parameters(
+    checkpoint: Callable[..., Path],
+    skeleton: Callable[..., PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = [f"self_attn.{part}_proj.weight" for part in "qkv"]
+    fused = WeightConverter(["self_attn.qkv.weight"], parts, [Chunk(dim=0)])
+    monkeypatch.setattr(
+        "rabbitllm.checkpoint.convert.get_model_conversion_mapping", lambda *_: [fused]
+    )
+    model = skeleton(checkpoint("llama-tied"))
+    tensors = {"model.layers.1.self_attn.qkv.weight": torch.randn(192, 64)}
+    (recipe,) = recipes_for(model, tensors)
+    assert recipe.targets == tuple(f"model.layers.1.{part}" for part in parts)
+    made = recipe.run(model, tensors.__getitem__, dtypes_of(model, torch.float32))
+    assert torch.equal(torch.cat([made[name] for name in recipe.targets]), *tensors.values())
+
+
+def test_a_base_model_checkpoint_loads(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+) -> None:
+    folder = copied("llama-tied")
+    rewrite(folder, lambda ts: {key.removeprefix("model."): tensor for key, tensor in ts.items()})
+    assert "layers.0.self_attn.q_proj.weight" in read_index(folder)
+    expected = stock(checkpoint("llama-tied"))(prompt).logits
+    assert torch.equal(streamed(folder)(prompt).logits, expected)
+
+
+def test_a_key_that_the_model_has_no_use_for_is_left_out(
+    checkpoint: Callable[..., Path],
+    skeleton: Callable[..., PreTrainedModel],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "rabbitllm")
+    folder = checkpoint()
+    keys = [*read_index(folder), "model.layers.0.self_attn.rotary_emb.inv_freq", "extra"]
+    targets = {
+        target for recipe in recipes_for(skeleton(folder), keys) for target in recipe.targets
+    }
+    assert targets == read_index(folder).keys()
+    assert "No parameter for checkpoint key extra" in caplog.text
+
+
+# ties
+
+
+def test_tied_names_that_differ_in_the_checkpoint_stay_apart(
+    copied: Callable[..., Path],
+    configure: Callable[..., None],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = copied("llama")
+    configure(folder, tie_word_embeddings=True)
+    model = streamed(folder)
+    assert f"{HEAD} and {EMBEDDING} differ in the checkpoint: not tied." in caplog.text
+    assert model.streaming_plan.tiers.keys() >= {"model.embed_tokens", "lm_head"}
+    reference = stock(folder)
+    assert model.all_tied_weights_keys == reference.all_tied_weights_keys == {}
+    assert torch.equal(model(prompt).logits, reference(prompt).logits)
+
+
+@pytest.mark.parametrize("present", [[EMBEDDING], [HEAD], [EMBEDDING, HEAD]])
+def test_one_tensor_serves_both_tied_names(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    caplog: pytest.LogCaptureFixture,
+    present: list[str],
+) -> None:
+    folder = copied("llama-tied")
+
+    def place(tensors: Tensors) -> None:
+        shared = tensors.pop(EMBEDDING)
+        tensors.update({name: shared.clone() for name in present})
+
+    rewrite(folder, place)
+    assert read_index(folder).keys() & {EMBEDDING, HEAD} == set(present)
+    model = streamed(folder)
+    assert "lm_head" not in model.streaming_plan.tiers
+    expected = stock(checkpoint("llama-tied"))(prompt).logits
+    assert torch.equal(model(prompt).logits, expected)
+    assert "not tied" not in caplog.text
+
+
+# contradictions
+
+
+@pytest.mark.parametrize("architecture", ["llama", "deepseek_v3"])
+def test_missing_tensors_are_counted_and_named(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    architecture: str,
+) -> None:
+    folder = copied(architecture)
+    norms = [f"model.layers.{n}.input_layernorm.weight" for n in range(4)]
+    rewrite(folder, lambda ts: {key: tensor for key, tensor in ts.items() if key not in norms})
+    message = rf"4 of \d+ tensors are missing from .*{folder.name}: {', '.join(norms[:3])}, \.\.\."
+    with pytest.raises(CheckpointError, match=message):
+        streamed(folder)
+
+
+def test_a_missing_embedding_is_not_made_up_by_a_tie(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+) -> None:
+    folder = copied("llama-tied")
+    rewrite(folder, lambda ts: {key: tensor for key, tensor in ts.items() if key != EMBEDDING})
+    with pytest.raises(CheckpointError, match=f"2 of .* missing .*: {HEAD}, {EMBEDDING}"):
+        streamed(folder)
+
+
+@pytest.mark.parametrize("shape", [(64, 95), (96, 64), (64,), (64, 96, 1)])
+def test_a_shape_that_contradicts_the_config_is_named(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    shape: tuple[int, ...],
+) -> None:
+    folder, key = copied("llama"), "model.layers.3.mlp.down_proj.weight"
+    rewrite(folder, lambda ts: ts | {key: torch.zeros(shape)})
+    with pytest.raises(CheckpointError, match=rf"{key} has shape .*asks for \[64, 96\]"):
+        streamed(folder)
+
+
+@pytest.mark.parametrize("lost", ["experts.3.w1", "experts.3.", ".w1", ".w3.", "experts."])
+def test_a_missing_expert_is_found_before_anything_is_converted(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    lost: str,
+) -> None:
+    folder, layer = copied("mixtral"), "model.layers.2."
+    rewrite(folder, lambda ts: {k: t for k, t in ts.items() if not (layer in k and lost in k)})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.2\.mlp\.experts.*incomplete"):
+        streamed(folder, layer_shards_saving_path=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_expert_of_another_shape_is_named(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+) -> None:
+    folder = copied("mixtral")
+    key = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    assert key in read_index(folder)
+    rewrite(folder, lambda ts: ts | {key: torch.zeros(96, 64)})
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.experts\.down_proj"):
+        streamed(folder)
+
+
+def test_shapes_are_checked_without_reading(
+    checkpoint: Callable[..., Path], skeleton: Callable[..., PreTrainedModel]
+) -> None:
+    folder = checkpoint("qwen3_moe")
+    model, entries = skeleton(folder), read_index(folder)
+    shapes = {key: entry.shape for key, entry in entries.items()}
+    recipes = recipes_for(model, entries)
+    check_shapes(model, recipes, shapes, "here")
+    wrong = Recipe((HEAD,), [(EMBEDDING, EMBEDDING)])
+    with pytest.raises(CheckpointError, match=f"{EMBEDDING} has shape .*in here asks for"):
+        check_shapes(model, [wrong], shapes | {EMBEDDING: (3, 3)}, "here")
+
+
+def test_what_transformers_keeps_in_float32_stays_so(
+    checkpoint: Callable[..., Path], skeleton: Callable[..., PreTrainedModel]
+) -> None:
+    dtypes = dtypes_of(skeleton(checkpoint("deepseek_v3"), torch.bfloat16), torch.bfloat16)
+    kept = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert kept == {f"model.layers.{n}.mlp.gate.e_score_correction_bias" for n in (1, 2, 3)}
