@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -18,33 +19,49 @@ from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+INVALID = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What transformers raises for a config whose fields have wrong types or values."""
+
 
 def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     """The checkpoint's config, as the installed transformers understands it.
 
     Raises:
-        CheckpointError: no config, an architecture that transformers does not know, one that needs
-            code from the checkpoint, or a quantised checkpoint.
+        CheckpointError: no config or a malformed one, an architecture that transformers does not
+            know, one that needs code from the checkpoint, or a quantised checkpoint.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: it is no transformers checkpoint.")
     try:
         fields: dict[str, Any] = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if "quantization_config" in fields:
-        method = dict(fields["quantization_config"]).get("quant_method", "unknown")
+    if quantization := fields.get("quantization_config"):
+        known = isinstance(quantization, dict)
+        method = quantization.get("quant_method", "unknown") if known else "unknown"
         raise CheckpointError(
             f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, "
             "unquantised one."
         )
-    model_type = fields.get("model_type")
+    model_type = str(fields.get("model_type"))
     if model_type not in CONFIG_MAPPING and not (trust_remote_code and "auto_map" in fields):
         raise CheckpointError(_unknown(path, model_type, "auto_map" in fields))
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        folder, trust_remote_code=trust_remote_code
-    )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except INVALID as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is no valid config of {model_type!r}: {reason}.") from error
     return config
 
 
