@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(model_type: str, dtype: torch.dtype = torch.float32, **fields: Any) -> PreTrainedModel:
+def make(model_type: str, dtype: torch.dtype = torch.float32, **fields: Any) -> PreTrainedModel:
     """A stock model of this type at a tiny geometry, with seeded random weights."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[model_type](**(GEOMETRY | fields))
@@ -81,6 +81,12 @@ def _alone(
 
 
 @pytest.fixture(scope="session")
+def build() -> Callable[..., PreTrainedModel]:
+    """`build(model_type, dtype, field=value)` -> a stock model, see `make`."""
+    return make
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`checkpoint(architecture, dtype)` -> a folder that all tests share: do not write there."""
     made: dict[tuple[str, torch.dtype], Path] = {}
@@ -88,7 +94,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def folder(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
         if (architecture, dtype) not in made:
             fields = dict(ARCHITECTURES[architecture])
-            model = build(fields.pop("model_type", architecture), dtype, **fields)
+            model = make(fields.pop("model_type", architecture), dtype, **fields)
             name = f"{architecture}-{str(dtype).removeprefix('torch.')}"
             made[architecture, dtype] = tmp_path_factory.mktemp(name, numbered=False)
             model.save_pretrained(made[architecture, dtype])

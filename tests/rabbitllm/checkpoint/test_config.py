@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+
+from rabbitllm import CheckpointError, StreamedModel
+from rabbitllm.checkpoint.config import load_config, pick_dtype, stock_class
+from rabbitllm.checkpoint.source import TensorEntry
+
+CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Path({trace!r}).write_text("ran")
+
+class CustomConfig(LlamaConfig):
+    model_type = "custom_llama"
+
+class CustomForCausalLM(LlamaForCausalLM):
+    config_class = CustomConfig
+"""
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "deepseek_v3"])
+def test_config_and_class_are_those_of_transformers(
+    checkpoint: Callable[..., Path], architecture: str
+) -> None:
+    config = load_config(checkpoint(architecture), False)
+    assert config.model_type == architecture
+    cls = stock_class(config, checkpoint(architecture), False)
+    assert cls is getattr(transformers, config.architectures[0])
+
+
+def test_a_folder_without_config_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} has no config\.json"):
+        load_config(tmp_path, False)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "3", "null", '"llama"', pytest.param("[" * 100_000, id="deep"), "\xff"]
+)
+def test_a_config_that_is_no_json_object_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
+        load_config(tmp_path, False)
+
+
+@pytest.mark.parametrize("model_type", ["llama9", None, 3, ["llama"], {}])
+def test_an_unknown_architecture_suggests_a_newer_transformers(
+    tmp_path: Path, model_type: object
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    message = rf"config\.json names .*transformers {transformers.__version__} does not know.*pip"
+    with pytest.raises(CheckpointError, match=message):
+        load_config(tmp_path, False)
+
+
+def test_an_architecture_that_is_no_language_model_is_named(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    config = load_config(tmp_path, False)
+    with pytest.raises(CheckpointError, match=rf"'vit' in {tmp_path} is no causal language model"):
+        stock_class(config, tmp_path, False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rope_parameters", "x"), ("auto_map", 3), ("dtype", "float7")]
+)
+def test_a_field_of_the_wrong_type_is_named_with_its_file(
+    copied: Callable[..., Path], configure: Callable[..., None], field: str, value: object
+) -> None:
+    folder = copied()
+    configure(folder, **{field: value})
+    with pytest.raises(CheckpointError, match=rf"{folder}/config\.json is no valid config of 'lla"):
+        load_config(folder, False)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [({"quant_method": "gptq"}, "gptq"), ({"a": 1}, "unknown"), (3, "unk")],
+)
+def test_a_quantised_checkpoint_is_refused(
+    copied: Callable[..., Path], configure: Callable[..., None], quantization: object, method: str
+) -> None:
+    folder = copied()
+    configure(folder, quantization_config=quantization)
+    with pytest.raises(CheckpointError, match=rf"{folder} is quantised \({method}.*unquantised"):
+        load_config(folder, False)
+
+
+def test_an_empty_quantisation_is_none(copied: Callable[..., Path]) -> None:
+    path = copied() / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": None}))
+    assert load_config(path.parent, False).model_type == "llama"
+
+
+# code in the checkpoint
+
+
+@pytest.fixture
+def custom(
+    copied: Callable[..., Path],
+    configure: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """A checkpoint whose class lives in its own folder; running that leaves `tmp_path/trace`."""
+    cache = str(tmp_path / "modules")
+    for module in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
+        monkeypatch.setattr(f"{module}.HF_MODULES_CACHE", cache)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = copied()
+    (folder / "custom.py").write_text(CODE.format(trace=str(tmp_path / "trace")))
+    auto_map = {
+        "AutoConfig": "custom.CustomConfig",
+        "AutoModelForCausalLM": "custom.CustomForCausalLM",
+    }
+    configure(folder, model_type="custom_llama", auto_map=auto_map)
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def test_code_in_the_checkpoint_does_not_run_unless_trusted(
+    custom: Path, streamed: Callable[..., StreamedModel], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"'custom_llama'.*code.*trust_remote_code=True"):
+        streamed(custom)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_known_architecture_loads_without_the_code_beside_it(
+    custom: Path,
+    configure: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+) -> None:
+    configure(custom, model_type="llama")
+    assert type(streamed(custom)).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "trace").exists()
+
+
+def test_trusted_code_streams(
+    custom: Path,
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    model = streamed(custom, trust_remote_code=True)
+    assert (tmp_path / "trace").exists()
+    assert type(model).__name__ == "CustomForCausalLM"
+    assert model.streaming_plan.tiers["model.layers.0"] == "disk"
+    assert torch.equal(model(prompt).logits, stock(checkpoint())(prompt).logits)
+
+
+# dtype
+
+
+@pytest.mark.parametrize(
+    ("asked", "stated", "expected"),
+    [
+        ("auto", torch.bfloat16, torch.bfloat16),
+        (None, torch.bfloat16, torch.bfloat16),
+        ("auto", "float16", torch.float16),
+        ("auto", None, torch.float64),
+        ("float32", torch.bfloat16, torch.float32),
+        ("torch.float16", None, torch.float16),
+        (torch.float32, torch.bfloat16, torch.float32),
+    ],
+)
+def test_dtype_is_the_asked_else_the_configs_else_the_checkpoints(
+    asked: Any, stated: Any, expected: torch.dtype
+) -> None:
+    config = PretrainedConfig()
+    config.dtype = stated
+    entries = {
+        "ids": TensorEntry(Path("f"), 0, 8, torch.int64, (1,)),
+        "w": TensorEntry(Path("f"), 8, 8, torch.float64, (1,)),
+    }
+    assert pick_dtype(asked, config, entries) == expected
+
+
+@pytest.mark.parametrize("asked", ["int8", "half a float", "nn", torch.int64, 3])
+def test_what_is_no_float_dtype_is_refused(asked: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no floating point dtype\. Use 'auto', 'bfloat16'"):
+        pick_dtype(asked, PretrainedConfig(), {})
+
+
+# head_dim
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory, build: Callable[..., PreTrainedModel]) -> Path:
+    """The attention geometry of Qwen2.5-0.5B: 14 heads of 64 in 896, 2 key-value heads."""
+    geometry = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}
+    folder = tmp_path_factory.mktemp("qwen2")
+    build("qwen2", **geometry, intermediate_size=32, num_hidden_layers=3).save_pretrained(folder)
+    return folder
+
+
+def test_head_dim_is_what_the_checkpoint_has(
+    qwen: Path,
+    tmp_path: Path,
+    configure: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for file in qwen.iterdir():
+        (wrong / file.name).symlink_to(file)
+    (wrong / "config.json").unlink()
+    (wrong / "config.json").write_text((qwen / "config.json").read_text())
+    configure(wrong, head_dim=14)
+    model, reference = streamed(wrong), stock(qwen)
+    assert "The config says head_dim=14, but" in caplog.text
+    assert "using head_dim=64." in caplog.text
+    assert model.config.head_dim == 64
+    assert model.model.layers[1].self_attn.head_dim == 64
+    assert torch.equal(model(prompt).logits, reference(prompt).logits)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(prompt, **options), reference.generate(prompt, **options))
+
+
+@pytest.mark.parametrize("stated", [16, None])
+def test_head_dim_beyond_hidden_size_by_heads_is_found_too(
+    checkpoint: Callable[..., Path],
+    copied: Callable[..., Path],
+    configure: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    stated: int | None,
+) -> None:
+    folder = copied("qwen3_moe")
+    configure(folder, head_dim=stated)
+    model = streamed(folder)
+    assert model.config.head_dim == 32
+    assert torch.equal(model(prompt).logits, stock(checkpoint("qwen3_moe"))(prompt).logits)
+
+
+def test_a_right_config_is_left_alone(
+    qwen: Path, streamed: Callable[..., StreamedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = streamed(qwen)
+    assert "head_dim" not in caplog.text
+    assert model.config.to_dict().get("head_dim") is None
+
+
+def test_rows_that_no_head_dim_explains_are_an_error(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+) -> None:
+    folder, key = copied(), "model.layers.0.self_attn.q_proj.weight"
+    rewrite(folder, lambda ts: ts | {key: torch.zeros(63, 64)})
+    with pytest.raises(CheckpointError, match=rf"{key} has shape \[63, 64\]"):
+        streamed(folder)
