@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 import transformers
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.source import WEIGHTS_INDEX, TensorEntry, read_header
+from rabbitllm.checkpoint.source import MALFORMED, WEIGHTS_INDEX, TensorEntry, read_header
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
@@ -42,6 +43,11 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rabbitllm"
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a layer store has been begun in this folder."""
+    return (folder / DESCRIPTION).is_file()
+
+
 def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
     """Where a checkpoint's weights lie now, if `remove_originals` left them to a store.
 
@@ -51,8 +57,11 @@ def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
     marker = folder / MOVED
     if not marker.is_file():
         return None
-    store = Path(json.loads(marker.read_text())["store"])
-    if not (store / DESCRIPTION).is_file():
+    try:
+        store = Path(json.loads(marker.read_text())["store"])
+    except MALFORMED as error:
+        raise CheckpointError(f"{marker} does not say where the weights are: {error!r}.") from error
+    if not is_store(store):
         raise CheckpointError(
             f"The weights of {folder} were moved to {store}, which is gone. Download the "
             "checkpoint again."
@@ -66,7 +75,9 @@ def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
 
 def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
     """Deletes the shards that a complete store stands in for, and leaves word of its place."""
-    (folder / MOVED).write_text(json.dumps({"store": str(store.folder.resolve())}))
+    word = folder / f"{TEMPORARY}{MOVED}"
+    word.write_text(json.dumps({"store": str(store.folder.resolve())}))
+    word.replace(folder / MOVED)
     for file in {entry.file for entry in entries.values()} - set(store.folder.glob("*")):
         logger.info("Deleting %s: the layer store has its weights", file)
         original = file.resolve()  # in the hub's cache a shard is a link to a blob
@@ -120,6 +131,7 @@ class LayerStore:
 
         Raises:
             BudgetError: the disk lacks the space; nothing is written.
+            OSError: writing fails all the same; the next fill goes on from there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
@@ -158,9 +170,16 @@ class LayerStore:
 
     def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
         temporary = self.folder / f"{TEMPORARY}{stem}"
-        save_file(tensors, temporary)
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        try:
+            save_file(tensors, temporary)
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"{self._path(stem)} could not be written: {error}. What is there is kept: once "
+                "that is mended, loading again goes on from here."
+            ) from error
         temporary.replace(self._path(stem))
 
     def _whole(self, stem: str, names: list[str]) -> bool:

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import filelock
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from rabbitllm import BudgetError, CheckpointError, StreamedModel
+from rabbitllm.checkpoint import store as store_module
+from rabbitllm.utils import find_or_create_local_splitted_path
+
+Usage = namedtuple("Usage", "total used free")
+STAGES = 4 + 1
+"""Files of a mixtral store: four layers, and what is resident."""
+
+
+@pytest.fixture(scope="module")
+def context() -> ForkServerContext:
+    """Starts processes from one that has the engine loaded, so that each costs milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rabbitllm.prepare", "pytest"])
+    return context
+
+
+def split(folder: Path, root: Path, **options: object) -> Path:
+    return find_or_create_local_splitted_path(folder, root, **options)[1]
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in store.glob("*.safetensors")}
+
+
+def identities(store: Path) -> dict[str, tuple[int, int]]:
+    """What a rewritten file would change."""
+    files = store.glob("*.safetensors")
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+
+
+def test_the_default_place_is_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RABBITLLM_CACHE", str(tmp_path / "a"))
+    assert store_module.default_root() == tmp_path / "a"
+    monkeypatch.delenv("RABBITLLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert store_module.default_root() == tmp_path / "rabbitllm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert store_module.default_root() == Path.home() / ".cache" / "rabbitllm"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_store_holds_the_parameters_that_transformers_loads(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    tmp_path: Path,
+    dtype: str,
+) -> None:
+    store = split(checkpoint("mixtral"), tmp_path, dtype=dtype)
+    expected = stock(checkpoint("mixtral"), dtype=dtype).state_dict()
+    found: dict[str, torch.Tensor] = {}
+    for file in store.glob("*.safetensors"):
+        held = load_file(file)
+        assert file.stem == "resident" or all(name.startswith(file.stem) for name in held)
+        assert found.keys().isdisjoint(held)
+        found |= held
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+        assert found[name].dtype == tensor.dtype
+
+
+def test_a_store_is_filled_once(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
+) -> None:
+    streamed(checkpoint("mixtral"), layer_shards_saving_path=tmp_path)
+    (store,) = tmp_path.iterdir()
+    before = identities(store)
+    assert len(before) >= STAGES
+    streamed(checkpoint("mixtral"), layer_shards_saving_path=tmp_path)
+    assert split(checkpoint("mixtral"), tmp_path) == store
+    assert identities(store) == before
+    assert list(tmp_path.iterdir()) == [store]
+
+
+def test_a_checkpoint_readable_in_place_has_no_store(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
+) -> None:
+    folder = checkpoint("llama")
+    streamed(folder, layer_shards_saving_path=tmp_path, delete_original=True)
+    assert list(tmp_path.iterdir()) == []
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_each_dtype_has_its_own_store(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    stores = [split(checkpoint("mixtral"), tmp_path, dtype=d) for d in ("float32", "bfloat16")]
+    assert len(set(stores)) == 2
+    assert split(checkpoint("mixtral"), tmp_path) == stores[0]
+
+
+def test_another_checkpoint_in_the_same_place_has_its_own_store(
+    copied: Callable[..., Path], rewrite: Callable[..., None], tmp_path: Path
+) -> None:
+    folder = copied("mixtral")
+    before = split(folder, tmp_path / "stores")
+    name = "model.norm.weight"
+    rewrite(folder, lambda tensors: tensors | {name: tensors[name] + 1})
+    after = split(folder, tmp_path / "stores")
+    assert after != before
+    assert contents(after) != contents(before)
+
+
+# interruptions
+
+
+def fill_and_die(folder: Path, root: Path, whole: int, torn: bool) -> None:
+    """Fills a store up to `whole` files, half of another if `torn`, and is killed."""
+    saved = 0
+
+    def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        nonlocal saved
+        if saved < whole or torn:
+            save_file(tensors, file)
+        if saved == whole:
+            if torn:
+                os.truncate(file, file.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        saved += 1
+
+    torch.set_num_threads(1)
+    store_module.save_file = save
+    split(folder, root)
+
+
+@pytest.mark.parametrize(("whole", "torn"), [(0, False), (0, True), (2, True), (4, False)])
+def test_a_killed_fill_goes_on_where_it_stopped(
+    checkpoint: Callable[..., Path],
+    context: ForkServerContext,
+    tmp_path: Path,
+    whole: int,
+    torn: bool,
+) -> None:
+    folder = checkpoint("mixtral")
+    process = context.Process(target=fill_and_die, args=(folder, tmp_path / "a", whole, torn))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (store,) = (tmp_path / "a").iterdir()
+    before = identities(store)
+    assert len(before) == whole
+    assert len(list(store.glob(".partial-*"))) == torn
+    assert split(folder, tmp_path / "a") == store
+    after = identities(store)
+    assert {name: after[name] for name in before} == before
+    assert list(store.glob(".partial-*")) == []
+    assert contents(store) == contents(split(folder, tmp_path / "b"))
+
+
+def fill_slowly(folder: Path, root: Path, inside: Event, blocked: Event) -> None:
+    """Fills a store, and stops at the first file until another process waits for it."""
+
+    def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        inside.set()
+        assert blocked.wait(60)
+        save_file(tensors, file)
+
+    torch.set_num_threads(1)
+    store_module.save_file = save
+    split(folder, root)
+
+
+def fill_second(folder: Path, root: Path, inside: Event, blocked: Event) -> None:
+    """Fills the same store; fails if it need not wait or writes anything."""
+
+    class Lock(filelock.FileLock):
+        def __enter__(self) -> Lock:
+            try:
+                self.acquire(blocking=False)
+            except filelock.Timeout:
+                blocked.set()
+                self.acquire(poll_interval=0.01)
+            return self
+
+    def save(*_: object) -> None:
+        raise AssertionError("written twice")
+
+    torch.set_num_threads(1)
+    store_module.FileLock = Lock
+    store_module.save_file = save
+    assert inside.wait(60)
+    split(folder, root)
+    assert blocked.is_set()
+
+
+def test_of_two_processes_one_fills_and_the_other_waits(
+    checkpoint: Callable[..., Path], context: ForkServerContext, tmp_path: Path
+) -> None:
+    inside, blocked = context.Event(), context.Event()
+    arguments = (checkpoint("mixtral"), tmp_path / "a", inside, blocked)
+    processes = [context.Process(target=f, args=arguments) for f in (fill_slowly, fill_second)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    (store,) = (tmp_path / "a").iterdir()
+    assert contents(store) == contents(split(checkpoint("mixtral"), tmp_path / "b"))
+
+
+# damage
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "gone", "dtype", "shape", "names"])
+def test_a_damaged_file_is_made_again(
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    store = split(checkpoint("mixtral"), tmp_path)
+    before, good = identities(store), contents(store)
+    file = store / "model.layers.2.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    if damage == "truncated":
+        os.truncate(file, file.stat().st_size - 1)
+    elif damage == "garbage":
+        file.write_bytes(b"\xff" * file.stat().st_size)
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "dtype":
+        save_file(tensors | {name: tensors[name].half()}, file)
+    elif damage == "shape":
+        save_file(tensors | {name: tensors[name].flatten()}, file)
+    else:
+        save_file({name: tensors[name]}, file)
+    assert split(checkpoint("mixtral"), tmp_path) == store
+    assert contents(store) == good
+    after = identities(store)
+    assert {n for n in before if before[n] != after[n]} <= {file.name}
+    if damage in ("truncated", "garbage"):
+        assert f"{file}" in caplog.text
+        assert "Making it again." in caplog.text
+
+
+# space
+
+
+def test_too_little_space_is_an_error_before_anything_is_written(
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    streamed: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 123 * 2**10))
+    message = r"needs \d+\.\d\d MiB in .*where 123\.00 KiB are free.*layer_shards_saving_path"
+    with pytest.raises(BudgetError, match=message):
+        streamed(checkpoint("mixtral"), layer_shards_saving_path=tmp_path)
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} <= {".lock"}
+
+
+def test_only_what_is_missing_needs_space(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = split(checkpoint("mixtral"), tmp_path)
+    size = (store / "model.layers.0.safetensors").stat().st_size
+    room = size + store_module.HEADER_ROOM
+    (store / "model.layers.0.safetensors").unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, room // 2))
+    with pytest.raises(BudgetError):
+        split(checkpoint("mixtral"), tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, room))
+    split(checkpoint("mixtral"), tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 0))
+    assert split(checkpoint("mixtral"), tmp_path) == store
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 900 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(place)]
+    if os.name != "posix" or os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs leave to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_whole_files_and_is_gone_on_from(
+    checkpoint: Callable[..., Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 10**9))
+    message = r"small/mixtral.*/model\.layers\.\d\.safetensors could not be written: .*No space"
+    with pytest.raises(OSError, match=message):
+        split(checkpoint("mixtral"), small_disk)
+    (store,) = small_disk.iterdir()
+    before = identities(store)
+    assert 0 < len(before) < STAGES
+    assert list(store.glob(".partial-*")) == []
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    assert split(checkpoint("mixtral"), small_disk) == store
+    after = identities(store)
+    assert len(after) > len(before)
+    assert {name: after[name] for name in before} == before
+
+
+# delete_original
+
+
+def test_deleted_originals_are_read_from_the_store(
+    copied: Callable[..., Path],
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    folder, options = copied("mixtral"), {"layer_shards_saving_path": tmp_path / "stores"}
+    expected = stock(checkpoint("mixtral"))(prompt).logits
+    first = streamed(folder, delete_original=True, **options)
+    assert torch.equal(first(prompt).logits, expected)
+    assert list(folder.glob("*.safetensors")) == []
+    (store,) = (tmp_path / "stores").iterdir()
+    before = identities(store)
+    for deleting in (False, True):
+        again = streamed(folder, delete_original=deleting, **options)
+        assert torch.equal(again(prompt).logits, expected)
+        assert identities(store) == before
+    assert list((tmp_path / "stores").iterdir()) == [store]
+    assert split(folder, tmp_path / "stores") == store
+
+
+def test_deleting_frees_the_blobs_of_a_hub_cache(
+    copied: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+) -> None:
+    folder, blob = copied("mixtral"), tmp_path / "blob"
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
+    assert not blob.exists()
+    assert not (folder / "model.safetensors").is_symlink()
+
+
+def test_originals_stay_when_the_store_is_not_complete(
+    copied: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = copied("mixtral")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 0))
+    with pytest.raises(BudgetError):
+        streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / store_module.MOVED).exists()
+
+
+def test_a_store_that_is_gone_is_named(
+    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
+) -> None:
+    folder = copied("mixtral")
+    streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
+    shutil.rmtree(tmp_path / "stores")
+    with pytest.raises(CheckpointError, match=rf"{folder} were moved to {tmp_path}.*is gone"):
+        streamed(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", json.dumps({"store": 3})])
+def test_a_spoiled_word_of_the_store_is_named(
+    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], text: str
+) -> None:
+    folder = copied("mixtral")
+    (folder / store_module.MOVED).write_text(text)
+    with pytest.raises(CheckpointError, match=f"{store_module.MOVED} does not say where"):
+        streamed(folder)
