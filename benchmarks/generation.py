@@ -39,7 +39,9 @@ class _Clock(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def generate(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, **options: object) -> Timing:
+def generate(
+    model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, **options: object
+) -> Timing:
     """Greedy generation of exactly `new_tokens` after `prompt` [batch, tokens]."""
     clock = _Clock()
     begun = time.perf_counter()

@@ -11,11 +11,16 @@ import torch
 from rabbitllm.streaming.buffers import pinned_buffer
 
 
-def copy_bandwidth(device: torch.device, nbytes: int = 1 << 29, repeats: int = 20) -> dict[str, float]:
+def copy_bandwidth(
+    device: torch.device, nbytes: int = 1 << 29, repeats: int = 20
+) -> dict[str, float]:
     """GB/s of host-to-device copies of `nbytes`, from pinned and from pageable memory."""
     target = torch.empty(nbytes, dtype=torch.uint8, device=device)
     owner = threading.Event()  # any object: its death unlocks the pinned pages
-    sources = {"pinned": pinned_buffer(nbytes, owner), "pageable": torch.ones(nbytes, dtype=torch.uint8)}
+    sources = {
+        "pinned": pinned_buffer(nbytes, owner),
+        "pageable": torch.ones(nbytes, dtype=torch.uint8),
+    }
     sources["pinned"].fill_(1)
     result = {}
     for kind, source in sources.items():
@@ -31,7 +36,7 @@ def copy_bandwidth(device: torch.device, nbytes: int = 1 << 29, repeats: int = 2
 
 
 def direct_read_bandwidth(files: list[Path], limit: int = 4 << 30, threads: int = 8) -> float:
-    """GB/s of reading up to `limit` bytes of the files around the page cache, into one buffer a thread."""
+    """GB/s of reading up to `limit` bytes of the files around the page cache."""
     chunk = 4 << 20
     jobs = [(f, start) for f in files for start in range(0, f.stat().st_size - chunk, chunk)]
     jobs = jobs[: limit // chunk]

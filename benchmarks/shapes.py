@@ -1,4 +1,4 @@
-"""Checkpoints with the shapes of real models and random weights, written without holding them in memory."""
+"""Checkpoints with the shapes of real models and random weights, written piece by piece."""
 
 import json
 from pathlib import Path

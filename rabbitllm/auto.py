@@ -10,7 +10,7 @@ from rabbitllm.prepare import Prepared, prepare
 from rabbitllm.streaming.budget import total_budget, weights_budget, working_bytes
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.plan import SLOTS, Plan, make_plan
+from rabbitllm.streaming.plan import Plan, make_plan
 
 
 class AutoModel:
@@ -117,12 +117,14 @@ def _plan(
     host_memory: int | str,
     max_seq_len: int | None,
 ) -> tuple[Prepared, Plan]:
-    """Places the stages; blocks are split into their children where two of them do not fit."""
+    """Places the stages; blocks split into their children as long as two do not fit."""
     host = torch.device("cpu")
     total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
-    if total != "min" and prepared.minimum_bytes() > total:
-        room = total - (prepared.base.nbytes if prepared.base else 0)
-        prepared = prepared.with_stages_of(room // SLOTS)
+    while total != "min" and prepared.minimum_bytes() > total:
+        smaller = prepared.with_largest_split()
+        if smaller is None:
+            break
+        prepared = smaller
     minimum = prepared.minimum_bytes()
     working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device)
     for_weights = weights_budget(total, minimum, working)

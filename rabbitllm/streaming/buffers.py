@@ -1,5 +1,6 @@
 """Buffers for weights: allocated once, of the exact size, aligned."""
 
+import mmap
 import weakref
 
 import torch
@@ -7,11 +8,24 @@ from torch import nn
 
 from rabbitllm.streaming.stages import ALIGNMENT, Stage
 
+HUGE_PAGE = 2 << 20
+
 
 def host_buffer(nbytes: int) -> torch.Tensor:
     """Uninitialised host memory: uint8 [nbytes], starting on an `ALIGNMENT` boundary."""
     raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
     start = -raw.data_ptr() % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def _huge_pages(nbytes: int) -> torch.Tensor:
+    """Host memory on huge pages where the system has them: quicker to lock, and to translate."""
+    size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    raw = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -raw.data_ptr() % HUGE_PAGE
     return raw[start : start + nbytes]
 
 
@@ -24,7 +38,7 @@ def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
     Raises:
         RuntimeError: the system does not let so much memory be locked.
     """
-    buffer = host_buffer(nbytes)
+    buffer = _huge_pages(nbytes)
     runtime = torch.cuda.cudart()
     code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, 0))
     if code:

@@ -14,6 +14,10 @@ from rabbitllm.streaming.plan import STAGING
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
 
+COPY = 16 << 20
+"""Bytes of one asynchronous copy. All streams share one copy engine, first come, first served: what
+the model itself copies between two tokens (ids, positions) must not wait behind a whole stage."""
+
 
 @dataclass(eq=False)
 class Slot:
@@ -151,5 +155,7 @@ class CudaTransfer(Transfer):
         if id(slot) in self._computed:
             self._stream.wait_event(self._computed[id(slot)])
         with torch.cuda.stream(self._stream):
-            slot.buffer[: stage.nbytes].copy_(source[: stage.nbytes], non_blocking=True)
+            for begin in range(0, stage.nbytes, COPY):
+                part = slice(begin, min(begin + COPY, stage.nbytes))
+                slot.buffer[part].copy_(source[part], non_blocking=True)
         self._copied.setdefault(id(slot), torch.cuda.Event()).record(self._stream)
