@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from rabbitllm.checkpoint.legacy import Inputs
 from rabbitllm.utils.platform import is_flash_attention_available
 
 logger = logging.getLogger(__name__)
@@ -19,18 +20,21 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def candidates(
-    asked: str, device: torch.device, dtype: torch.dtype
+    asked: str, device: torch.device, dtype: torch.dtype, inputs: Inputs | None = None
 ) -> tuple[list[str], str | None]:
-    """The backends to try in turn, and why FlashAttention 2, if wanted, is not among them.
+    """The backends to try in turn, and why the fastest or the asked one is not among them.
 
     Args:
         asked: "auto" or a backend's name in transformers.
         device: where the model runs.
         dtype: of its activations.
+        inputs: a legacy family's inputs, if only some backends take them.
     """
     wanted = (
         list(CHAIN) if asked == "auto" else [asked, *(name for name in CHAIN[1:] if name != asked)]
     )
+    if inputs and wanted[0] not in inputs.backends:
+        return [name for name in wanted if name in inputs.backends], inputs.why
     if wanted[0] != "flash_attention_2":
         return wanted, None
     available, reason = is_flash_attention_available(device)
@@ -46,22 +50,26 @@ def candidates(
 
 
 def build_with_attention(
-    build: Callable[[str], Model], asked: str, device: torch.device, dtype: torch.dtype
+    build: Callable[[str], Model],
+    asked: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    inputs: Inputs | None = None,
 ) -> Model:
     """Builds the model with the first backend that it accepts.
 
     Args:
         build: makes the model for a backend's name; transformers raises ValueError or ImportError
             for one that cannot be.
-
         asked: "auto" or a backend's name in transformers.
         device: where the model runs.
         dtype: of its activations.
+        inputs: a legacy family's inputs, if only some backends take them.
 
     Raises:
         ValueError: the model accepts none of them.
     """
-    names, reason = candidates(asked, device, dtype)
+    names, reason = candidates(asked, device, dtype, inputs)
     for position, name in enumerate(names):
         try:
             model = build(name)

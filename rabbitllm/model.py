@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
+from rabbitllm.checkpoint.tokenizer import load_tokenizer
 from rabbitllm.stats import Stats
 from rabbitllm.streaming.plan import Plan
 
@@ -53,11 +54,10 @@ class StreamedModel(_Stock):
         """The checkpoint's own tokenizer, loaded at first use.
 
         Raises:
+            CheckpointError: the checkpoint has none, or its code would have to be trusted.
             OSError: the checkpoint has none.
         """
-        return AutoTokenizer.from_pretrained(
-            self.checkpoint_folder, trust_remote_code=self._trust_remote_code
-        )
+        return load_tokenizer(self.checkpoint_folder, self._trust_remote_code)
 
     @property
     def active_attention_implementation(self) -> str:

@@ -10,7 +10,14 @@ from accelerate import init_empty_weights
 from transformers import PretrainedConfig
 
 from rabbitllm.attention import build_with_attention
-from rabbitllm.checkpoint.config import load_config, pick_dtype, repair_head_dim, stock_class
+from rabbitllm.checkpoint import legacy
+from rabbitllm.checkpoint.config import (
+    load_config,
+    pick_dtype,
+    read_fields,
+    repair_head_dim,
+    stock_class,
+)
 from rabbitllm.checkpoint.convert import (
     Recipe,
     check_complete,
@@ -129,18 +136,23 @@ def prepare(
 ) -> Prepared:
     """Reads config and headers and builds the model; arguments as `AutoModel.from_pretrained`."""
     folder = resolve(model_id, token, trust_remote_code)
-    config = load_config(folder, trust_remote_code)
-    entries = moved_entries(folder) or read_index(folder)
+    fields = read_fields(folder)
+    config, row = load_config(folder, trust_remote_code), legacy.find(fields)
+    moved = moved_entries(folder)
+    entries = moved or read_index(folder)
     weights_dtype = pick_dtype(dtype, config, entries)
+    # The family goes by what the checkpoint says it is, not by the native class it maps to.
     streamed = streamed_class(
-        family_of(config.model_type).cls, stock_class(config, folder, trust_remote_code)
+        family_of(fields["model_type"]).cls, stock_class(config, folder, trust_remote_code)
     )
+    inputs = row.inputs if row else None
 
     def build(attention: str) -> StreamedModel:
-        return _skeleton(streamed, config, weights_dtype, attention)
+        return _skeleton(streamed, config, weights_dtype, attention, inputs)
 
-    model = build_with_attention(build, attn_implementation, device, weights_dtype)
-    recipes = recipes_for(model, entries)
+    model = build_with_attention(build, attn_implementation, device, weights_dtype, inputs)
+    # A store that took the originals' place holds parameters, which need no map.
+    recipes = recipes_for(model, entries, row.weights if row and not moved else ())
     if repair_head_dim(config, model, recipes, entries):
         model = build(model.active_attention_implementation)
     check_shapes(model, recipes, {key: entry.shape for key, entry in entries.items()}, folder)
@@ -152,10 +164,16 @@ def prepare(
 
 
 def _skeleton(
-    streamed: type[StreamedModel], config: PretrainedConfig, dtype: torch.dtype, attention: str
+    streamed: type[StreamedModel],
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    attention: str,
+    inputs: legacy.Inputs | None,
 ) -> StreamedModel:
     # Buffers such as rotary frequencies are computed by the model's own constructor, so they stay
     # real.
     with init_empty_weights(include_buffers=False):
         model = streamed._from_config(config, dtype=dtype, attn_implementation=attention)
+    if inputs:
+        model.base_model.register_forward_pre_hook(inputs.hook, with_kwargs=True)
     return cast(StreamedModel, model.eval())

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError
@@ -31,20 +32,46 @@ INVALID = (
 """What transformers raises for a config whose fields have wrong types or values."""
 
 
-def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The checkpoint's config, as the installed transformers understands it.
+class Fields(dict[str, Any]):
+    """The fields of a config.json. Indexing one that is absent is an error that names it."""
+
+    def __init__(self, fields: Mapping[str, Any], path: Path) -> None:
+        super().__init__(fields)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{self.path} has no {name!r}, which its {self['model_type']} needs.")
+
+
+def read_fields(folder: Path) -> Fields:
+    """The checkpoint's config.json, as data; its `model_type` is made a string.
 
     Raises:
-        CheckpointError: no config or a malformed one, an architecture that transformers does not
-            know, one that needs code from the checkpoint, or a quantised checkpoint.
+        CheckpointError: there is none, or it is no JSON object.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: it is no transformers checkpoint.")
     try:
-        fields: dict[str, Any] = dict(json.loads(path.read_text()))
+        fields = Fields(json.loads(path.read_text()), path)
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    fields["model_type"] = str(fields.get("model_type"))
+    return fields
+
+
+def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The checkpoint's config, as the installed transformers understands it.
+
+    That of a legacy family becomes the native config it maps to, whether its authors are trusted
+    or not.
+
+    Raises:
+        CheckpointError: no config or a malformed one, an architecture that transformers does not
+            know, one that needs code from the checkpoint, one that its map cannot express, or a
+            quantised checkpoint.
+    """
+    fields = read_fields(folder)
     if quantization := fields.get("quantization_config"):
         known = isinstance(quantization, dict)
         method = quantization.get("quant_method", "unknown") if known else "unknown"
@@ -52,16 +79,27 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
             f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, "
             "unquantised one."
         )
-    model_type = str(fields.get("model_type"))
-    if model_type not in CONFIG_MAPPING and not (trust_remote_code and "auto_map" in fields):
-        raise CheckpointError(_unknown(path, model_type, "auto_map" in fields))
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        return _config(folder, fields, trust_remote_code)
+    except CheckpointError:
+        raise
     except INVALID as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is no valid config of {model_type!r}: {reason}.") from error
+        raise CheckpointError(
+            f"{fields.path} is no valid config of {fields['model_type']!r}: {reason}."
+        ) from error
+
+
+def _config(folder: Path, fields: Fields, trust_remote_code: bool) -> PretrainedConfig:
+    config: PretrainedConfig
+    if row := legacy.find(fields):
+        config = row.native_config(fields)
+        config.name_or_path = str(folder)
+        return config
+    trusted = trust_remote_code and "auto_map" in fields and legacy.row_of(fields) is None
+    if fields["model_type"] not in CONFIG_MAPPING and not trusted:
+        raise CheckpointError(_unknown(fields.path, fields["model_type"], "auto_map" in fields))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     return config
 
 

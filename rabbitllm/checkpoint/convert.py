@@ -7,7 +7,7 @@ installed release, never written down here.
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,12 +74,21 @@ def _single(value: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
     return value[0] if isinstance(value, list) else value
 
 
-def recipes_for(model: PreTrainedModel, keys: Collection[str]) -> list[Recipe]:
+def recipes_for(
+    model: PreTrainedModel,
+    keys: Collection[str],
+    legacy: Sequence[WeightRenaming | WeightConverter] = (),
+) -> list[Recipe]:
     """The recipes that make `model`'s parameters and persistent buffers from these checkpoint keys.
 
     Keys that the model has no use for are logged at DEBUG and left out, as `from_pretrained` does.
+
+    Args:
+        model: the model, on the meta device.
+        keys: of the checkpoint.
+        legacy: what a family without a class of its own needs before the model's own mapping.
     """
-    mapping = get_model_conversion_mapping(model, None, None)
+    mapping = [*legacy, *get_model_conversion_mapping(model, None, None)]
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}

@@ -1,0 +1,147 @@
+"""Tokenizers of families whose own tokenizer class is code in the checkpoint."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+from rabbitllm.errors import CheckpointError
+
+QWEN_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{n}|>" for n in range(205)),
+)
+"""In the order of their ids, which follow those of the ranks: Qwen/Qwen-7B tokenization_qwen.py."""
+CHATGLM_SPECIAL = (
+    *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+)
+"""In the order of their ids, which follow those of the pieces; ChatGLM2 has the first five.
+THUDM/chatglm3-6b, tokenization_chatglm.py."""
+
+
+class SentencePieceTokenizer(SentencePieceBackend):
+    """A sentencepiece model as it is, and Llama's beginning of a sequence unless turned off.
+
+    Tokens to which tokenizer_config.json gives the id of a piece take that piece's place: InternLM2
+    names unused pieces so.
+    """
+
+    padding_side = "left"
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012  # as transformers has it
+
+    def __init__(
+        self,
+        unk_token: Any = "<unk>",
+        bos_token: Any = "<s>",
+        eos_token: Any = "</s>",
+        pad_token: Any = "</s>",
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.add_bos_token = add_bos_token
+        self.add_eos_token = add_eos_token
+        super().__init__(
+            unk_token=unk_token,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            add_bos_token=add_bos_token,
+            add_eos_token=add_eos_token,
+            **kwargs,
+        )
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """The ids with the beginning and end of a sequence, as far as those are wanted."""
+        bos = [self.bos_token_id] if self.add_bos_token else []
+        eos = [self.eos_token_id] if self.add_eos_token else []
+        second = [*bos, *token_ids_1, *eos] if token_ids_1 else []
+        return [*bos, *token_ids_0, *eos, *second]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of pieces, those of single bytes included."""
+        return str(self.sp_model.decode_pieces(tokens))
+
+
+class ChatGLMTokenizer(SentencePieceTokenizer):
+    """A sentencepiece model with special tokens behind its pieces; sequences begin [gMASK] sop.
+
+    The special tokens have ids but are not looked for in a text, where "sop" is part of words; the
+    roles are, because nobody writes "<|user|>" for anything else.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("pad_token", "<unk>")
+        roles = [token for token in CHATGLM_SPECIAL if token.startswith("<|")]
+        kwargs.setdefault("additional_special_tokens", roles)
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces and special tokens."""
+        return int(self.sp_model.get_piece_size()) + len(CHATGLM_SPECIAL)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """The ids of one or two texts behind [gMASK] sop."""
+        start = [self._convert_token_to_id(token) for token in ("[gMASK]", "sop")]
+        return [*start, *token_ids_0, *(token_ids_1 or [])]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        if token in CHATGLM_SPECIAL:
+            return int(self.sp_model.get_piece_size()) + CHATGLM_SPECIAL.index(token)
+        return int(self.sp_model.piece_to_id(token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        beyond = index - self.sp_model.get_piece_size()
+        return CHATGLM_SPECIAL[beyond] if beyond >= 0 else str(self.sp_model.id_to_piece(index))
+
+
+def sentencepiece(folder: Path) -> PreTrainedTokenizerBase:
+    """Reads tokenizer.model as InternLM and Baichuan do."""
+    return _sentencepiece(SentencePieceTokenizer, folder)
+
+
+def chatglm(folder: Path) -> PreTrainedTokenizerBase:
+    """Reads tokenizer.model as ChatGLM2 and ChatGLM3 do; GLM-4's file of that name is another."""
+    return _sentencepiece(ChatGLMTokenizer, folder)
+
+
+def tiktoken(folder: Path) -> PreTrainedTokenizerBase:
+    """Reads qwen.tiktoken; normal form and pattern are those of Qwen2."""
+    file = folder / "qwen.tiktoken"
+    _require(file, "tiktoken")
+    vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(str(file))
+    vocab |= {token: len(vocab) + n for n, token in enumerate(QWEN_SPECIAL)}
+    tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, additional_special_tokens=list(QWEN_SPECIAL)
+    )
+    return tokenizer
+
+
+def _sentencepiece(cls: type[SentencePieceTokenizer], folder: Path) -> PreTrainedTokenizerBase:
+    file = folder / "tokenizer.model"
+    _require(file, "sentencepiece")
+    try:
+        tokenizer: PreTrainedTokenizerBase = cls.from_pretrained(folder)
+    except RuntimeError as error:  # what the library raises for a file that it cannot parse
+        raise CheckpointError(f"{file} is no sentencepiece model: {error}.") from error
+    return tokenizer
+
+
+def _require(file: Path, library: str) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file.parent} has no {file.name}, so it has no tokenizer.")
+    if find_spec(library) is None:
+        raise ImportError(
+            f"{file} is read with the {library} library: pip install 'rabbitllm[legacy]'."
+        )
