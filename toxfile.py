@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tox.session.state import State
 
 ROOT = Path(__file__).resolve().parent
-CELL_COMMAND = ("python", "-m", "pytest", "matrix/test_cells.py")
+CELL_COMMAND = ("python", "-m", "pytest", "-q", "--no-header", "matrix/test_cells.py")
 CELL_EXTRAS = ("harness", "smollm2")
 LIGHT_ENVIRONMENTS = ("matrix", "render")
 

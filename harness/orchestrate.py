@@ -17,10 +17,9 @@ from pathlib import Path
 from harness.cells import ROOT, Cell, Matrix
 from harness.environment import check_hash, engine_hash
 from harness.fingerprints import LONGEST_MESSAGE, fingerprint, scrub
-from harness.results import FAILED, Record, Store
+from harness.results import Record, Store
+from harness.verdict import fails_run, judge, load_expected
 
-UNEXPECTED = FAILED | {"xpass"}
-"""Statuses with which a run fails: what is known to fail has another, xfail."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -122,7 +121,7 @@ def without_environment(cell: Cell, reason: str) -> Record:
         fingerprint=fingerprint("env-error", reason, "environment"),
         engine_hash=engine_hash(),
         check_hash=check_hash(cell),
-        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
 
@@ -143,6 +142,7 @@ def measure(cells: Sequence[Cell], arguments: Sequence[str], results: Path) -> l
     say(f"Making environments for transformers {', '.join(by_release)}")
     reasons = make_environments(list(by_release))
     say(f"Environments took {time.monotonic() - started:.0f} s")
+    expected = load_expected()
     problems = []
     for number, (release, group) in enumerate(by_release.items(), start=1):
         place = f"[{number}/{len(by_release)}]"
@@ -151,11 +151,12 @@ def measure(cells: Sequence[Cell], arguments: Sequence[str], results: Path) -> l
         store = Store(results, release)
         status = 0
         if release in reasons:
-            store.put(without_environment(cell, reasons[release]) for cell in group)
+            made = (without_environment(cell, reasons[release]) for cell in group)
+            store.put(judge(record, expected) for record in made)
         else:
             status = run_cells(release, [*arguments, "--results", str(results)])
         found = {record.key: record for record in store.read()}
-        worse = [problem for cell in group if (problem := judge(cell, found))]
+        worse = [problem for cell in group if (problem := problem_of(cell, found))]
         # Status 1 says that cells failed, which the records say better.
         if status > 1 or (status == 1 and not worse):
             worse.append(f"transformers {release}: the run of its cells ended with {status}")
@@ -176,7 +177,7 @@ def key(cell: Cell) -> tuple[str, str, str]:
     return cell.architecture.id, cell.backend.id, cell.device
 
 
-def judge(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
+def problem_of(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
     """Return what is wrong with a cell and the line that runs it again; nothing if all is well."""
     record = found.get(key(cell))
     again = (
@@ -185,7 +186,7 @@ def judge(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
     )
     if record is None:
         return f"{cell.id}: lost, it left no record\n    {again}"
-    if record.status in UNEXPECTED:
+    if fails_run(record):
         lines = record.message.strip().splitlines() or ["no message"]
         return f"{cell.id}: {record.status}: {lines[0]}\n    {again}"
     return ""
