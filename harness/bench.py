@@ -1,0 +1,212 @@
+"""What a cell's checks work on: the streamed model, its stock reference, prompts, and what both answer to them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from harness.cells import Cell
+from harness.checkpoints import load_reference
+
+PROMPT = 12
+"""Tokens of the prompt: more than the sliding windows of the tiny models."""
+STEPS = 4
+"""Tokens decoded one by one after it."""
+PADDED = (5, 12, 9)
+"""Lengths of the prompts in the padded batch."""
+
+
+class StockFailure(Exception):
+    """Stock transformers failed by itself; the cause is what it raised."""
+
+
+@contextmanager
+def reference_side() -> Iterator[None]:
+    """Blame what is raised inside on stock transformers."""
+    try:
+        yield
+    except StockFailure:
+        raise
+    except Exception as error:
+        raise StockFailure from error
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A prompt and the tokens after it, run through a model with a cache.
+
+    Attributes:
+        logits: of the prefill [1, prompt, vocabulary], then of each step [1, 1, vocabulary].
+        lengths: after the prefill and after each step, per layer: tokens seen, and tokens kept.
+        keys: per layer, the cache's keys at the end, [1, heads, kept, head_dim]; None for a layer without.
+        values: likewise.
+    """
+
+    logits: list[Tensor]
+    lengths: list[list[tuple[int, int]]]
+    keys: list[Tensor | None]
+    values: list[Tensor | None]
+
+
+class Bench:
+    """One cell's models and inputs; what several checks need is computed once.
+
+    Args:
+        cell: what is measured.
+        folder: its checkpoint.
+    """
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        self.cell = cell
+        self.folder = folder
+        self.device = torch.device(cell.device)
+        self.dtype: torch.dtype = getattr(torch, cell.dtype)
+        self.storages_before: set[int] = set()
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        """The stock model, fully loaded."""
+        with reference_side():
+            return load_reference(self.cell, self.folder, self.device)
+
+    @cached_property
+    def streamed(self) -> Any:
+        """The model under test, at the smallest budget that works: every block streams."""
+        from rabbitllm import AutoModel  # noqa: PLC0415  # a broken engine is this cell's failure, not the harness's
+
+        budget = "device_memory" if self.device.type == "cuda" else "host_memory"
+        self.storages_before = set(live_storages())
+        return AutoModel.from_pretrained(
+            self.folder,
+            device=self.cell.device,
+            dtype=self.cell.dtype,
+            attn_implementation=self.cell.backend.id,
+            show_layer_progress=False,
+            **{budget: "min"},
+        )
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Token ids [1, PROMPT + STEPS], the same in every process; none is a special one of the tiny models."""
+        generator = torch.Generator().manual_seed(1)
+        vocabulary = self.reference.config.get_text_config().vocab_size
+        ids = torch.randint(3, vocabulary, (1, PROMPT + STEPS), generator=generator)
+        return ids.to(self.device)
+
+    @property
+    def prompt(self) -> Tensor:
+        """Token ids [1, PROMPT]."""
+        return self.tokens[:, :PROMPT]
+
+    @cached_property
+    def padded(self) -> dict[str, Tensor]:
+        """input_ids and attention_mask [3, PROMPT]: prompts of different lengths, padded on the left."""
+        rows = [self.tokens[0, :length] for length in PADDED]
+        ids = torch.zeros(len(rows), max(PADDED), dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, -len(row) :] = row
+            mask[index, -len(row) :] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @cached_property
+    def stock_uncached(self) -> Tensor:
+        """The reference's logits [1, PROMPT + STEPS, vocabulary], from one forward without a cache."""
+        with reference_side():
+            return self.uncached(self.reference)
+
+    @cached_property
+    def streamed_uncached(self) -> Tensor:
+        """The streamed model's, likewise."""
+        return self.uncached(self.streamed)
+
+    @cached_property
+    def stock_decoded(self) -> Decoded:
+        """The reference's prefill and steps, with a cache."""
+        with reference_side():
+            return self.decode(self.reference)
+
+    @cached_property
+    def streamed_decoded(self) -> Decoded:
+        """The streamed model's, likewise."""
+        return self.decode(self.streamed)
+
+    @torch.no_grad()
+    def uncached(self, model: Any) -> Tensor:
+        """Return a model's logits for all tokens, from one forward without a cache."""
+        logits: Tensor = model(self.tokens, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def decode(self, model: Any) -> Decoded:
+        """Return what a model answers to the prompt, then to the other tokens one by one."""
+        cache = DynamicCache(config=model.config)
+        logits, lengths = [], []
+        pieces = [self.prompt, *self.tokens[:, PROMPT:].split(1, dim=1)]
+        for piece in pieces:
+            output = model(piece, past_key_values=cache, use_cache=True)
+            logits.append(output.logits)
+            lengths.append([layer_length(layer) for layer in cache.layers])
+        return Decoded(
+            logits,
+            lengths,
+            [getattr(layer, "keys", None) for layer in cache.layers],
+            [getattr(layer, "values", None) for layer in cache.layers],
+        )
+
+    @torch.no_grad()
+    def generate(self, model: Any, length: int, inputs: dict[str, Tensor] | None = None) -> Any:
+        """Return stock's output of greedy generation of exactly `length` tokens, with logits."""
+        inputs = inputs or {"input_ids": self.prompt, "attention_mask": torch.ones_like(self.prompt)}
+        return model.generate(
+            **inputs,
+            do_sample=False,
+            min_new_tokens=length,
+            max_new_tokens=length,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+
+
+def layer_length(layer: Any) -> tuple[int, int]:
+    """Return how many tokens a cache layer has seen, and how many it keeps."""
+    keys = getattr(layer, "keys", None)
+    kept = keys.shape[-2] if keys is not None and keys.dim() > 1 else 0
+    return int(layer.get_seq_length()), int(kept)
+
+
+def live_storages() -> dict[int, int]:
+    """Return address -> bytes of the memory behind all floating-point tensors that this process holds.
+
+    Mapped files do not count: their pages are the page cache's.
+    """
+    gc.collect()
+    mapped = mapped_files()
+    found = {}
+    for item in gc.get_objects():
+        # type(), for isinstance would wake lazy proxies.
+        if not issubclass(type(item), torch.Tensor) or item.is_meta or item.layout != torch.strided:
+            continue
+        storage = item.untyped_storage()
+        address = storage.data_ptr()
+        if item.is_floating_point() and not any(begin <= address < end for begin, end in mapped):
+            found[address] = storage.nbytes()
+    return found
+
+
+def mapped_files() -> list[tuple[int, int]]:
+    """Return the address ranges that are views of safetensors files; none where the system does not tell."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text("utf-8", "replace").splitlines() if maps.exists() else []
+    spans = [line.split(maxsplit=1)[0].split("-") for line in lines if ".safetensors" in line]
+    return [(int(begin, 16), int(end, 16)) for begin, end in spans]

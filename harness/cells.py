@@ -1,0 +1,203 @@
+"""The cells of the matrix: every architecture x transformers release x attention backend, from matrix/*.toml.
+
+Needs neither torch nor transformers, so that the environment that plans a run can be a light one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from harness.strict import StrictError, build, unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+MATRIX = ROOT / "matrix"
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Row = TypeVar("Row")
+Named = TypeVar("Named", "Architecture", "Backend")
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """Where a real model's weights come from: a GGUF file inside an installed distribution.
+
+    Attributes:
+        distribution: its name on the package index.
+        file: the file's name inside it.
+    """
+
+    distribution: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of matrix/architectures.toml.
+
+    Attributes:
+        id: the row's name, as in `--arch`.
+        family: the family's name, as the compatibility table prints it.
+        family_class: the class in `rabbitllm` that a streamed model of it is an instance of.
+        model_class: the stock class in `transformers`.
+        model_type: as in config.json.
+        config: arguments of the configuration class: a geometry small enough for milliseconds.
+        gguf: set for a real model; `config` is empty then.
+        dtype: of weights and activations.
+        checks: checks that only this row has, besides those that all have.
+        notes: why the row is as it is.
+    """
+
+    id: str
+    family: str
+    family_class: str
+    model_class: str
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    gguf: Gguf | None = None
+    dtype: Dtype = "float32"
+    checks: tuple[str, ...] = ()
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One row of matrix/releases.toml.
+
+    Attributes:
+        version: of transformers.
+        sentinel: belongs to the default selection.
+    """
+
+    version: str
+    sentinel: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of matrix/backends.toml.
+
+    Attributes:
+        id: `attn_implementation` in transformers.
+        devices: where it can run.
+        modules: importable modules that it needs besides transformers' own needs.
+        capability: the lowest CUDA compute capability, as 10 * major + minor; 0 for any.
+        dtype: overrides the architecture's where the backend does not take it.
+        notes: why the row is as it is.
+    """
+
+    id: str
+    devices: tuple[Device, ...]
+    modules: tuple[str, ...] = ()
+    capability: int = 0
+    dtype: Dtype | None = None
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure."""
+
+    architecture: Architecture
+    release: str
+    backend: Backend
+    device: Device = "cpu"
+
+    @property
+    def id(self) -> str:
+        """Such as "qwen2@5.0.0/sdpa/cpu"."""
+        return f"{self.architecture.id}@{self.release}/{self.backend.id}/{self.device}"
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of weights and activations."""
+        return self.backend.dtype or self.architecture.dtype
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All rows of matrix/*.toml, in their order."""
+
+    architectures: tuple[Architecture, ...]
+    releases: tuple[Release, ...]
+    backends: tuple[Backend, ...]
+
+    def cells(
+        self,
+        releases: Sequence[str] | None = None,
+        architectures: Sequence[str] | None = None,
+        backends: Sequence[str] | None = None,
+        device: Device = "cpu",
+    ) -> list[Cell]:
+        """Return the cells of a selection, None meaning all; releases need no row in the matrix.
+
+        Raises:
+            ValueError: a name that the matrix does not have; the message lists those it has.
+        """
+        versions = [row.version for row in self.releases] if releases is None else releases
+        return [
+            Cell(architecture, version, backend, device)
+            for version in versions
+            for architecture in _chosen("architecture", self.architectures, architectures)
+            for backend in _chosen("attention backend", self.backends, backends)
+        ]
+
+
+def read_rows(cls: type[Row], path: Path, kind: str, key: str | None = "id") -> tuple[Row, ...]:
+    """Return the rows `[[kind]]` of a TOML file.
+
+    Args:
+        cls: the dataclass of a row.
+        path: the file.
+        kind: the name of its array of tables, the only thing that it may hold.
+        key: XX
+
+    Raises:
+        StrictError: naming file, row and what is wrong.
+    """
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise StrictError(f"{place}: {error}") from error
+    for name in content:
+        if name != kind:
+            raise StrictError(f"{place}: {unknown('table', name, [kind])}")
+    rows: dict[object, Row] = {}
+    for number, table in enumerate(content.get(kind, []), start=1):
+        name = table.get(key, number) if key else number
+        where = f"{place}, {kind} {name!r}"
+        if name in rows:
+            raise StrictError(f"{where}: stated twice")
+        rows[name] = build(cls, table, where)
+    return tuple(rows.values())
+
+
+def load_matrix(folder: Path = MATRIX) -> Matrix:
+    """Return the matrix.
+
+    Raises:
+        StrictError: a file is not as its dataclass says.
+    """
+    return Matrix(
+        architectures=read_rows(Architecture, folder / "architectures.toml", "architecture"),
+        releases=read_rows(Release, folder / "releases.toml", "release", key="version"),
+        backends=read_rows(Backend, folder / "backends.toml", "backend"),
+    )
+
+
+def _chosen(kind: str, rows: Sequence[Named], names: Sequence[str] | None) -> list[Named]:
+    known = [row.id for row in rows]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    return [row for row in rows if names is None or row.id in names]

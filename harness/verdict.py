@@ -1,0 +1,143 @@
+"""Expected failures: which failures are known, and which entries of the list are no longer true."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from harness.cells import MATRIX, Cell, read_rows
+from harness.results import FAILED, Record
+from harness.strict import StrictError
+
+PLACE = "matrix/expected_failures.toml"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One row of matrix/expected_failures.toml.
+
+    Attributes:
+        architecture: pattern as in a shell, over ids.
+        backend: likewise.
+        device: likewise.
+        transformers: release range, such as ">=5.21.1".
+        exception: type name of what is raised; empty if a check fails without.
+        message: regular expression found in the message.
+        side: whose fault it is.
+        why: the cause.
+        link: where it is discussed.
+        expires: from this day on the entry fails the run, to be looked at again.
+    """
+
+    architecture: str
+    backend: str
+    transformers: str
+    exception: str
+    message: str
+    side: Literal["rabbitllm", "transformers", "environment"]
+    why: str
+    link: str
+    expires: date
+    device: str = "*"
+
+    def __post_init__(self) -> None:
+        """Check what only its own syntax can.
+
+        Raises:
+            StrictError: the range or the pattern cannot be read.
+        """
+        try:
+            SpecifierSet(self.transformers)
+            re.compile(self.message)
+        except (InvalidSpecifier, re.error) as error:
+            raise StrictError(f"{PLACE}, {self.name}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """What error messages call the entry."""
+        return f"{self.architecture}/{self.backend} on {self.transformers}"
+
+    def selects(self, architecture: str, release: str, backend: str, device: str) -> bool:
+        """Return whether a cell is one that the entry speaks of."""
+        return (
+            fnmatchcase(architecture, self.architecture)
+            and fnmatchcase(backend, self.backend)
+            and fnmatchcase(device, self.device)
+            and SpecifierSet(self.transformers).contains(release, prereleases=True)
+        )
+
+    def explains(self, exception: str, message: str) -> bool:
+        """Return whether a failure is the one that the entry expects."""
+        return exception == self.exception and re.search(self.message, message, re.DOTALL) is not None
+
+
+def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:
+    """Return the list.
+
+    Raises:
+        StrictError: it is not as `Expected` says.
+    """
+    return read_rows(Expected, folder / "expected_failures.toml", "expected", key=None)
+
+
+def judge(record: Record, entries: Iterable[Expected]) -> Record:
+    """Return the record with the list's word on it.
+
+    A failure that entries explain in full becomes xfail, or stays reference-broken if it is stock's own; a pass that an
+    entry does not expect becomes xpass. Anything else stays as it is, and fails the run if it is a failure.
+    """
+    entries = [e for e in entries if e.selects(record.architecture, record.release, record.backend, record.device)]
+    if record.status == "pass" and entries:
+        message = f"{PLACE}, {entries[0].name}: passes now; remove the entry or end its range"
+        return replace(record, status="xpass", message=message)
+    if record.status not in FAILED:
+        return record
+    found = [next((e for e in entries if e.explains(*failure)), None) for failure in failures(record)]
+    explaining = [entry for entry in found if entry is not None]
+    if len(explaining) < len(found) or not found:
+        return record
+    why = " ".join(dict.fromkeys(f"{e.why} ({e.side}; {e.link})" for e in explaining))
+    status = record.status if record.status == "reference-broken" else "xfail"
+    return replace(record, status=status, expected=why)
+
+
+def failures(record: Record) -> list[tuple[str, str]]:
+    """Return exception and message of everything that failed in a cell."""
+    failed = [
+        (result.exception, result.message)
+        for result in record.checks.values()
+        if result.status in FAILED
+    ]
+    return failed or [(record.exception, record.message)]
+
+
+def fails_run(record: Record) -> bool:
+    """Return whether a judged record fails the run."""
+    return record.status == "xpass" or (record.status in FAILED and not record.expected)
+
+
+def problems(entries: Sequence[Expected], cells: Sequence[Cell], today: date) -> list[str]:
+    """Return what is wrong with the list itself: entries past expiry, and entries that select none of the cells.
+
+    Args:
+        entries: the list.
+        cells: the whole matrix, whatever part of it runs.
+        today: the day that expiry is judged by.
+    """
+    found = []
+    for entry in entries:
+        if entry.expires <= today:
+            found.append(f"{PLACE}, {entry.name}: expired on {entry.expires}; look again")
+        if not any(
+            entry.selects(cell.architecture.id, cell.release, cell.backend.id, cell.device)
+            for cell in cells
+        ):
+            found.append(f"{PLACE}, {entry.name}: matches no cell of the matrix")
+    return found

@@ -1,0 +1,95 @@
+"""Options of the matrix run, and what its cells share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+import transformers
+
+from harness.cells import ROOT, Cell, load_matrix
+from harness.results import Store
+from harness.runner import TIME_LIMIT
+from harness.verdict import Expected, load_expected, problems
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what selects cells and says where results go."""
+    group = parser.getgroup("matrix")
+    group.addoption("--arch", help="architectures, separated by commas (default: all)")
+    group.addoption("--attn", help="attention backends, separated by commas (default: all)")
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
+    group.addoption("--release", help="the transformers that must be the installed one")
+    group.addoption("--results", type=Path, default=ROOT / "reports" / "results", metavar="DIR")
+    group.addoption("--time-limit", type=float, default=TIME_LIMIT, metavar="SECONDS")
+
+
+def selected(config: pytest.Config) -> list[Cell]:
+    """Return the cells that the options select.
+
+    Raises:
+        pytest.UsageError: a name is unknown, or another transformers is installed than was asked for.
+    """
+    installed, asked = transformers.__version__, config.getoption("release")
+    if asked not in (None, installed):
+        raise pytest.UsageError(f"--release {asked}, but transformers {installed} is installed")
+    try:
+        return load_matrix().cells(
+            [installed],
+            _names(config.getoption("arch")),
+            _names(config.getoption("attn")),
+            config.getoption("device"),
+        )
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make an item of each selected cell."""
+    if "cell" in metafunc.fixturenames:
+        cells = selected(metafunc.config)
+        metafunc.parametrize("cell", cells, ids=[cell.id for cell in cells])
+
+
+@pytest.fixture(scope="session")
+def expected() -> tuple[Expected, ...]:
+    """Return matrix/expected_failures.toml."""
+    return load_expected()
+
+
+@pytest.fixture(scope="session")
+def list_problems(expected: tuple[Expected, ...]) -> list[str]:
+    """Return what is wrong with that list, over the whole matrix."""
+    matrix = load_matrix()
+    cells = [*matrix.cells(device="cpu"), *matrix.cells(device="cuda")]
+    return problems(expected, cells, date.today())
+
+
+@pytest.fixture(scope="session")
+def store(pytestconfig: pytest.Config) -> Store:
+    """Return where records go; a damaged one fails at once, not after the first cell."""
+    store = Store(pytestconfig.getoption("results"), transformers.__version__)
+    store.read()
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints() -> Iterator[Path]:
+    """Return a folder that lives as long as the session."""
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def checkpoints(cell: Cell, tiny_checkpoints: Path, pytestconfig: pytest.Config) -> Path:
+    """Return the folder for the cell's checkpoint; a real model outlives the session."""
+    if cell.architecture.gguf is None:
+        return tiny_checkpoints
+    return Path(pytestconfig.cache.mkdir("checkpoints"))
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

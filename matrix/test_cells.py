@@ -1,0 +1,34 @@
+"""A cell of the matrix is a test: it is measured, recorded, and fails unless it passes or is known to fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.cells import Cell
+from harness.report import report
+from harness.results import Store
+from harness.runner import run
+from harness.verdict import Expected, fails_run, judge
+
+
+def test_expected_failures_are_current(list_problems: list[str]) -> None:
+    assert not list_problems, "\n".join(list_problems)
+
+
+def test_cell(
+    cell: Cell,
+    checkpoints: Path,
+    expected: tuple[Expected, ...],
+    store: Store,
+    pytestconfig: pytest.Config,
+) -> None:
+    record = judge(run(cell, checkpoints, pytestconfig.getoption("time_limit")), expected)
+    store.put([record])
+    if fails_run(record):
+        pytest.fail(report(record), pytrace=False)
+    if record.status == "xfail" or record.expected:
+        pytest.xfail(f"{record.status}: {record.expected}")
+    if record.status != "pass":
+        pytest.skip(f"{record.status}: {record.message}")
