@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rabbitllm.streaming.stages import ALIGNMENT, Stage, find_stages
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+LAYERS = [f"model.layers.{i}" for i in range(4)]
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def find(
+    model: PreTrainedModel, tied: dict[str, str] | None = None, limit: int | None = None
+) -> tuple[Stage | None, dict[str, Stage]]:
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    base, stages = find_stages(model, tied or {}, dtypes, limit)
+    return base, {stage.name: stage for stage in stages}
+
+
+def names(stage: Stage | None) -> list[str]:
+    assert stage is not None
+    return [weight.name for weight in stage.weights]
+
+
+@pytest.fixture
+def llama(build: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return build("llama")
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "mixtral", "qwen3_moe", "deepseek_v3", "gemma2", "phi"]
+)
+def test_every_block_is_a_stage_and_every_weight_is_in_one(
+    checkpoint: Callable[..., Any], architecture: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(architecture))
+    base, stages = find(model, model.all_tied_weights_keys)
+    assert [name for name in stages if name in LAYERS] == LAYERS
+    for name in LAYERS:
+        assert stages[name].modules == (model.get_submodule(name),)
+        assert all(weight.startswith(f"{name}.") for weight in names(stages[name]))
+    owned = [
+        f"{path}.{attribute}"
+        for stage in [base, *stages.values()]
+        if stage is not None
+        for weight in stage.weights
+        for module, attribute in weight.owners
+        for path, candidate in model.named_modules()
+        if candidate is module
+    ]
+    assert sorted(owned) == sorted(n for n, _ in model.named_parameters(remove_duplicate=False))
+
+
+def test_a_large_embedding_and_head_are_stages_in_the_order_of_the_forward(
+    llama: PreTrainedModel,
+) -> None:
+    base, stages = find(llama)
+    assert list(stages) == [EMBEDDING, *LAYERS, HEAD]
+    assert names(base) == ["model.norm.weight"]
+    assert stages[EMBEDDING].rows is llama.get_input_embeddings()
+    assert all(stages[name].rows is None for name in [*LAYERS, HEAD])
+
+
+def test_a_small_embedding_and_head_are_resident(build: Callable[..., PreTrainedModel]) -> None:
+    base, stages = find(build("llama", vocab_size=24))
+    assert list(stages) == LAYERS
+    assert names(base) == ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+
+
+def test_a_tied_pair_is_one_stage_of_two_modules(build: Callable[..., PreTrainedModel]) -> None:
+    model = build("llama", tie_word_embeddings=True)
+    for tied in ({}, TIED):  # tied by identity, as in a built model, or by name, as in a checkpoint
+        _, stages = find(model, tied)
+        assert list(stages) == [EMBEDDING, *LAYERS]
+        stage = stages[EMBEDDING]
+        assert stage.modules == (model.model.embed_tokens, model.lm_head)
+        (weight,) = stage.weights
+        assert weight.owners == ((model.model.embed_tokens, "weight"), (model.lm_head, "weight"))
+        assert stage.nbytes == 160 * 64 * 4
+
+
+def test_a_pair_tied_by_name_alone_is_one_stage(llama: PreTrainedModel) -> None:
+    assert llama.lm_head.weight is not llama.model.embed_tokens.weight
+    assert list(find(llama, TIED)[1]) == [EMBEDDING, *LAYERS]
+
+
+def test_without_rows_an_embedding_needs_nothing_and_a_tied_head_its_weight(
+    llama: PreTrainedModel,
+) -> None:
+    _, stages = find(llama)
+    assert stages[EMBEDDING].without_rows() is None
+    assert stages[HEAD].without_rows() is not None
+    _, tied = find(llama, TIED)
+    left = tied[EMBEDDING].without_rows()
+    assert left is not None
+    assert left.modules == (llama.lm_head,)
+    assert left.weights[0].owners == ((llama.lm_head, "weight"),)
+    assert left.name == EMBEDDING
+    assert left.nbytes == tied[EMBEDDING].nbytes
+
+
+def test_a_biased_head_keeps_its_bias_beside_a_tied_weight(
+    build: Callable[..., PreTrainedModel],
+) -> None:
+    model = build("phi", tie_word_embeddings=True)
+    _, stages = find(model, TIED)
+    assert names(stages[EMBEDDING]) == ["model.embed_tokens.weight", "lm_head.bias"]
+    left = stages[EMBEDDING].without_rows()
+    assert left is not None
+    assert [weight.owners for weight in left.weights] == [
+        ((model.lm_head, "weight"),),
+        ((model.lm_head, "bias"),),
+    ]
+
+
+def test_what_two_blocks_share_is_resident(llama: PreTrainedModel) -> None:
+    first, second = llama.model.layers[0].mlp, llama.model.layers[2].mlp
+    second.up_proj.weight = first.up_proj.weight
+    base, stages = find(llama)
+    assert base is not None
+    (weight,) = [w for w in base.weights if w.name == "model.layers.0.mlp.up_proj.weight"]
+    assert weight.owners == ((first.up_proj, "weight"), (second.up_proj, "weight"))
+    assert "model.layers.2.mlp.up_proj.weight" not in names(stages["model.layers.2"])
+    assert "model.layers.0.mlp.gate_proj.weight" in names(stages["model.layers.0"])
+
+
+def test_a_head_tied_to_a_block_is_resident(llama: PreTrainedModel) -> None:
+    base, stages = find(llama, {"lm_head.weight": "model.layers.3.mlp.up_proj.weight"})
+    assert "model.layers.3.mlp.up_proj.weight" in names(base)
+    assert list(stages) == [EMBEDDING, *LAYERS]
+
+
+def test_of_nested_blocks_the_outermost_is_the_stage(llama: PreTrainedModel) -> None:
+    class Inner(GradientCheckpointingLayer):
+        def __init__(self, mlp: nn.Module) -> None:
+            super().__init__()
+            self.mlp = mlp
+
+    llama.model.layers[1].mlp = Inner(llama.model.layers[1].mlp)
+    _, stages = find(llama)
+    assert list(stages) == [EMBEDDING, *LAYERS, HEAD]
+    assert "model.layers.1.mlp.mlp.up_proj.weight" in names(stages["model.layers.1"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_aligned_and_do_not_overlap(
+    build: Callable[..., PreTrainedModel], dtype: torch.dtype
+) -> None:
+    model = build("phi", dtype, hidden_size=36, vocab_size=99)
+    base, stages = find(model)
+    for stage in [base, *stages.values()]:
+        assert stage is not None
+        end = 0
+        for weight in stage.weights:
+            assert weight.offset % ALIGNMENT == 0
+            assert end <= weight.offset < end + ALIGNMENT
+            tensor = model.state_dict()[weight.name]
+            assert (weight.shape, weight.dtype) == (tensor.shape, dtype)
+            assert weight.nbytes == tensor.nbytes
+            end = weight.offset + weight.nbytes
+        assert stage.nbytes % ALIGNMENT == 0
+        assert end <= stage.nbytes < end + ALIGNMENT
+
+
+def test_a_block_over_the_limit_splits_into_its_children(llama: PreTrainedModel) -> None:
+    _, whole = find(llama)
+    assert list(find(llama, limit=whole[LAYERS[0]].nbytes)[1]) == list(whole)
+    base, parts = find(llama, limit=whole[LAYERS[0]].nbytes - 1)
+    assert list(parts)[1:5] == [
+        f"{LAYERS[0]}.{part}"
+        for part in ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+    ]
+    assert set(names(base)) == {"model.norm.weight"}
+    _, leaves = find(llama, limit=1)
+    assert f"{LAYERS[0]}.self_attn.q_proj" in leaves
+    assert not any(name in leaves for name in LAYERS)
+
+
+def test_a_parameter_of_a_split_block_itself_is_resident(llama: PreTrainedModel) -> None:
+    llama.model.layers[1].scale = nn.Parameter(torch.ones(3))
+    base, stages = find(llama, limit=1)
+    assert "model.layers.1.scale" in names(base)
+    assert "model.layers.1.scale" not in [n for stage in stages.values() for n in names(stage)]
+
+
+def test_a_split_looks_into_lists_of_modules(build: Callable[..., PreTrainedModel]) -> None:
+    model = build("llama")
+    block = model.model.layers[0]
+    block.experts = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
+    _, stages = find(model, limit=64 * 64 * 4 * 2)
+    assert {f"{LAYERS[0]}.experts.0", f"{LAYERS[0]}.experts.1"} <= stages.keys()
+    assert f"{LAYERS[0]}.experts" not in stages
