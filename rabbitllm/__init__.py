@@ -1,19 +1,24 @@
 """Run language models larger than memory by streaming the layers of stock transformers models."""
 
-from rabbitllm.auto import AutoModel
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rabbitllm.errors import BudgetError, CheckpointError
-from rabbitllm.families import (
-    FAMILIES,
-    RabbitLLMBaichuan,
-    RabbitLLMChatGLM,
-    RabbitLLMInternLM,
-    RabbitLLMLlama2,
-    RabbitLLMMistral,
-    RabbitLLMMixtral,
-    RabbitLLMQWen,
-    RabbitLLMQWen2,
-)
-from rabbitllm.model import StreamedModel
+
+if TYPE_CHECKING:
+    from rabbitllm.auto import AutoModel
+    from rabbitllm.families import (
+        FAMILIES,
+        RabbitLLMBaichuan,
+        RabbitLLMChatGLM,
+        RabbitLLMInternLM,
+        RabbitLLMLlama2,
+        RabbitLLMMistral,
+        RabbitLLMMixtral,
+        RabbitLLMQWen,
+        RabbitLLMQWen2,
+    )
+    from rabbitllm.model import StreamedModel
 
 __version__ = "2.0.0"
 
@@ -32,3 +37,16 @@ __all__ = [
     "RabbitLLMQWen2",
     "StreamedModel",
 ]
+
+_HOMES = {"AutoModel": "rabbitllm.auto", "StreamedModel": "rabbitllm.model"}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import; `rabbitllm --help` needs neither.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "rabbitllm.families")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -68,7 +68,7 @@ class AutoModel:
             BudgetError: a budget is too small; the message states the minimum.
             ValueError: an argument is not understood.
         """
-        target = _device(device)
+        target = pick_device(device)
         prepared = prepare(
             pretrained_model_name_or_path,
             token or hf_token,
@@ -79,7 +79,7 @@ class AutoModel:
         )
         model, folder = prepared.model, prepared.folder
         located = prepared.locate(layer_shards_saving_path, delete_original)
-        prepared, plan = _plan(prepared, target, device_memory, host_memory, max_seq_len)
+        prepared, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
         stats = stream(model, prepared.base, prepared.stages, located, plan, target, options)
@@ -90,8 +90,12 @@ class AutoModel:
         return model
 
 
-def _device(device: str | torch.device) -> torch.device:
-    """Raises ValueError for a device that is neither CPU nor CUDA, or is not there."""
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device that an argument means: "auto" is CUDA when there is one.
+
+    Raises:
+        ValueError: neither CPU nor CUDA, or not there.
+    """
     if device == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -110,14 +114,26 @@ def _device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", target.index or 0) if target.type == "cuda" else target
 
 
-def _plan(
+def place(
     prepared: Prepared,
     device: torch.device,
     device_memory: int | str,
     host_memory: int | str,
     max_seq_len: int | None,
 ) -> tuple[Prepared, Plan]:
-    """Places the stages; blocks split into their children as long as two do not fit."""
+    """Places the stages; blocks split into their children as long as two do not fit.
+
+    Args:
+        prepared: the model; it comes back with smaller stages if blocks had to split.
+        device: where it runs.
+        device_memory: budget on a CUDA device, as `AutoModel.from_pretrained` takes it.
+        host_memory: budget in host memory.
+        max_seq_len: tokens that automatic budgets keep room for.
+
+    Raises:
+        BudgetError: a budget is too small; the message states the minimum.
+        ValueError: a budget is no size.
+    """
     host = torch.device("cpu")
     total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
     while total != "min" and prepared.minimum_bytes() > total:
