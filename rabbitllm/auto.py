@@ -142,7 +142,8 @@ def place(
             break
         prepared = smaller
     minimum = prepared.minimum_bytes()
-    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device)
+    largest = max(weight.nbytes for stage in prepared.stages for weight in stage.weights)
+    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device, largest)
     for_weights = weights_budget(total, minimum, working)
     for_host = None if device.type == "cpu" else total_budget(host_memory, host)
     base = prepared.base.nbytes if prepared.base else 0

@@ -55,13 +55,19 @@ def weights_budget(total: Budget, minimum: int, working: int) -> Budget:
 
 
 def working_bytes(
-    config: Any, dtype: torch.dtype, max_seq_len: int | None, device: torch.device
+    config: Any,
+    dtype: torch.dtype,
+    max_seq_len: int | None,
+    device: torch.device,
+    largest_weight: int,
 ) -> int:
     """Bytes that one sequence of `max_seq_len` tokens needs beside the weights.
 
     That is the cache (2 x layers x kv heads x head_dim x tokens, if every layer keeps all), one
     layer's activations in a prefill (the MLP's two intermediates and about four hidden states), and
-    the logits of one position in float32.
+    the logits of one position in float32. On CPU torch copies the whole weight of a linear layer whose
+    one row is a slice of several, as the head's is in a prefill (torch 2.13, bfloat16), so room for
+    the largest weight is kept too.
     """
     tokens = max_seq_len or DEFAULT_SEQ_LEN
     fields = config.get_text_config().to_dict()  # attributes of some configs raise
@@ -71,5 +77,5 @@ def working_bytes(
     kv_width = 2 * (fields.get("num_key_value_heads") or heads) * head_dim
     intermediate = fields.get("intermediate_size") or 4 * hidden
     per_token = (fields.get("num_hidden_layers") or 1) * kv_width + 2 * intermediate + 4 * hidden
-    workspace = CUDA_WORKSPACE if device.type == "cuda" else 0
+    workspace = CUDA_WORKSPACE if device.type == "cuda" else largest_weight
     return int(tokens * per_token * dtype.itemsize + 8 * fields.get("vocab_size", 0) + workspace)
