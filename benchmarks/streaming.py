@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.generation import generate
-from benchmarks.limits import copy_bandwidth, direct_read_bandwidth
 from benchmarks.shapes import SHAPES, write_checkpoint
 from rabbitllm import AutoModel
+from rabbitllm.measure.generation import generate
+from rabbitllm.measure.limits import copy_bandwidth, direct_read_bandwidth
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 ATTENTION = "sdpa"

@@ -2,9 +2,10 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,15 @@ class _Clock(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def generate(
-    model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int, **options: object
-) -> Timing:
-    """Greedy generation of exactly `new_tokens` after `prompt` [batch, tokens]."""
+def generate(model: Any, prompt: torch.Tensor, new_tokens: int, **options: Any) -> Timing:
+    """Greedy generation of exactly `new_tokens` after `prompt` [batch, tokens].
+
+    Args:
+        model: any that has transformers' `generate`.
+        prompt: token ids, on the model's device; none is padding.
+        new_tokens: how many to generate, end of text or not.
+        options: further ones of `generate`.
+    """
     clock = _Clock()
     begun = time.perf_counter()
     output = model.generate(

@@ -1,0 +1,156 @@
+"""What the wires carry: the bandwidths that a run is measured against, taken in the same run."""
+
+import mmap
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rabbitllm.streaming.buffers import pinned_buffer
+
+CHUNK = 4 << 20
+"""Bytes of one read."""
+MATRIX = 4096
+"""Rows and columns of the matrices that `decode_bandwidth` multiplies."""
+MATRICES = 8
+"""How many it takes turns in: more than any cache holds."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """GB/s without an engine in the way; None where there is no such wire, or it was not measured.
+
+    Attributes:
+        disk: direct reads of the checkpoint's files.
+        pinned: copies from pinned host memory to the CUDA device.
+        pageable: copies from ordinary host memory to the CUDA device.
+        compute: weights that matrix-vector products get through, as in decoding a batch of one.
+    """
+
+    disk: float | None = None
+    pinned: float | None = None
+    pageable: float | None = None
+    compute: float | None = None
+
+    def seconds(self, from_disk: float, to_device: float, computed: float) -> float:
+        """The least time for a forward of one token: reading, copying and computing overlap.
+
+        Args:
+            from_disk: bytes read.
+            to_device: bytes copied to a CUDA device.
+            computed: bytes of weights that take part.
+        """
+        loads = ((from_disk, self.disk), (to_device, self.pinned), (computed, self.compute))
+        return max(nbytes / rate / 1e9 if rate else 0.0 for nbytes, rate in loads)
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype, files: Sequence[Path]) -> Limits:
+    """Measures all of them, in two to three seconds.
+
+    Args:
+        device: where the model runs.
+        dtype: of its weights.
+        files: what lies on the disk in question.
+    """
+    copies = copy_bandwidth(device, 1 << 28) if device.type == "cuda" else {}
+    disk = direct_read_bandwidth(files, seconds=1.0)
+    return Limits(disk, **copies, compute=decode_bandwidth(device, dtype))
+
+
+def copy_bandwidth(
+    device: torch.device, nbytes: int = 1 << 29, repeats: int = 20
+) -> dict[str, float]:
+    """GB/s of host-to-device copies of `nbytes`, from pinned and from pageable memory."""
+    target = torch.empty(nbytes, dtype=torch.uint8, device=device)
+    owner = threading.Event()  # any object: its death unlocks the pinned pages
+    sources = {
+        "pinned": pinned_buffer(nbytes, owner),
+        "pageable": torch.ones(nbytes, dtype=torch.uint8),
+    }
+    sources["pinned"].fill_(1)
+    result = {}
+    for kind, source in sources.items():
+        count = repeats if kind == "pinned" else 3
+        target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        for _ in range(count):
+            target.copy_(source, non_blocking=True)
+        torch.cuda.synchronize(device)
+        result[kind] = count * nbytes / (time.perf_counter() - begun) / 1e9
+    return result
+
+
+def direct_read_bandwidth(
+    files: Sequence[Path],
+    limit: int = 4 << 30,
+    threads: int = 8,
+    seconds: float = float("inf"),
+) -> float | None:
+    """GB/s of reading the files around the page cache; None when there is nothing to read.
+
+    Args:
+        files: read one after the other, in chunks.
+        limit: most bytes to read.
+        threads: that read at the same time.
+        seconds: no read begins after this long.
+    """
+    jobs = [(file, start) for file in files for start in range(0, file.stat().st_size, CHUNK)]
+    jobs = jobs[: max(1, limit // CHUNK)]
+    if not jobs:
+        return None
+    lock, cursor, counts = threading.Lock(), iter(jobs), [0] * threads
+    descriptors = {file: _open_direct(file) for file in files}
+
+    def work(number: int) -> None:
+        memory = mmap.mmap(-1, CHUNK)
+        while time.perf_counter() < deadline:
+            with lock:
+                job = next(cursor, None)
+            if job is None:
+                return
+            counts[number] += os.preadv(descriptors[job[0]], [memory], job[1])
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    begun = time.perf_counter()
+    deadline = begun + seconds
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    elapsed = time.perf_counter() - begun
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+    return sum(counts) / elapsed / 1e9
+
+
+@torch.inference_mode()
+def decode_bandwidth(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """GB/s of weights that matrix-vector products of this dtype get through."""
+    matrices = [torch.ones(MATRIX, MATRIX, dtype=dtype, device=device) for _ in range(MATRICES)]
+    vector = torch.ones(1, MATRIX, dtype=dtype, device=device)
+
+    def turn() -> float:
+        begun = time.perf_counter()
+        for matrix in matrices:
+            torch.nn.functional.linear(vector, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    turn()  # warms up
+    begun, best = time.perf_counter(), turn()
+    while time.perf_counter() - begun < seconds:
+        best = min(best, turn())
+    return MATRICES * matrices[0].nbytes / best / 1e9
+
+
+def _open_direct(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+    except OSError:  # a file system without direct reads
+        return os.open(file, os.O_RDONLY)
