@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.legacy import Inputs
+from rabbitllm.errors import first_line
 from rabbitllm.utils.platform import is_flash_attention_available
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def build_with_attention(
         except (ValueError, ImportError) as error:
             if position + 1 == len(names):
                 raise
-            reason = reason or f"{name}: {str(error).splitlines()[0]}"
+            reason = reason or f"{name}: {first_line(error)}"
             continue
         active = str(model.config._attn_implementation)
         if asked == "auto" and reason:

@@ -7,3 +7,8 @@ class CheckpointError(ValueError):
 
 class BudgetError(ValueError):
     """A memory or disk budget is too small; the message states what is needed."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the lines of explanation below."""
+    return str(error).partition("\n")[0]

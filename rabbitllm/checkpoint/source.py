@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from rabbitllm.errors import CheckpointError
+from rabbitllm.errors import CheckpointError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,8 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
         ) from error
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"The hub refuses {repo}: {str(error).splitlines()[0]}. An expired token, in token=... "
-            "or HF_TOKEN, is one cause."
+            f"The hub refuses {repo}: {first_line(error)}. An expired token, in token=... or "
+            "HF_TOKEN, is one cause."
         ) from error
 
 

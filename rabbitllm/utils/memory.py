@@ -1,6 +1,7 @@
 """How much memory there is, and sizes as people write them."""
 
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import psutil
@@ -27,19 +28,12 @@ def parse_size(size: int | str) -> int:
     Raises:
         ValueError: not a size.
     """
-    if isinstance(size, int):
-        value, unit = float(size), ""
-    else:
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", size)
-        if not match or match[2].upper() not in UNITS:
-            raise ValueError(
-                f"{size!r} is no size. Write bytes, or a number and a unit: 4GiB, 500MB, 'auto', "
-                "'min'."
-            )
-        value, unit = float(match[1]), match[2].upper()
-    if value < 0:
-        raise ValueError(f"{size!r} is negative; a size is not.")
-    return int(value * UNITS[unit])
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(size))
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError(
+            f"{size!r} is no size. Write bytes, or a number and a unit: 4GiB, 500MB, 'auto', 'min'."
+        )
+    return int(Decimal(match[1]) * UNITS[match[2].upper()])
 
 
 def format_size(nbytes: int) -> str:
@@ -65,7 +59,11 @@ def available_host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/
     for line in membership.read_text().splitlines() if membership.is_file() else ():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            limits += _cgroup_room(cgroup, path, "memory.max", "memory.current", "inactive_file")
+            for limit in (
+                "memory.max",
+                "memory.high",
+            ):  # killed above the one, slowed down the other
+                limits += _cgroup_room(cgroup, path, limit, "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
             root = cgroup / "memory"
             limits += _cgroup_room(

@@ -4,6 +4,8 @@ import importlib.metadata
 
 import torch
 
+from rabbitllm.errors import first_line
+
 MIN_CAPABILITY = (8, 0)
 """FlashAttention 2 needs Ampere or newer: https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support."""
 
@@ -29,5 +31,6 @@ def is_flash_attention_available(device: torch.device | str | None = None) -> tu
         flash_attn_func(query, query, query)
         torch.cuda.synchronize(device)
     except (ImportError, RuntimeError) as error:
-        return False, f"flash-attn does not work here: {type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return False, f"flash-attn does not work here: {reason}"
     return True, name
