@@ -26,7 +26,7 @@ def escape_markdown(value: object) -> str:
     return re.sub(r"(?i)(https?|ftp|www)([:.])", "\\1&#8203;\\2", line).replace("@", "&#64;")
 
 
-def shorten(value: object, length: int = 160) -> str:
+def shorten(value: object, length: int = 300) -> str:
     """Return the first line of `value`, cut to `length` characters."""
     first = (str(value).strip().splitlines() or [""])[0]
     return first if len(first) <= length else first[: length - 1] + "…"

@@ -19,9 +19,11 @@ PAGES = ("compatibility.md", "compatibility.html")
 
 
 def figure(value: object) -> str:
-    """Return a figure in few characters: 4 digits of a float, the size and middle of a list."""
+    """Return a figure in few characters: 4 digits of a float, the size and median of a list."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
@@ -59,7 +61,7 @@ def measured(cell: Mapping[str, Any]) -> dict[str, Any]:
         *("model_class", "dtype", "hardware", "time", "seconds", "cpu_seconds"),
         *("engine_hash", "check_hash", "fingerprint"),
     )
-    return {name.replace("_", " "): cell[name] for name in names if cell[name]}
+    return {name: cell[name] for name in names if cell[name]}
 
 
 def environment(page: str) -> Environment:

@@ -1,4 +1,4 @@
-"""Releases in words: "5.0.0 to 5.23.0 (3 releases)" instead of a list of every one."""
+"""Releases in words: "5.0.0 to 5.23.0 (24 releases)" instead of a list of every one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def runs(chosen: Iterable[str], order: Sequence[str]) -> list[list[str]]:
 
 
 def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
-    """Return the chosen releases as ranges over `order`, with how many each range holds.
+    """Return the chosen releases as ranges over `order`; a range of 3 or more says how many.
 
     A range speaks for the releases in `order` alone: what lies between two of them was not
     measured, so the count stands beside the range.
     """
     return ", ".join(
-        run[0] if len(run) == 1 else f"{run[0]} to {run[-1]} ({len(run)} releases)"
+        ", ".join(run) if len(run) < 3 else f"{run[0]} to {run[-1]} ({len(run)} releases)"
         for run in runs(chosen, order)
     )

@@ -39,7 +39,7 @@ LOOKS: dict[str, Look] = {
     "timeout": Look("✗", "timeout", "bad", "stopped at its time limit"),
     "crash": Look("✗", "crash", "bad", "its process died"),
     "env-error": Look("✗", "no environment", "bad", "the release could not be installed"),
-    "no-data": Look(" ", "no data", "none", "never measured, which is neither good nor bad"),
+    "no-data": Look("", "no data", "none", "never measured, which is neither good nor bad"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.render.ranges import in_words
-from harness.render.tables import Order, columns, exceptions, grid, releases, silent
+from harness.render.tables import Order, columns, exceptions, grid, releases, silent, together
 
 
 def sentences(frame: pd.DataFrame, order: Order) -> list[str]:
@@ -22,11 +22,12 @@ def backend_sentence(everywhere: pd.DataFrame, run_on: str, axis: list[str]) -> 
         return f"{run_on}: nothing ran."
     whole = part["status"].eq("pass").groupby(part["architecture"]).all()
     said = f"{run_on}: {whole.sum()} of {len(whole)} architectures pass on {in_words(axis, axis)}"
-    worse = [
-        f"{architecture} ({words}{advice(everywhere, architecture, run_on, failing)})"
+    worse = together(
+        (architecture, words + advice(everywhere, architecture, run_on, failing))
         for architecture, words, failing in exceptions(part, axis)
-    ]
-    return f"{said}. Not {', '.join(worse)}." if worse else f"{said}."
+    )
+    listed = "; ".join(f"{names} ({words})" for names, words in worse)
+    return f"{said}. Not {listed}." if worse else f"{said}."
 
 
 def advice(everywhere: pd.DataFrame, architecture: str, run_on: str, failing: pd.Series) -> str:

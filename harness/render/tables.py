@@ -129,6 +129,14 @@ def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str,
     return found
 
 
+def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return (names, words) with the names of which the same is said joined, in order."""
+    said: dict[str, list[str]] = {}
+    for name, words in pairs:
+        said.setdefault(words, []).append(name)
+    return [(", ".join(names), words) for words, names in said.items()]
+
+
 def verified(part: pd.DataFrame, order: Sequence[str]) -> str:
     """Return where this part of the grid passes in full, and what does not pass, as ranges."""
     part = part[part["status"] != "unsupported"]
@@ -136,8 +144,8 @@ def verified(part: pd.DataFrame, order: Sequence[str]) -> str:
         return "not measured"
     passing = part["status"].eq("pass").groupby(part["release"]).all()
     good = in_words(passing[passing].index, order) or "no release in full"
-    worse = [f"{architecture} {words}" for architecture, words, _ in exceptions(part, order)]
-    return "; ".join([good, *worse])
+    worse = together((architecture, words) for architecture, words, _ in exceptions(part, order))
+    return "; ".join([good, *(f"{names} {words}" for names, words in worse)])
 
 
 def capability(part: pd.DataFrame, checks: Sequence[str]) -> str:
@@ -172,17 +180,22 @@ def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
 
 
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what does not pass, one row for each architecture, backend, status and cause.
+    """Return what does not pass, one row for each cause, where it shows and on which releases.
 
     Failures come before known ones.
     """
     part = frame[frame["status"].map(lambda status: look(status).tone in {"bad", "known"})]
     axis = releases(frame)
-    keys = ["architecture", "run_on", "status", "cause"]
-    rows = [
-        dict(zip(keys, key, strict=True)) | {"releases": in_words(group["release"], axis)}
-        for key, group in part.groupby(keys)
-    ]
-    found = pd.DataFrame(rows, columns=["architecture", "run_on", "releases", "status", "cause"])
-    tones = found["status"].map(lambda status: look(status).tone)
-    return found.iloc[tones.argsort(kind="stable")]
+    keys = ["run_on", "status", "cause", "architecture"]
+    rows = (
+        part.groupby(keys)["release"]
+        .agg(lambda failing: in_words(failing, axis))
+        .reset_index()
+        .groupby(["run_on", "release", "status", "cause"])["architecture"]
+        .agg(", ".join)
+        .reset_index()
+        .rename(columns={"architecture": "architectures", "release": "releases"})
+    )
+    tones = rows["status"].map(lambda status: look(status).tone)
+    columns = ["architectures", "run_on", "releases", "status", "cause"]
+    return rows.loc[tones.sort_values(kind="stable").index, columns]

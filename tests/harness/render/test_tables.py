@@ -62,5 +62,20 @@ def test_failures_come_before_known_ones(record):
     known = record(architecture="a", status="xfail", expected="known")
     new = record(architecture="b", status="crash", message="new")
     frame = tables.failures(tables.cells([known, new, record(architecture="c")]))
-    assert list(frame["architecture"]) == ["b", "a"]
+    assert list(frame["architectures"]) == ["b", "a"]
     assert list(frame["cause"]) == ["new", "known"]
+
+
+def test_failures_of_one_cause_share_a_row(record):
+    failing = {"status": "crash", "message": "the process died"}
+    records = [
+        record(architecture=name, release=release, **failing)
+        for name in ("qwen2", "llama")
+        for release in ("5.0.0", "5.1.0")
+    ]
+    (row,) = tables.failures(tables.cells(records)).itertuples()
+    assert (row.architectures, row.releases) == ("llama, qwen2", "5.0.0, 5.1.0")
+
+
+def test_without_failures_the_table_is_empty(record):
+    assert tables.failures(tables.cells([record()])).empty
