@@ -32,6 +32,7 @@ FORMAT = 1
 DESCRIPTION = "store.json"
 MOVED = "rabbitllm-moved.json"
 TEMPORARY = ".partial-"
+LOCK = ".lock"
 HEADER_ROOM = 1 << 20
 """Bytes set aside for each file's header and the file system's own needs when space is checked."""
 
@@ -134,7 +135,7 @@ class LayerStore:
             OSError: writing fails all the same; the next fill goes on from there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        with FileLock(self.folder / LOCK):
             for leftover in self.folder.glob(f"{TEMPORARY}*"):
                 leftover.unlink()
             missing = {
@@ -142,7 +143,8 @@ class LayerStore:
             }
             if missing:
                 self._check_space(missing)
-                (self.folder / DESCRIPTION).write_text(json.dumps(self.identity, indent=2))
+                description = self.identity | {"holds": sorted(groups)}
+                (self.folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
                 self._write(missing, recipes)
         return {
             key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()

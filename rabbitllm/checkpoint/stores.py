@@ -1,0 +1,80 @@
+"""The layer stores that lie on disk: what each is of, and whether it is whole."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rabbitllm.checkpoint.source import MALFORMED
+from rabbitllm.checkpoint.store import DESCRIPTION, LOCK, MOVED
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """One layer store.
+
+    Attributes:
+        folder: where it lies; its name is the store's.
+        source: the checkpoint's folder; None if the store does not say.
+        dtypes: of what it holds, as in "bfloat16".
+        nbytes: that it takes on disk.
+        complete: it holds everything; otherwise the next load or split goes on with it.
+        only_copy: the checkpoint's own shards were deleted in its favour.
+    """
+
+    folder: Path
+    source: Path | None
+    dtypes: tuple[str, ...]
+    nbytes: int
+    complete: bool
+    only_copy: bool
+
+
+def find_stores(root: Path) -> list[StoreInfo]:
+    """The stores below `root`, by name; empty when the folder is not there."""
+    return [describe(path.parent) for path in sorted(root.glob(f"*/{DESCRIPTION}"))]
+
+
+def describe(folder: Path) -> StoreInfo:
+    """What the store in `folder` says about itself, and what is really there."""
+    try:
+        fields: dict[str, Any] = dict(json.loads((folder / DESCRIPTION).read_text()))
+        source = Path(fields["source"])
+        dtypes = tuple(str(name).removeprefix("torch.") for name in fields["dtypes"])
+        held = [folder / f"{stem}.safetensors" for stem in fields["holds"]]
+    except MALFORMED:  # cut off, or of another version: worth no more than an incomplete one
+        source, dtypes, held = None, (), []
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return StoreInfo(
+        folder=folder,
+        source=source,
+        dtypes=dtypes,
+        nbytes=sum(path.stat().st_size for path in files),
+        complete=bool(held) and all(path.is_file() for path in held),
+        only_copy=source is not None and _stands_in_for(folder, source),
+    )
+
+
+def remove(store: StoreInfo) -> None:
+    """Deletes a store.
+
+    Raises:
+        ValueError: it is being filled at the moment.
+    """
+    lock = FileLock(store.folder / LOCK)
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(store.folder)
+    except Timeout as error:
+        raise ValueError(f"{store.folder} is being filled by another process.") from error
+
+
+def _stands_in_for(folder: Path, source: Path) -> bool:
+    """Whether the checkpoint in `source` was told to read its weights from `folder`."""
+    try:
+        return bool(json.loads((source / MOVED).read_text())["store"] == str(folder.resolve()))
+    except (OSError, *MALFORMED):
+        return False
