@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from harness.__main__ import main
+from harness.commands import matrix
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Record what would be measured instead of measuring it."""
+    calls = []
+
+    def measure(cells, arguments, results):
+        calls.append((cells, arguments, results))
+        return []
+
+    monkeypatch.setattr(matrix, "measure", measure)
+    monkeypatch.setattr(matrix, "render_reports", lambda reports: [reports / "compatibility.md"])
+    return calls
+
+
+def test_the_default_is_the_sentinels_with_eager_and_sdpa_on_a_cpu(measured):
+    assert main(["matrix"]) == 0
+    ((cells, arguments, results),) = measured
+    assert {cell.backend.id for cell in cells} == {"eager", "sdpa"}
+    assert {cell.device for cell in cells} == {"cpu"}
+    assert {cell.release for cell in cells} >= {"5.0.0"}
+    assert arguments == ["--attn", "eager,sdpa", "--device", "cpu"]
+    assert results == matrix.ROOT / "reports" / "results"
+
+
+def test_a_selection_reaches_the_cells_and_their_command(measured, tmp_path):
+    selection = ["--releases", "oldest", "--arch", "llama, qwen2", "--attn", "sdpa"]
+    assert main(["matrix", *selection, "--reports", str(tmp_path)]) == 0
+    ((cells, arguments, results),) = measured
+    assert [cell.id for cell in cells] == ["llama@5.0.0/sdpa/cpu", "qwen2@5.0.0/sdpa/cpu"]
+    assert arguments == ["--attn", "sdpa", "--device", "cpu", "--arch", "llama,qwen2"]
+    assert results == tmp_path / "results"
+
+
+def test_a_problem_makes_the_exit_status_1_and_is_printed(measured, monkeypatch, capsys):
+    monkeypatch.setattr(matrix, "measure", lambda *_: ["llama@5.0.0/sdpa/cpu: fail: why"])
+    assert main(["matrix", "--releases", "oldest"]) == 1
+    printed = capsys.readouterr().out
+    assert "NOT AS EXPECTED  llama@5.0.0/sdpa/cpu: fail: why" in printed
+    assert "1 not as expected" in printed
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (["--releases", "5.99"], r"Unknown release '5.99'. matrix/releases.toml has 5\.0\.0"),
+        (["--arch", "lama"], "Unknown architecture 'lama'. Available: llama"),
+        (["--attn", "flash"], "Unknown attention backend 'flash'. Available: eager"),
+        (["--arch", ","], "holds no cell"),
+    ],
+)
+def test_a_name_that_is_not_there_is_an_error_with_the_alternatives(
+    measured, capsys, selection, message
+):
+    assert main(["matrix", *selection]) == 2
+    assert not measured
+    assert re.search(message, capsys.readouterr().err)
