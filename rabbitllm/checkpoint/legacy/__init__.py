@@ -23,7 +23,8 @@ from rabbitllm.checkpoint.legacy import alibi, baichuan, chatglm, internlm, qwen
 from rabbitllm.errors import CheckpointError
 
 Fields = Mapping[str, Any]
-"""The fields of a config.json. Indexing one that is absent raises a CheckpointError naming it."""
+"""The fields of a config.json, as `rabbitllm.checkpoint.config.read_fields` returns them: indexing
+one that is absent raises a CheckpointError that names it."""
 
 SHARED = (
     "bos_token_id",

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from transformers.core_model_loading import ConversionOps
 
-from rabbitllm.errors import CheckpointError
-
 Tensors = dict[str, list[torch.Tensor]]
 
 
@@ -24,9 +22,9 @@ class SplitHeads(ConversionOps):
         target_patterns: list[str],
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Raises CheckpointError if the tensor has other rows than the config says."""
+        """Raises RuntimeError if the tensor has other rows than the config says."""
         heads, groups, head_dim = _geometry(kwargs["config"])
-        fused = _only(input_dict, (heads + 2 * groups) * head_dim, source_patterns)
+        fused = input_dict[source_patterns[0]][0]
         sizes = [heads * head_dim, groups * head_dim, groups * head_dim]
         return dict(zip(target_patterns, fused.split(sizes), strict=True))
 
@@ -45,9 +43,9 @@ class SplitGroups(ConversionOps):
         target_patterns: list[str],
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Raises CheckpointError if the tensor has other rows than the config says."""
+        """Raises RuntimeError if the tensor has other rows than the config says."""
         heads, groups, head_dim = _geometry(kwargs["config"])
-        fused = _only(input_dict, (heads + 2 * groups) * head_dim, source_patterns)
+        fused = input_dict[source_patterns[0]][0]
         each = heads // groups
         grouped = fused.reshape(groups, each + 2, head_dim, *fused.shape[1:])
         parts = grouped.split([each, 1, 1], dim=1)
@@ -75,13 +73,3 @@ def _geometry(config: Any) -> tuple[int, int, int]:
     """Query heads, key-value heads and head_dim of a native config."""
     heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
     return heads, groups, int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-
-def _only(input_dict: Tensors, rows: int, source_patterns: list[str]) -> torch.Tensor:
-    fused = input_dict[source_patterns[0]][0]
-    if fused.shape[0] != rows:
-        raise CheckpointError(
-            f"{source_patterns[0]} has {fused.shape[0]} rows in the checkpoint, but the heads in "
-            f"config.json ask for {rows}. The config does not belong to these weights."
-        )
-    return fused

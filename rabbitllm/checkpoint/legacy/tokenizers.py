@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
@@ -78,11 +78,25 @@ class ChatGLMTokenizer(SentencePieceTokenizer):
     roles are, because nobody writes "<|user|>" for anything else.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("pad_token", "<unk>")
-        roles = [token for token in CHATGLM_SPECIAL if token.startswith("<|")]
-        kwargs.setdefault("additional_special_tokens", roles)
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        vocab_file: str,
+        pad_token: Any = "<unk>",
+        added_tokens_decoder: dict[int, AddedToken] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        beyond = enumerate(CHATGLM_SPECIAL, start=_pieces(Path(vocab_file)))
+        roles = {
+            index: AddedToken(token, normalized=False, special=True)
+            for index, token in beyond
+            if token.startswith("<|")
+        }
+        super().__init__(
+            vocab_file=vocab_file,
+            pad_token=pad_token,
+            added_tokens_decoder=roles | (added_tokens_decoder or {}),
+            **kwargs,
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -131,11 +145,19 @@ def tiktoken(folder: Path) -> PreTrainedTokenizerBase:
 def _sentencepiece(cls: type[SentencePieceTokenizer], folder: Path) -> PreTrainedTokenizerBase:
     file = folder / "tokenizer.model"
     _require(file, "sentencepiece")
-    try:
-        tokenizer: PreTrainedTokenizerBase = cls.from_pretrained(folder)
-    except RuntimeError as error:  # what the library raises for a file that it cannot parse
-        raise CheckpointError(f"{file} is no sentencepiece model: {error}.") from error
+    _pieces(file)
+    tokenizer: PreTrainedTokenizerBase = cls.from_pretrained(folder)
     return tokenizer
+
+
+def _pieces(file: Path) -> int:
+    """How many pieces a sentencepiece model has; raises CheckpointError if the file is none."""
+    from sentencepiece import SentencePieceProcessor  # an extra that few families need
+
+    try:
+        return int(SentencePieceProcessor(str(file)).get_piece_size())
+    except RuntimeError as error:  # whatever is wrong with the file
+        raise CheckpointError(f"{file} is no sentencepiece model: {error}.") from error
 
 
 def _require(file: Path, library: str) -> None:

@@ -15,6 +15,7 @@ from harness.references import REFERENCES
 from harness.references.common import Decoder
 from rabbitllm import StreamedModel
 from rabbitllm.checkpoint import legacy
+from rabbitllm.checkpoint.config import read_fields
 
 Original = Callable[[str], tuple[Path, Decoder]]
 
@@ -54,13 +55,12 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def change_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[Callable[[Any], dict[str, Any]]], None]:
-    """`change_rows(change)`: every row with the fields that `change(row)` returns."""
+def change_row(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`change_row(folder, change)`: the folder's row with the fields that `change(row)` returns."""
 
-    def apply(change: Callable[[Any], dict[str, Any]]) -> None:
-        rows = tuple(replace(row, **change(row)) for row in legacy.LEGACY)
+    def apply(folder: Path, change: Callable[[legacy.Legacy], dict[str, Any]]) -> None:
+        mine = legacy.row_of(read_fields(folder))
+        rows = tuple(replace(row, **change(row)) if row is mine else row for row in legacy.LEGACY)
         monkeypatch.setattr(legacy, "LEGACY", rows)
 
     return apply
