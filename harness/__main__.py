@@ -16,8 +16,8 @@ EXAMPLE = "example: python -m harness run --arch llama,qwen2 --attn sdpa"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sub-command that the arguments name; return its exit status.
 
-    A sub-command is a module with `HELP`, `add_arguments(parser)` and `run(args) -> int`. It imports what is heavy in
-    `run`, for the environment that plans and renders has no torch.
+    A sub-command is a module with `HELP`, `add_arguments(parser)` and `run(args) -> int`. It
+    imports what is heavy in `run`, for the environment that plans and renders has no torch.
     """
     parser = argparse.ArgumentParser(
         prog="python -m harness",

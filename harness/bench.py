@@ -1,4 +1,4 @@
-"""What a cell's checks work on: the streamed model, its stock reference, prompts, and what both answer to them."""
+"""What a cell's checks work on: streamed model, stock reference, prompts and both answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PADDED = (5, 12, 9)
 """Lengths of the prompts in the padded batch."""
 
 
-class StockFailure(Exception):
+class StockError(Exception):
     """Stock transformers failed by itself; the cause is what it raised."""
 
 
@@ -34,10 +34,10 @@ def reference_side() -> Iterator[None]:
     """Blame what is raised inside on stock transformers."""
     try:
         yield
-    except StockFailure:
+    except StockError:
         raise
     except Exception as error:
-        raise StockFailure from error
+        raise StockError from error
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Decoded:
     Attributes:
         logits: of the prefill [1, prompt, vocabulary], then of each step [1, 1, vocabulary].
         lengths: after the prefill and after each step, per layer: tokens seen, and tokens kept.
-        keys: per layer, the cache's keys at the end, [1, heads, kept, head_dim]; None for a layer without.
+        keys: per layer, the cache's keys at the end, [1, heads, kept, head_dim]; None for a layer
+            without.
         values: likewise.
     """
 
@@ -81,9 +82,9 @@ class Bench:
     @cached_property
     def streamed(self) -> Any:
         """The model under test, at the smallest budget that works: every block streams."""
-        from rabbitllm import AutoModel  # noqa: PLC0415  # a broken engine is this cell's failure, not the harness's
+        from rabbitllm import AutoModel  # a broken engine is this cell's failure, not the harness's
 
-        budget = "device_memory" if self.device.type == "cuda" else "host_memory"
+        self.reference  # noqa: B018  # what is in memory before the engine's is not the engine's
         self.storages_before = set(live_storages())
         return AutoModel.from_pretrained(
             self.folder,
@@ -91,12 +92,13 @@ class Bench:
             dtype=self.cell.dtype,
             attn_implementation=self.cell.backend.id,
             show_layer_progress=False,
-            **{budget: "min"},
+            device_memory="min",
+            host_memory="min" if self.device.type == "cpu" else "auto",
         )
 
     @cached_property
     def tokens(self) -> Tensor:
-        """Token ids [1, PROMPT + STEPS], the same in every process; none is a special one of the tiny models."""
+        """Token ids [1, PROMPT + STEPS], the same in every process; none is special."""
         generator = torch.Generator().manual_seed(1)
         vocabulary = self.reference.config.get_text_config().vocab_size
         ids = torch.randint(3, vocabulary, (1, PROMPT + STEPS), generator=generator)
@@ -109,7 +111,7 @@ class Bench:
 
     @cached_property
     def padded(self) -> dict[str, Tensor]:
-        """input_ids and attention_mask [3, PROMPT]: prompts of different lengths, padded on the left."""
+        """input_ids and attention_mask [3, PROMPT]: prompts of `PADDED` lengths, left-padded."""
         rows = [self.tokens[0, :length] for length in PADDED]
         ids = torch.zeros(len(rows), max(PADDED), dtype=torch.long, device=self.device)
         mask = torch.zeros_like(ids)
@@ -120,7 +122,7 @@ class Bench:
 
     @cached_property
     def stock_uncached(self) -> Tensor:
-        """The reference's logits [1, PROMPT + STEPS, vocabulary], from one forward without a cache."""
+        """The reference's logits [1, PROMPT + STEPS, vocabulary], without a cache."""
         with reference_side():
             return self.uncached(self.reference)
 
@@ -166,7 +168,10 @@ class Bench:
     @torch.no_grad()
     def generate(self, model: Any, length: int, inputs: dict[str, Tensor] | None = None) -> Any:
         """Return stock's output of greedy generation of exactly `length` tokens, with logits."""
-        inputs = inputs or {"input_ids": self.prompt, "attention_mask": torch.ones_like(self.prompt)}
+        inputs = inputs or {
+            "input_ids": self.prompt,
+            "attention_mask": torch.ones_like(self.prompt),
+        }
         return model.generate(
             **inputs,
             do_sample=False,
@@ -186,7 +191,7 @@ def layer_length(layer: Any) -> tuple[int, int]:
 
 
 def live_storages() -> dict[int, int]:
-    """Return address -> bytes of the memory behind all floating-point tensors that this process holds.
+    """Return address -> bytes of the memory behind the floating-point tensors of this process.
 
     Mapped files do not count: their pages are the page cache's.
     """
@@ -205,7 +210,7 @@ def live_storages() -> dict[int, int]:
 
 
 def mapped_files() -> list[tuple[int, int]]:
-    """Return the address ranges that are views of safetensors files; none where the system does not tell."""
+    """Return the address ranges that are views of safetensors files, on Linux."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text("utf-8", "replace").splitlines() if maps.exists() else []
     spans = [line.split(maxsplit=1)[0].split("-") for line in lines if ".safetensors" in line]

@@ -1,4 +1,4 @@
-"""The cells of the matrix: every architecture x transformers release x attention backend, from matrix/*.toml.
+"""The cells of the matrix, from matrix/*.toml: architecture x release x attention backend.
 
 Needs neither torch nor transformers, so that the environment that plans a run can be a light one.
 """
@@ -53,7 +53,7 @@ class Architecture:
         config: arguments of the configuration class: a geometry small enough for milliseconds.
         gguf: set for a real model; `config` is empty then.
         dtype: of weights and activations.
-        checks: checks that only this row has, besides those that all have.
+        checks: the checks that run; empty for those of `harness.checks.CHECKS`.
         notes: why the row is as it is.
     """
 
@@ -169,12 +169,11 @@ def read_rows(cls: type[Row], path: Path, kind: str, key: str | None = "id") -> 
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise StrictError(f"{place}: {error}") from error
-    for name in content:
-        if name != kind:
-            raise StrictError(f"{place}: {unknown('table', name, [kind])}")
+    for other in content.keys() - {kind}:
+        raise StrictError(f"{place}: {unknown('table', other, [kind])}")
     rows: dict[object, Row] = {}
     for number, table in enumerate(content.get(kind, []), start=1):
-        name = table.get(key, number) if key else number
+        name: object = table.get(key, number) if key else number
         where = f"{place}, {kind} {name!r}"
         if name in rows:
             raise StrictError(f"{where}: stated twice")

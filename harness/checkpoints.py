@@ -1,4 +1,4 @@
-"""Checkpoints to measure with: tiny ones from a fixed seed, written by stock `save_pretrained`, and a real one from GGUF."""
+"""Checkpoints to measure with: tiny seeded ones, written by stock, and a real one from GGUF."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ GAIN = 1.5
 def checkpoint(cell: Cell, cache: Path) -> Path:
     """Return a folder with the cell's checkpoint, made unless `cache` has it.
 
-    Cells that differ only in backend share it. It appears under its name only when complete, whoever else
-    makes the same one, and whenever the process stops.
+    Cells that differ only in backend share it. It appears under its name only when complete,
+    whoever else makes the same one, and whenever the process stops.
     """
     key = [recipe(cell.architecture), cell.dtype]
     if cell.architecture.gguf is None:
-        # A release's own way of writing is measured too. A real model takes seconds and is the same to all.
+        # A release's own way of writing is measured too. A real model takes seconds and is the same
+        # to all.
         key += [transformers.__version__, Path(__file__).read_text("utf-8")]
     name = f"{cell.architecture.id}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
     folder = cache / name
@@ -61,7 +62,7 @@ def stock_class(cell: Cell) -> type[PreTrainedModel]:
 
 
 def tiny_model(cell: Cell) -> PreTrainedModel:
-    """Return the cell's architecture with random weights: the same in every process, for every backend."""
+    """Return the cell's architecture with random weights, the same in every process."""
     architecture = cell.architecture
     config = AutoConfig.for_model(architecture.model_type, **architecture.config)
     config.architectures = [architecture.model_class]
@@ -72,11 +73,12 @@ def tiny_model(cell: Cell) -> PreTrainedModel:
     with torch.no_grad():
         for name in sorted(tensors.keys() & (learned | model.state_dict().keys())):
             randomise(tensors[name], generator)
-    return model.to(getattr(torch, cell.dtype))
+    model.to(getattr(torch, cell.dtype))
+    return model
 
 
 def randomise(tensor: torch.Tensor, generator: torch.Generator) -> None:
-    """Fill a floating-point tensor in place: matrices with variance GAIN^2 / fan-in, vectors around what they are."""
+    """Fill in place: matrices with variance GAIN^2 / fan-in, vectors around what they are."""
     if not tensor.is_floating_point():
         return
     noise = torch.randn(tensor.shape, generator=generator)
@@ -99,7 +101,7 @@ def gguf_file(gguf: Gguf) -> Path:
 
 
 def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
-    """Write a GGUF file's model and tokenizer as transformers keeps them, dequantised to `dtype`."""
+    """Write a GGUF file's model and tokenizer as transformers does, dequantised to `dtype`."""
     source = gguf_file(gguf)
     names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     read = transformers.AutoModelForCausalLM.from_pretrained(**names, dtype=getattr(torch, dtype))
@@ -114,21 +116,23 @@ def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
 def load_reference(cell: Cell, folder: Path, device: torch.device) -> PreTrainedModel:
     """Return the stock model, fully loaded, its weights in memory of their own.
 
-    Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels choose their
-    order of summation by alignment: only copies, which torch aligns to 64 bytes, have comparable bits.
+    Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels
+    choose their order of summation by alignment: only copies, which torch aligns to 64 bytes, have
+    comparable bits.
     """
     model = stock_class(cell).from_pretrained(
         folder, dtype=getattr(torch, cell.dtype), attn_implementation=cell.backend.id
     )
     own_memory(model)
-    # A streamed weight has no gradient, and torch's matmul chooses its kernel by requires_grad, even under no_grad:
-    # the head's logits of one position per row then differ in the last bit.
+    # A streamed weight has no gradient, and torch's matmul chooses its kernel by requires_grad,
+    # even under no_grad: the head's logits of one position per row then differ in the last bit.
     model.requires_grad_(False)
-    return model.to(device).eval()  # type: ignore[arg-type]  # transformers' decorated signature
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorated signature
+    model.eval()
+    return model
 
 
 def own_memory(model: PreTrainedModel) -> None:
     """Copy all parameters to fresh memory; tied ones stay tied."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
-

@@ -35,19 +35,14 @@ MEASURING = ("*.py", "checks/*.py")
 @cache
 def versions() -> dict[str, str]:
     """Return the version of Python and of each of `PACKAGES` that is installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {n: v for n, v in found.items() if v}
 
 
 @cache
 def hardware(device: str) -> str:
     """Return the class of machine: enough to tell whether speeds compare, no name of a host."""
-    import torch  # noqa: PLC0415  # the environment that plans a run has no torch
+    import torch  # the environment that plans a run has no torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {cores} cores"
@@ -96,13 +91,20 @@ def unmet(cell: Cell) -> str:
     return _cuda_unmet(cell) if cell.device == "cuda" else ""
 
 
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _cuda_unmet(cell: Cell) -> str:
-    import torch  # noqa: PLC0415  # the environment that plans a run has no torch
+    import torch  # the environment that plans a run has no torch
 
     if not torch.cuda.is_available():
         return "no CUDA device is available"
     major, minor = torch.cuda.get_device_capability()
     if 10 * major + minor < cell.backend.capability:
-        needed = divmod(cell.backend.capability, 10)
-        return f"{cell.backend.id} needs compute capability {needed[0]}.{needed[1]}, not {major}.{minor}"
+        needed = "{}.{}".format(*divmod(cell.backend.capability, 10))
+        return f"{cell.backend.id} needs compute capability {needed}, not {major}.{minor}"
     return ""

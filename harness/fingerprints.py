@@ -1,4 +1,4 @@
-"""Failures that share a cause get the same fingerprint, and known causes a sentence that a user understands."""
+"""Failures that share a cause share a fingerprint; known causes have a sentence for the user."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Known:
 
 KNOWN = (
     Known(
-        r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 3",
-        "a is the number of heads, b is head_dim: the batch dimension was lost, because a layer's result, a bare "
-        "tensor since transformers 5, was indexed with [0] as if it were a tuple.",
+        r"tensor a \((\d+)\) must match .* tensor b \((\d+)\) at non-singleton dimension 3",
+        "a is the number of heads, b is head_dim: the batch dimension was lost, because a layer's "
+        "result, a bare tensor since transformers 5, was indexed with [0] as if it were a tuple.",
     ),
     Known(
         r"shape '\[\d+, \d+, -1, \d+\]' is invalid for input of size",
-        "The projection does not divide into heads: head_dim was taken as hidden_size / num_attention_heads, or from "
-        "a config that contradicts the checkpoint.",
+        "The projection does not divide into heads: head_dim was taken as hidden_size / "
+        "num_attention_heads, or from a config that contradicts the checkpoint.",
     ),
     Known(
         r"(Cannot copy out of meta tensor|on device meta|meta tensors)",
@@ -46,7 +46,8 @@ KNOWN = (
     ),
     Known(
         r"past_key_value\b.*unexpected|cache .*not filled|cache lengths differ",
-        "The cache did not reach a layer: its keyword is past_key_values, and a wrong one is swallowed by **kwargs.",
+        "The cache did not reach a layer: its keyword is past_key_values, and a wrong one is "
+        "swallowed by **kwargs.",
     ),
     Known(r"CUDA out of memory", "The device has less free memory than the cell needs."),
 )
@@ -58,7 +59,8 @@ class Failure:
 
     Attributes:
         exception: its type's name.
-        message: what it says, without local paths or control characters, at most `LONGEST_MESSAGE` long.
+        message: what it says, without local paths or control characters, at most `LONGEST_MESSAGE`
+            long.
         traceback: the end of its traceback, likewise.
         fingerprint: see `fingerprint`.
     """
@@ -76,7 +78,9 @@ def describe(error: BaseException) -> Failure:
     exception = type(error).__name__
     message = scrub(re.sub(rf"^[\w.]*{re.escape(exception)}:?\s*", "", message))[:LONGEST_MESSAGE]
     text = scrub("".join(traceback.format_exception(error)))[-LONGEST_TRACEBACK:]
-    return Failure(exception, message, text, fingerprint(exception, message, origin(error.__traceback__)))
+    return Failure(
+        exception, message, text, fingerprint(exception, message, origin(error.__traceback__))
+    )
 
 
 def fingerprint(exception: str, message: str, where: str) -> str:
@@ -101,7 +105,9 @@ def normalised(message: str) -> str:
 def explanation(exception: str, message: str) -> str:
     """Return the sentence of the first known cause that fits, or nothing."""
     text = f"{exception}: {message}"
-    return next((known.sentence for known in KNOWN if re.search(known.pattern, text, re.DOTALL)), "")
+    return next(
+        (known.sentence for known in KNOWN if re.search(known.pattern, text, re.DOTALL)), ""
+    )
 
 
 def origin(tb: TracebackType | None) -> str:

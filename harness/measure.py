@@ -10,14 +10,21 @@ from typing import Any
 import torch
 
 from harness import checks
-from harness.bench import Bench, StockFailure, reference_side
+from harness.bench import Bench, StockError, reference_side
 from harness.cells import Cell
 from harness.checkpoints import checkpoint
 from harness.fingerprints import Failure, describe, fingerprint
 from harness.probes import probe
 from harness.results import CheckResult, Status
 
-WORST_FIRST: tuple[Status, ...] = ("reference-broken", "fail", "degraded", "unsupported", "pass", "not-run")
+WORST_FIRST: tuple[Status, ...] = (
+    "reference-broken",
+    "fail",
+    "degraded",
+    "unsupported",
+    "pass",
+    "not-run",
+)
 """A cell's status is the first of these that one of its checks has."""
 
 
@@ -46,10 +53,11 @@ def measure(cell: Cell, cache: Path) -> Measurement:
         with reference_side():
             bench = Bench(cell, checkpoint(cell, cache))
             found = probe(bench.reference)
-    except StockFailure as error:
+    except StockError as error:
         return of_failure("reference-broken", describe(blamed(error)))
-    results, tracebacks = {}, {}
-    for name in (*checks.CHECKS, *cell.architecture.checks):
+    results: dict[str, CheckResult] = {}
+    tracebacks: dict[str, str] = {}
+    for name in cell.architecture.checks or checks.CHECKS:
         if results and next(iter(results.values())).exception:
             results[name] = CheckResult("not-run", message="the model could not be loaded")
             continue
@@ -59,13 +67,15 @@ def measure(cell: Cell, cache: Path) -> Measurement:
 
 def run_check(name: str, bench: Bench) -> tuple[CheckResult, str]:
     """Return a check's result, and the traceback if it raised."""
-    check, sentence = checks.load(name)
     begun = time.perf_counter()
     try:
+        check, sentence = checks.load(name)
         outcome = check(bench)
-    except Exception as error:  # whatever a release or a broken engine raises is a result
+    except (
+        Exception
+    ) as error:  # whatever a release or a broken engine raises, even on import, is a result
         failure = describe(blamed(error))
-        status: Status = "reference-broken" if isinstance(error, StockFailure) else "fail"
+        status: Status = "reference-broken" if isinstance(error, StockError) else "fail"
         message = f"{failure.exception}: {failure.message}"
         result = CheckResult(
             status,
@@ -88,12 +98,20 @@ def summary(
 ) -> Measurement:
     """Return the cell's measurement: the worst status, and the first result that has it."""
     status = next(s for s in WORST_FIRST if any(result.status == s for result in results.values()))
-    name, first = next((name, result) for name, result in results.items() if result.status == status)
+    name, first = next(
+        (name, result) for name, result in results.items() if result.status == status
+    )
     if status == "pass":
         return Measurement(status, checks=results, probes=found)
     message = f"{name}: {first.message}"
     return Measurement(
-        status, message, first.exception, first.fingerprint, tracebacks.get(name, ""), results, found
+        status,
+        message,
+        first.exception,
+        first.fingerprint,
+        tracebacks.get(name, ""),
+        results,
+        found,
     )
 
 
@@ -107,4 +125,4 @@ def of_failure(status: Status, failure: Failure) -> Measurement:
 def blamed(error: BaseException) -> BaseException:
     """Return what stock transformers raised, behind the exception that says so."""
     cause = error.__cause__
-    return cause if isinstance(error, StockFailure) and cause is not None else error
+    return cause if isinstance(error, StockError) and cause is not None else error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of logits between two orders of summation, as a fraction of the largest logit."""
+"""Largest difference between two orders of summation, as a fraction of the largest logit."""
 
 
 def compare(ours: Tensor, stock: Tensor) -> dict[str, Any]:
@@ -19,8 +19,10 @@ def compare(ours: Tensor, stock: Tensor) -> dict[str, Any]:
         stock: logits of the same shape.
 
     Returns:
-        bit_equal, finite; max_abs: largest difference; relative: that, by the largest logit of `stock`;
-        nmse: squared error by the energy of `stock`; kl: mean KL divergence of ours from stock's distribution, in
+        bit_equal, finite; max_abs: largest difference; relative: that, by the largest logit of
+        `stock`;
+        nmse: squared error by the energy of `stock`; kl: mean KL divergence of ours from stock's
+            distribution, in
         nats; top1: fraction of positions with the same best token.
 
     Raises:
@@ -51,7 +53,7 @@ def within_tolerance(figures: dict[str, Any], dtype: torch.dtype) -> bool:
 
 
 def equal(figures: dict[str, Any], device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether two runs of the same operations agree: bit for bit on CPU, else within tolerance."""
+    """Return whether two runs of one computation agree: bit for bit on CPU, else by tolerance."""
     if device.type == "cpu":
         return bool(figures["finite"] and figures["bit_equal"])
     return within_tolerance(figures, dtype)
@@ -66,7 +68,7 @@ def worst(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def first_divergent(ours: Tensor, stock: Tensor) -> int | None:
-    """Return the first position at which two rows of tokens [length] differ, None if they do not."""
+    """Return the first position at which two rows of tokens differ, None if they do not."""
     shared = min(len(ours), len(stock))
     differs = (ours[:shared] != stock[:shared]).nonzero()
     if len(differs):

@@ -1,4 +1,4 @@
-"""Imported once by the fork server, so that each cell's process starts with it: what takes seconds to import."""
+"""What takes seconds to import: the fork server does it once, and each cell starts with it."""
 
 import gc
 
@@ -9,6 +9,7 @@ import transformers.modeling_utils
 
 __all__ = ["accelerate", "torch", "transformers"]
 
-# Out of the collector's sight: a collection in a cell's process then looks only at what the cell made.
+# Out of the collector's sight: a collection in a cell's process then looks only at what the cell
+# made.
 gc.collect()
 gc.freeze()

@@ -1,4 +1,4 @@
-"""Contract probes: what a release's stock layers are called with and return. They explain a failure at a glance."""
+"""Contract probes: what a release's stock layers are called with and what they return."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from harness.bench import layer_length
 
 TOKENS = 3
 
@@ -24,9 +26,11 @@ def probe(model: PreTrainedModel) -> dict[str, Any]:
     """Return the contract between a stock model and its blocks, seen on a prompt of three tokens.
 
     Returns:
-        layer_returns: type of the first block's result; cache_keyword: the argument that it gets the cache in, None if
-        it gets none; passed: names of the arguments that it gets; accepts: names in its signature; cache_lengths: tokens
-        in each layer's cache afterwards; head_dim: of the first attention module, and implied_head_dim: hidden size by
+        layer_returns: type of the first block's result; cache_keyword: the argument that it gets
+            the cache in, None if
+        it gets none; passed: names of the arguments that it gets; accepts: names in its signature;
+        cache_lengths: tokens in each layer's cache afterwards; head_dim: of the first attention
+            module, and implied_head_dim: hidden size by
         heads, which need not be the same.
     """
     seen: dict[str, Any] = {}
@@ -37,7 +41,9 @@ def probe(model: PreTrainedModel) -> dict[str, Any]:
         seen["cache_keyword"] = next((n for n, v in kwargs.items() if isinstance(v, Cache)), None)
 
     def after(_: nn.Module, _args: Any, output: Any) -> None:
-        seen["layer_returns"] = "Tensor" if isinstance(output, torch.Tensor) else type(output).__name__
+        seen["layer_returns"] = (
+            "Tensor" if isinstance(output, torch.Tensor) else type(output).__name__
+        )
 
     first = next(iter(blocks(model).values()))
     handles = [
@@ -52,8 +58,10 @@ def probe(model: PreTrainedModel) -> dict[str, Any]:
         for handle in handles:
             handle.remove()
     text = model.config.get_text_config()
-    seen["accepts"] = [name for name in inspect.signature(first.forward).parameters if name != "self"]
-    seen["cache_lengths"] = [int(layer.get_seq_length()) for layer in cache.layers]
+    seen["accepts"] = [
+        name for name in inspect.signature(first.forward).parameters if name != "self"
+    ]
+    seen["cache_lengths"] = [layer_length(layer)[0] for layer in cache.layers]
     seen["head_dim"] = next((m.head_dim for m in first.modules() if hasattr(m, "head_dim")), None)
     seen["implied_head_dim"] = text.hidden_size // text.num_attention_heads
     for name in ("cache_position", "position_embeddings", "position_ids", "attention_mask"):

@@ -1,4 +1,4 @@
-"""What a cell's measurement is recorded as, and the store: JSON lines, one file for each release."""
+"""Records of cells, and their store: JSON lines, one file for each release."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ Status = Literal[
     "crash",
     "not-run",
 ]
-FAILED = frozenset({"degraded", "fail", "flaky", "env-error", "timeout", "crash", "reference-broken"})
+FAILED = frozenset(
+    {"degraded", "fail", "flaky", "env-error", "timeout", "crash", "reference-broken"}
+)
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
 
 
@@ -144,8 +146,8 @@ def from_json(text: str, where: str) -> Record:
 class Store:
     """The records of one release in `folder/transformers-<release>.jsonl`.
 
-    Writers may be several processes: each write reads the file, replaces the records that it brings and
-    keeps all others, under a lock; readers never see half a file.
+    Writers may be several processes: each write reads the file, replaces the records that it brings
+    and keeps all others, under a lock; readers never see half a file.
     """
 
     def __init__(self, folder: Path, release: str) -> None:
@@ -166,7 +168,9 @@ class Store:
                 if line
             ]
         except (StrictError, UnicodeDecodeError) as error:
-            raise StoreError(f"{error}. Delete that line, or {self.path}, and run again.") from error
+            raise StoreError(
+                f"{error}. Delete that line, or {self.path}, and run again."
+            ) from error
 
     def put(self, records: Iterable[Record]) -> None:
         """Write records, each in place of the one with its key.
@@ -183,14 +187,16 @@ class Store:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the whole new one, whenever the process or machine stops."""
+    """Write a file that is the old one or the whole new one, whenever the machine stops."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private; the umask of the checkout does not reach here
+        os.chmod(
+            name, 0o644
+        )  # mkstemp makes it private; the umask of the checkout does not reach here
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -96,11 +96,19 @@ def cause_of_death(ended: Ended, time_limit: float) -> tuple[Status, str, str]:
     """Return status, exception name and message for a process that did not end well."""
     after = "" if ended.value is None else " after its last check"
     if ended.exit_code is None or ended.seconds >= time_limit:
-        return "timeout", "Timeout", f"the process did not end{after or f' within {time_limit:g} s'}"
+        return (
+            "timeout",
+            "Timeout",
+            f"the process did not end{after or f' within {time_limit:g} s'}",
+        )
     if ended.exit_code < 0:
         name = signal.Signals(-ended.exit_code).name
         return "crash", name, f"the process died of {name}{after}"
-    return "crash", "Exit", f"the process ended with exit code {ended.exit_code}{after or ' and no result'}"
+    return (
+        "crash",
+        "Exit",
+        f"the process ended with exit code {ended.exit_code}{after or ' and no result'}",
+    )
 
 
 def blank(cell: Cell, status: Status, message: str = "") -> Record:
@@ -126,12 +134,13 @@ def blank(cell: Cell, status: Status, message: str = "") -> Record:
 
 
 def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limit: float) -> Ended:
-    """Call a function in a process of its own, and wait for it at most `time_limit` and `GRACE` seconds.
+    """Call a function in a process of its own; wait at most `time_limit` and `GRACE` seconds.
 
     Args:
         function: importable by name; what it returns is a dataclass.
         arguments: picklable.
-        time_limit: seconds, after which the process dumps where it is and ends; if even that fails, it is killed.
+        time_limit: seconds, after which the process dumps where it is and ends; if even that fails,
+            it is killed.
     """
     begun = time.monotonic()
     with tempfile.NamedTemporaryFile(suffix=".stderr") as log:
@@ -187,7 +196,7 @@ def _serve(
 
 
 def _measure(cell: Cell, cache: Path) -> Any:
-    from harness.measure import measure  # noqa: PLC0415  # needs torch, which the caller may not import
+    from harness.measure import measure  # needs torch, which the caller may not import
 
     return measure(cell, cache)
 

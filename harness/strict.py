@@ -1,4 +1,4 @@
-"""Tables from TOML or JSON -> frozen dataclasses, strictly: nothing unknown, missing or mistyped passes."""
+"""Tables from TOML or JSON -> dataclasses: nothing unknown, missing or mistyped passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class StrictError(ValueError):
-    """A table does not fit its dataclass; the message names the place, what is wrong and the alternatives."""
+    """A table does not fit its dataclass; the message names place, trouble and alternatives."""
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:
@@ -46,7 +46,9 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     if missing:
         raise StrictError(f"{where}: missing {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(cls)
-    return cls(**{key: convert(value, hints[key], f"{where}: {key}") for key, value in table.items()})
+    return cls(
+        **{key: convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
+    )
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -73,7 +75,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is a subclass of int, but True is no number here.
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
         return value
     raise StrictError(f"{where}: expected {_name(hint)}, got {value!r}")
 

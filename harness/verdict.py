@@ -75,7 +75,9 @@ class Expected:
 
     def explains(self, exception: str, message: str) -> bool:
         """Return whether a failure is the one that the entry expects."""
-        return exception == self.exception and re.search(self.message, message, re.DOTALL) is not None
+        return (
+            exception == self.exception and re.search(self.message, message, re.DOTALL) is not None
+        )
 
 
 def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:
@@ -90,16 +92,23 @@ def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:
 def judge(record: Record, entries: Iterable[Expected]) -> Record:
     """Return the record with the list's word on it.
 
-    A failure that entries explain in full becomes xfail, or stays reference-broken if it is stock's own; a pass that an
-    entry does not expect becomes xpass. Anything else stays as it is, and fails the run if it is a failure.
+    A failure that entries explain in full becomes xfail, or stays reference-broken if it is stock's
+    own; a pass that an entry does not expect becomes xpass. Anything else stays as it is, and fails
+    the run if it is a failure.
     """
-    entries = [e for e in entries if e.selects(record.architecture, record.release, record.backend, record.device)]
+    entries = [
+        e
+        for e in entries
+        if e.selects(record.architecture, record.release, record.backend, record.device)
+    ]
     if record.status == "pass" and entries:
         message = f"{PLACE}, {entries[0].name}: passes now; remove the entry or end its range"
         return replace(record, status="xpass", message=message)
     if record.status not in FAILED:
         return record
-    found = [next((e for e in entries if e.explains(*failure)), None) for failure in failures(record)]
+    found = [
+        next((e for e in entries if e.explains(*failure)), None) for failure in failures(record)
+    ]
     explaining = [entry for entry in found if entry is not None]
     if len(explaining) < len(found) or not found:
         return record
@@ -124,7 +133,7 @@ def fails_run(record: Record) -> bool:
 
 
 def problems(entries: Sequence[Expected], cells: Sequence[Cell], today: date) -> list[str]:
-    """Return what is wrong with the list itself: entries past expiry, and entries that select none of the cells.
+    """Return what is wrong with the list: entries past expiry, or that select no cell.
 
     Args:
         entries: the list.

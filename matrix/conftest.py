@@ -31,7 +31,8 @@ def selected(config: pytest.Config) -> list[Cell]:
     """Return the cells that the options select.
 
     Raises:
-        pytest.UsageError: a name is unknown, or another transformers is installed than was asked for.
+        pytest.UsageError: a name is unknown, or another transformers is installed than was asked
+        for.
     """
     installed, asked = transformers.__version__, config.getoption("release")
     if asked not in (None, installed):

@@ -1,4 +1,4 @@
-"""A cell of the matrix is a test: it is measured, recorded, and fails unless it passes or is known to fail."""
+"""A cell is a test: measured, recorded, failed unless it passes or is known to fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks, in the order in which they run. Each is a module whose docstring's first line is its message."""
+"""The checks, in order: one module each, whose docstring's first line is its message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKS = (
     "tied_head",
     "speed",
 )
-"""What every cell is checked for; an architecture's row may add others."""
+"""What a cell is checked for, unless its architecture's row says otherwise."""
 
 
 @dataclass(frozen=True)

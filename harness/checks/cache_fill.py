@@ -1,7 +1,8 @@
 """The cache is not filled as stock fills it.
 
-After the prefill and after each step, every layer has seen and keeps as many tokens as stock's, sliding layers included, and
-in the end holds the same keys and values. Right tokens from a cache that is not filled count as degraded.
+After the prefill and after each step, every layer has seen and keeps as many tokens as stock's,
+sliding layers included, and in the end holds the same keys and values. Right tokens from a cache
+that is not filled count as degraded.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ def run(bench: Bench) -> Outcome:
         "kept": [kept for _, kept in ours.lengths[-1]],
     }
     if seen != due:
-        return Outcome("reference-broken", figures, f"stock's cache saw {seen[-1]} tokens, not {due[-1]}")
-    unequal = [index for index, pair in enumerate(zip(ours.lengths, stock.lengths, strict=True)) if pair[0] != pair[1]]
+        return Outcome(
+            "reference-broken", figures, f"stock's cache saw {seen[-1]} tokens, not {due[-1]}"
+        )
+    unequal = [
+        index
+        for index, pair in enumerate(zip(ours.lengths, stock.lengths, strict=True))
+        if pair[0] != pair[1]
+    ]
     if unequal:
         step = unequal[0]
-        message = f"cache lengths differ after step {step}: (seen, kept) {ours.lengths[step]}, stock {stock.lengths[step]}"
+        lengths = f"(seen, kept) {ours.lengths[step]}, stock {stock.lengths[step]}"
+        message = f"cache lengths differ after step {step}: {lengths}"
         right = all(
             torch.equal(a.argmax(-1), b.argmax(-1))
             for a, b in zip(ours.logits, stock.logits, strict=True)
@@ -50,5 +58,7 @@ def _different(
     return [
         layer
         for layer, (a, b) in enumerate(zip(ours, stock, strict=True))
-        if a is not None and b is not None and not torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+        if a is not None
+        and b is not None
+        and not torch.allclose(a, b, rtol=tolerance, atol=tolerance)
     ]

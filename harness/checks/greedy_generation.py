@@ -7,7 +7,7 @@ from harness.checks import Outcome, verdict
 from harness.parity import first_divergent
 
 LENGTH = 16
-"""Tokens generated: the prompt fills the sliding windows of the tiny models, so all of these lie beyond."""
+"""Tokens generated, all beyond the sliding windows of the tiny models: the prompt fills those."""
 
 
 def run(bench: Bench) -> Outcome:

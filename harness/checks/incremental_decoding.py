@@ -1,7 +1,7 @@
 """Decoding token by token with a cache differs from stock's, or from a forward without a cache.
 
-Against stock's cached decoding: bit for bit on CPU. Against the uncached forward, which sums in another order: within the
-dtype's tolerance.
+Against stock's cached decoding: bit for bit on CPU. Against the uncached forward, which sums in
+another order: within the dtype's tolerance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """More weights are in memory than the plan says, or some stay after the forward.
 
-Hooks of the check's own count, whenever a block begins and ends, the blocks that hold weights and the bytes of all bound
-parameters. After the forward, everything that the engine keeps is counted, wherever it is referenced from.
+Hooks of the check's own count, whenever a block begins and ends, the blocks that hold weights and
+the bytes of all bound parameters. After the forward, everything that the engine keeps is counted,
+wherever it is referenced from.
 """
 
 from __future__ import annotations
@@ -59,13 +60,17 @@ def run(bench: Bench) -> Outcome:
     if watch.unbound:
         wrong.append(f"{', '.join(sorted(watch.unbound))} ran with weights missing")
     if watch.most_blocks > plan.slots:
-        wrong.append(f"{watch.most_blocks} blocks held weights at once, {plan.slots} slots are planned")
+        wrong.append(
+            f"{watch.most_blocks} blocks held weights at once, {plan.slots} slots are planned"
+        )
     if watch.most_bytes > plan.device_bytes:
         wrong.append(f"{watch.most_bytes:,} bytes were bound, {plan.device_bytes:,} are planned")
     if left:
         wrong.append(f"after the forward {', '.join(left)} still hold weights")
     if bench.device.type == "cpu" and kept > plan.device_bytes + buffers + SLACK:
-        wrong.append(f"after the forward {kept:,} bytes are held, {plan.device_bytes:,} are planned")
+        wrong.append(
+            f"after the forward {kept:,} bytes are held, {plan.device_bytes:,} are planned"
+        )
     figures = {
         "most_blocks": watch.most_blocks,
         "slots": plan.slots,

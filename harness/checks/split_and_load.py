@@ -1,7 +1,7 @@
-"""The streamed model is not what it should be: its class, its backend, or blocks that do not stream.
+"""The model is not what it should be: its class, its backend, or blocks that do not stream.
 
-The result is an instance of the stock class and of its family's class, runs the attention backend that was asked for, and
-its plan streams every block.
+The result is an instance of the stock class and of its family's class, runs the attention backend
+that was asked for, and its plan streams every block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def run(bench: Bench) -> Outcome:
     if not isinstance(model, getattr(rabbitllm, row.family_class)):
         wrong.append(f"it is no {row.family_class}")
     if (family.class_name, family.name) != (row.family_class, row.family):
-        wrong.append(f"matrix/architectures.toml says {row.family}, rabbitllm/families.py {family.name}")
+        wrong.append(
+            f"matrix/architectures.toml says {row.family}, rabbitllm/families.py {family.name}"
+        )
     if model.active_attention_implementation != bench.cell.backend.id:
         wrong.append(
             f"it runs {model.active_attention_implementation}, asked for {bench.cell.backend.id}"

@@ -1,7 +1,7 @@
-"""Head and embedding are tied where stock's are not, or not tied where they are, or hold other values.
+"""Head and embedding are not tied as stock's are, or hold other values.
 
-What the embedding gives and the weight that the head runs with are compared with stock's. Tied ones that are in memory at
-the same time are one tensor.
+What the embedding gives and the weight that the head runs with are compared with stock's. Tied ones
+that are in memory at the same time are one tensor.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ class Looked:
     """What one forward showed.
 
     Attributes:
-        embedded: what the embedding gave, [1, prompt, hidden]. Its weight is not looked at: an engine may bring only
-            the rows that the batch needs.
+        embedded: what the embedding gave, [1, prompt, hidden]. Its weight is not looked at: an
+            engine may bring only the rows that the batch needs.
         head: the head's weight while it ran.
-        one_tensor: whether head and embedding were the same memory then; None if they were not both whole.
+        one_tensor: whether head and embedding were the same memory then; None if they were not both
+            whole.
     """
 
     embedded: Tensor
@@ -59,7 +60,7 @@ def look(model: Any, prompt: Tensor) -> Looked:
     def after_embedding(_module: nn.Module, _args: object, output: Tensor) -> None:
         seen["embedded"] = output.detach().clone()
 
-    def before_head(module: nn.Module, _args: object) -> None:
+    def before_head(module: Any, _args: object) -> None:
         weight, other = module.weight, embedding.weight
         whole = not other.is_meta and not weight.is_meta and other.shape == weight.shape
         seen["one_tensor"] = weight.data_ptr() == other.data_ptr() if whole else None

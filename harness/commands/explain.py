@@ -31,4 +31,6 @@ def run(args: argparse.Namespace) -> int:
         if [record.architecture, record.backend, record.device] == [architecture, *key]:
             print(report(record))
             return 0
-    raise ValueError(f"{store.path} has no record of {args.cell!r} (ARCHITECTURE@RELEASE/BACKEND/DEVICE)")
+    raise ValueError(
+        f"{store.path} has no record of {args.cell!r} (ARCHITECTURE@RELEASE/BACKEND/DEVICE)"
+    )

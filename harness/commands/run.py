@@ -14,12 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", help="architectures, separated by commas (default: all)")
     parser.add_argument("--attn", help="attention backends, separated by commas (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--results", metavar="DIR", help="where records go (default: reports/results)")
+    parser.add_argument(
+        "--results", metavar="DIR", help="where records go (default: reports/results)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run pytest on matrix/test_cells.py; return its exit status."""
-    import pytest  # noqa: PLC0415  # only this command needs it
+    import pytest  # only this command needs it
 
     options = {"arch": args.arch, "attn": args.attn, "device": args.device, "results": args.results}
     chosen = [f"--{name}={value}" for name, value in options.items() if value is not None]

@@ -1,0 +1,287 @@
+"""Every check passes on a sound model, and goes red on one broken in its way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from harness import checks
+from harness.bench import Bench, Decoded
+from harness.checkpoints import checkpoint
+from harness.measure import measure
+from harness.probes import blocks, probe
+from rabbitllm import AutoModel
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture
+def bench(cell, cache):
+    def make(architecture: str = "llama") -> Bench:
+        found = cell(architecture, release=transformers.__version__)
+        return Bench(found, checkpoint(found, cache))
+
+    return make
+
+
+def outcome(name: str, bench: Bench) -> checks.Outcome:
+    return checks.load(name)[0](bench)
+
+
+def block(bench: Bench, index: int = 1) -> torch.nn.Module:
+    return list(blocks(bench.streamed).values())[index]
+
+
+def nudge(bench: Bench) -> None:
+    """Add a little to what a block returns."""
+    block(bench).register_forward_hook(lambda _m, _a, output: output + 1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "mistral"])
+def test_a_sound_model_passes_every_check(bench, architecture):
+    made = bench(architecture)
+    for name in checks.CHECKS:
+        found = outcome(name, made)
+        assert (found.status, found.message) == ("pass", ""), name
+
+
+@pytest.mark.parametrize("name", [*checks.CHECKS, "chat_answer"])
+def test_every_check_has_a_sentence(name):
+    sentence = checks.load(name)[1]
+    assert sentence.endswith(".")
+
+
+def test_split_and_load_sees_blocks_that_do_not_stream(bench):
+    made = bench()
+    made.__dict__["streamed"] = AutoModel.from_pretrained(
+        made.folder, device="cpu", attn_implementation="sdpa", host_memory="1GiB"
+    )
+    found = outcome("split_and_load", made)
+    assert found.status == "fail"
+    assert (
+        "model.layers.0, model.layers.1, model.layers.2, model.layers.3 do not stream"
+        in found.message
+    )
+
+
+def test_split_and_load_sees_another_backend_class_and_family(bench):
+    made = bench()
+    made.streamed.config._attn_implementation = "eager"
+    row = replace(
+        made.cell.architecture, model_class="Qwen2ForCausalLM", family_class="RabbitLLMQWen2"
+    )
+    made.cell = replace(made.cell, architecture=row)
+    made.__dict__["reference"] = made.streamed
+    message = outcome("split_and_load", made).message
+    assert "is no Qwen2ForCausalLM" in message
+    assert "it is no RabbitLLMQWen2" in message
+    assert "it runs eager, asked for sdpa" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["prefill_parity", "incremental_decoding", "left_padded", "cache_fill"]
+)
+def test_a_block_that_is_a_little_off_is_seen(bench, name):
+    made = bench()
+    nudge(made)
+    assert outcome(name, made).status == "fail"
+
+
+def test_prefill_parity_sees_stale_weights_of_the_previous_layer(bench):
+    made = bench()
+    first, second = block(made, 0), block(made, 1)
+    kept: dict[str, Any] = {}
+    first.register_forward_pre_hook(
+        lambda m, _: kept.update({n: p.detach().clone() for n, p in m.named_parameters()})
+    )
+    second.register_forward_pre_hook(
+        lambda m, _: [p.data.copy_(kept[n]) for n, p in m.named_parameters()] and None
+    )
+    found = outcome("prefill_parity", made)
+    assert found.status == "fail"
+    assert found.figures["max_abs"] > 0.01
+
+
+def test_incremental_decoding_sees_shifted_positions(bench):
+    made = bench()
+
+    def shift(_model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if args and args[0].shape[1] == 1:
+            past = kwargs["past_key_values"].get_seq_length()
+            kwargs["position_ids"] = torch.tensor([[past + 1]])
+        return args, kwargs
+
+    made.streamed.register_forward_pre_hook(shift, with_kwargs=True)
+    found = outcome("incremental_decoding", made)
+    assert found.status == "fail"
+    assert found.message.startswith("step 1 is off by")
+    assert found.figures["first_divergent_token"] == 12
+
+
+def lose_cache(_block: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    kwargs["past_key_value"] = kwargs.pop("past_key_values")
+    return args, kwargs
+
+
+def test_cache_fill_sees_a_layer_that_got_the_wrong_keyword(bench):
+    made = bench()
+    block(made).register_forward_pre_hook(lose_cache, with_kwargs=True)
+    found = outcome("cache_fill", made)
+    assert found.status in ("fail", "degraded")
+    assert "cache lengths differ after step 0" in found.message
+    assert found.figures["seen"] == [16, 0, 16, 16]
+
+
+def test_right_tokens_from_an_unfilled_cache_are_degraded(bench):
+    made = bench()
+    stock = made.stock_decoded
+    unfilled = [[(0, 0) for _ in layers] for layers in stock.lengths]
+    made.__dict__["streamed_decoded"] = Decoded(stock.logits, unfilled, stock.keys, stock.values)
+    assert outcome("cache_fill", made).status == "degraded"
+
+
+def test_a_sliding_layer_keeps_what_stock_keeps(bench):
+    found = outcome("cache_fill", bench("gemma2" if "gemma2" in _sdpa_works() else "mistral"))
+    assert found.status == "pass"
+    assert min(found.figures["kept"]) < min(found.figures["seen"])
+
+
+def _sdpa_works() -> set[str]:
+    return {"gemma2"} if transformers.Gemma2ForCausalLM._supports_sdpa else set()
+
+
+def test_left_padded_sees_a_mask_that_is_lost(bench):
+    made = bench()
+
+    def lose(_model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, kwargs | {"attention_mask": None}
+
+    made.streamed.register_forward_pre_hook(lose, with_kwargs=True)
+    assert outcome("left_padded", made).status == "fail"
+    assert outcome("prefill_parity", made).status == "pass"
+
+
+def test_greedy_generation_sees_another_token(bench):
+    made = bench()
+
+    def prefer(_head: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., 7] += 100 * (logits.shape[1] == 1)
+        return logits
+
+    made.streamed.get_output_embeddings().register_forward_hook(prefer)
+    found = outcome("greedy_generation", made)
+    assert found.status == "fail"
+    assert found.figures["first_divergent_token"] == 12
+
+
+def test_tied_head_sees_two_tensors_where_stock_has_one(bench):
+    made = bench("llama-tied")
+    head, embedding = made.streamed.get_output_embeddings(), made.streamed.get_input_embeddings()
+
+    def untie(module: torch.nn.Module, _: object) -> None:
+        embedding._parameters["weight"] = torch.nn.Parameter(module.weight.clone(), False)
+
+    head.register_forward_pre_hook(untie)
+    found = outcome("tied_head", made)
+    assert found.status == "fail"
+    assert "they are two tensors, stock's one tensor" in found.message
+
+
+def test_tied_head_sees_another_head(bench):
+    made = bench("llama")
+    stock = made.reference.get_input_embeddings().weight
+    made.streamed.get_output_embeddings().register_forward_pre_hook(
+        lambda module, _: module._parameters.update(weight=torch.nn.Parameter(stock.clone(), False))
+    )
+    found = outcome("tied_head", made)
+    assert "the head holds other values than stock's" in found.message
+
+
+def test_residency_sees_weights_that_stay_bound(bench):
+    made = bench()
+
+    def keep(module: torch.nn.Module, *_: object) -> None:
+        module.mlp.up_proj._parameters["weight"] = torch.nn.Parameter(torch.zeros(128, 64), False)
+
+    block(made).register_forward_hook(keep)
+    found = outcome("residency", made)
+    assert found.status == "fail"
+    assert "after the forward model.layers.1 still hold weights" in found.message
+
+
+def test_residency_sees_weights_hoarded_out_of_sight(bench):
+    made = bench()
+    hoard: list[torch.Tensor] = []
+    for layer in blocks(made.streamed).values():
+        layer.register_forward_pre_hook(
+            lambda m, _: hoard.extend(p.detach().clone() for p in m.parameters())
+        )
+    found = outcome("residency", made)
+    assert found.status == "fail"
+    assert "bytes are held" in found.message
+
+
+def test_residency_sees_a_block_that_runs_without_weights(bench):
+    made = bench()
+    block(made).register_forward_pre_hook(lambda m, _: m.mlp.to("meta") and None)
+    assert "model.layers.1 ran with weights missing" in outcome("residency", made).message
+
+
+def test_speed_keeps_samples_of_all_three(bench):
+    figures = outcome("speed", bench()).figures
+    for name in ("streamed", "stock", "accelerate"):
+        assert 1 <= len(figures[f"{name}_tokens_per_second"]) <= 3
+        assert min(figures[f"{name}_tokens_per_second"]) > 0
+    assert figures["bytes_from_disk_per_forward"] > 0
+
+
+def test_probes_describe_the_contract(bench):
+    found = probe(bench("qwen2").reference)
+    assert found["layer_returns"] == "Tensor"
+    assert found["cache_keyword"] == "past_key_values"
+    assert found["cache_lengths"] == [3] * 4
+    assert found["head_dim"] == 64
+    assert found["gets_position_embeddings"]
+    assert probe(bench("qwen3").reference)["implied_head_dim"] == 16
+
+
+def test_a_cell_passes_from_end_to_end(cell, cache):
+    found = measure(cell("llama", release=transformers.__version__), cache)
+    assert (found.status, found.message) == ("pass", "")
+    assert list(found.checks) == list(checks.CHECKS)
+    assert found.probes["layer_returns"] == "Tensor"
+
+
+def test_an_engine_that_raises_fails_the_cell_and_the_rest_is_not_run(cell, cache, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("size of tensor a (14)")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", broken)
+    found = measure(cell("llama", release=transformers.__version__), cache)
+    assert found.status == "fail"
+    assert found.exception == "RuntimeError"
+    assert found.message == "split_and_load: RuntimeError: size of tensor a (14)"
+    assert "in broken" in found.traceback
+    assert {result.status for result in list(found.checks.values())[1:]} == {"not-run"}
+
+
+def test_stock_that_raises_is_to_blame_itself(cell, cache, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no sdpa")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", broken)
+    found = measure(cell("llama", release=transformers.__version__), cache)
+    assert (found.status, found.exception, found.message) == (
+        "reference-broken",
+        "ValueError",
+        "no sdpa",
+    )
+    assert found.checks == {}

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.parity import compare, equal, first_divergent, within_tolerance, worst
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_same_logits_are_equal():
+    figures = compare(logits(), logits())
+    assert figures["bit_equal"]
+    assert (figures["max_abs"], figures["nmse"], figures["kl"], figures["top1"]) == (0, 0, 0, 1)
+    assert equal(figures, CPU, torch.float32)
+
+
+def test_one_bit_is_a_difference_on_cpu_and_none_on_a_gpu():
+    ours, stock = logits(), logits()
+    ours[0, 2, 3] = torch.nextafter(ours[0, 2, 3], torch.tensor(9.0))
+    figures = compare(ours, stock)
+    assert not equal(figures, CPU, torch.float32)
+    assert equal(figures, CUDA, torch.float32)
+
+
+def test_other_logits_are_beyond_tolerance():
+    figures = compare(logits(0), logits(1))
+    assert not within_tolerance(figures, torch.bfloat16)
+    assert figures["kl"] > 0.1
+    assert figures["top1"] < 1
+
+
+def test_nan_is_never_equal():
+    ours = torch.full((1, 5, 16), float("nan"))
+    for figures in (compare(ours, logits()), compare(ours, ours)):
+        assert not equal(figures, CPU, torch.float32)
+        assert not equal(figures, CUDA, torch.float32)
+
+
+def test_a_lost_dimension_is_an_error():
+    with pytest.raises(ValueError, match=r"shape \[5, 16\], stock's \[1, 5, 16\]"):
+        compare(logits()[0], logits())
+
+
+def test_worst_is_the_furthest_apart():
+    near, far = compare(logits(), logits()), compare(logits(0), logits(1))
+    nan = compare(torch.full((1, 5, 16), float("nan")), logits())
+    assert worst([near, far]) is far
+    assert worst([far, nan, near]) is nan
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "position"),
+    [([1, 2, 3], [1, 2, 3], None), ([1, 5, 3], [1, 2, 3], 1), ([1, 2], [1, 2, 3], 2)],
+)
+def test_first_divergent_token(ours, stock, position):
+    assert first_divergent(torch.tensor(ours), torch.tensor(stock)) == position

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from harness import environment, runner
+from harness.cells import Gguf
+from harness.runner import GRACE, Ended, cause_of_death, isolated, run
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    pid: int
+
+
+def answer(text: str) -> Answer:
+    return Answer(text, os.getpid())
+
+
+def segfault() -> None:
+    print("last words", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang() -> None:
+    while True:
+        time.sleep(60)
+
+
+def hang_for_good() -> None:
+    faulthandler.cancel_dump_traceback_later()
+    hang()
+
+
+def leave() -> None:
+    os._exit(7)
+
+
+def die_at_the_end() -> Answer:
+    from multiprocessing.util import Finalize
+
+    Finalize(None, os.kill, args=(os.getpid(), signal.SIGABRT), exitpriority=1)
+    return Answer("done", 0)
+
+
+def raises() -> None:
+    raise LookupError("nothing there")
+
+
+def test_a_value_comes_back_from_another_process():
+    ended = isolated(answer, ("é\ud800",), 60)
+    assert ended.value is not None
+    assert ended.value["text"] == "é?"
+    assert ended.value["pid"] != os.getpid()
+    assert ended.exit_code == 0
+    assert ended.cpu_seconds > 0
+
+
+def test_a_crash_is_named_by_its_signal_and_keeps_the_last_words():
+    ended = isolated(segfault, (), 60)
+    assert ended.value is None
+    assert ended.exit_code == -signal.SIGSEGV
+    assert "last words" in ended.stderr
+    assert "in segfault" in ended.stderr
+    assert cause_of_death(ended, 60)[:2] == ("crash", "SIGSEGV")
+
+
+def test_a_hang_is_stopped_and_says_where():
+    ended = isolated(hang, (), 1)
+    assert ended.value is None
+    assert ended.seconds < 1 + GRACE
+    assert "in hang" in ended.stderr
+    assert cause_of_death(ended, 1)[:2] == ("timeout", "Timeout")
+
+
+def test_a_hang_that_cannot_stop_itself_is_killed(monkeypatch):
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    ended = isolated(hang_for_good, (), 1)
+    assert ended.exit_code is None
+    assert cause_of_death(ended, 1)[0] == "timeout"
+
+
+def test_an_exit_without_a_result_is_a_crash():
+    ended = isolated(leave, (), 60)
+    assert cause_of_death(ended, 60) == (
+        "crash",
+        "Exit",
+        "the process ended with exit code 7 and no result",
+    )
+
+
+def test_an_exception_outside_the_checks_is_a_crash_with_its_traceback():
+    ended = isolated(raises, (), 60)
+    assert cause_of_death(ended, 60)[0] == "crash"
+    assert "LookupError: nothing there" in ended.stderr
+
+
+def test_a_crash_after_the_last_check_is_no_pass(monkeypatch, cell, tmp_path):
+    ended = isolated(die_at_the_end, (), 60)
+    assert ended.value is not None
+    assert ended.exit_code == -signal.SIGABRT
+    assert cause_of_death(ended, 60) == (
+        "crash",
+        "SIGABRT",
+        "the process died of SIGABRT after its last check",
+    )
+    passed = replace(ended, value={"status": "pass"})
+    monkeypatch.setattr(runner, "isolated", lambda *_: passed)
+    assert run(cell(), tmp_path).status == "crash"
+
+
+def outcomes(monkeypatch, *values: dict[str, str]):
+    """Make the runs of a cell end like this, one after the other."""
+    left = [Ended(value, 0, 0.1, 0.1, "") for value in values]
+    monkeypatch.setattr(runner, "isolated", lambda *_: left.pop(0))
+    return left
+
+
+FAIL = {"status": "fail", "message": "RuntimeError: m", "fingerprint": "aa"}
+
+
+def test_a_pass_runs_once(monkeypatch, cell, tmp_path):
+    left = outcomes(monkeypatch, {"status": "pass"}, {"status": "pass"})
+    assert run(cell(), tmp_path).status == "pass"
+    assert len(left) == 1
+
+
+def test_a_failure_that_repeats_is_a_failure(monkeypatch, cell, tmp_path):
+    outcomes(monkeypatch, FAIL, FAIL)
+    assert run(cell(), tmp_path).status == "fail"
+
+
+@pytest.mark.parametrize("second", [{"status": "pass"}, FAIL | {"fingerprint": "bb"}])
+def test_a_failure_that_does_not_repeat_is_flaky(monkeypatch, cell, tmp_path, second):
+    outcomes(monkeypatch, FAIL, second)
+    record = run(cell(), tmp_path)
+    assert record.status == "flaky"
+    assert "RuntimeError: m" in record.message
+
+
+def test_a_known_cause_is_explained(monkeypatch, cell, tmp_path):
+    sizes = "The size of tensor a (14) must match the size of tensor b (64)"
+    message = f"{sizes} at non-singleton dimension 3"
+    outcomes(monkeypatch, *[FAIL | {"message": message, "exception": "RuntimeError"}] * 2)
+    assert "batch dimension was lost" in run(cell(), tmp_path).explanation
+
+
+def test_a_backend_without_its_device_is_not_run(monkeypatch, cell, tmp_path):
+    outcomes(monkeypatch)
+    record = run(cell(backend="flash_attention_2"), tmp_path)
+    assert record.status == "not-run"
+    assert record.message == "flash_attention_2 needs a cuda device"
+
+
+def test_a_real_model_without_its_package_is_not_run(monkeypatch, cell, tmp_path):
+    outcomes(monkeypatch)
+    found = cell()
+    row = replace(found.architecture, gguf=Gguf("no-such-distribution", "x.gguf"))
+    record = run(replace(found, architecture=row), tmp_path)
+    assert record.status == "not-run"
+    assert "no-such-distribution" in record.message
+
+
+def test_a_record_says_with_what_it_was_measured(monkeypatch, cell, tmp_path):
+    outcomes(monkeypatch, {"status": "pass"})
+    record = run(cell(), tmp_path)
+    assert record.key == ("llama", "sdpa", "cpu")
+    assert record.versions["torch"]
+    assert record.hardware.startswith("cpu ")
+    assert len(record.engine_hash) == len(record.check_hash) == 16
+    assert record.time.endswith("Z")
+
+
+def test_a_hash_follows_names_and_contents(tmp_path: Path):
+    def now() -> str:
+        return environment.hash_files(tmp_path, ["**/*.py"])
+
+    (tmp_path / "a.py").write_text("1")
+    first = now()
+    (tmp_path / "a.txt").write_text("not measured")
+    assert now() == first
+    (tmp_path / "a.py").write_text("2")
+    second = now()
+    assert second != first
+    (tmp_path / "a.py").rename(tmp_path / "b.py")
+    assert now() not in (first, second)
+
+
+def test_the_check_hash_follows_the_recipe(cell):
+    assert environment.check_hash(cell("llama")) != environment.check_hash(cell("qwen2"))
+    assert environment.check_hash(cell("llama", "sdpa")) != environment.check_hash(
+        cell("llama", "eager")
+    )

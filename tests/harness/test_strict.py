@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+import pytest
+
+from harness.strict import StrictError, build
+
+
+@dataclass(frozen=True)
+class Inner:
+    name: str
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int
+    kind: Literal["a", "b"] = "a"
+    share: float = 0.0
+    names: tuple[str, ...] = ()
+    inner: Inner | None = None
+    results: dict[str, Inner] = field(default_factory=dict)
+    anything: dict[str, Any] = field(default_factory=dict)
+    day: date | None = None
+    on: bool = False
+
+
+def test_builds_nested_values():
+    table = {
+        "count": 1,
+        "share": 2,
+        "names": ["x", "y"],
+        "inner": {"name": "n"},
+        "results": {"k": {"name": "m"}},
+        "anything": {"k": [1, None]},
+        "day": date(2030, 1, 2),
+        "on": True,
+    }
+    made = build(Outer, table, "here")
+    assert made.share == 2.0
+    assert isinstance(made.share, float)
+    assert made.names == ("x", "y")
+    assert made.inner == Inner("n")
+    assert made.results == {"k": Inner("m")}
+    assert made.anything == {"k": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"count": 1, "colour": 2}, r"here: Unknown key 'colour'. Available: count, kind"),
+        ({}, r"here: missing 'count'"),
+        ({"count": "1"}, r"here: count: expected int, got '1'"),
+        ({"count": True}, r"here: count: expected int, got True"),
+        ({"count": 1, "on": 1}, r"here: on: expected bool, got 1"),
+        ({"count": 1, "kind": "c"}, r"here: kind: Unknown value 'c'. Available: a, b"),
+        ({"count": 1, "names": ["x", 2]}, r"here: names: expected str, got 2"),
+        ({"count": 1, "names": "x"}, r"here: names: expected tuple"),
+        ({"count": 1, "inner": {"nam": "n"}}, r"here: inner: Unknown key 'nam'"),
+        ({"count": 1, "results": {"k": {}}}, r"here: results.k: missing 'name'"),
+    ],
+)
+def test_names_place_and_trouble(table, message):
+    with pytest.raises(StrictError, match=message):
+        build(Outer, table, "here")

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+
+from harness.cells import load_matrix
+from harness.results import CheckResult
+from harness.strict import StrictError
+from harness.verdict import Expected, fails_run, judge, load_expected, problems
+
+ENTRY = Expected(
+    architecture="llama*",
+    backend="sdpa",
+    transformers=">=5.1,<5.9",
+    exception="RuntimeError",
+    message=r"size of tensor a \(\d+\)",
+    side="rabbitllm",
+    why="The batch dimension is lost.",
+    link="https://example.org/1",
+    expires=date(2030, 1, 1),
+)
+FAILED = CheckResult(
+    "fail", message="RuntimeError: size of tensor a (14)", exception="RuntimeError"
+)
+
+
+def failing(cell_record, **changes):
+    values = {"release": "5.1.0", "status": "fail", "checks": {"prefill_parity": FAILED}}
+    return cell_record(**(values | changes))
+
+
+def test_an_expected_failure_becomes_xfail(cell_record):
+    record = judge(failing(cell_record), [ENTRY])
+    assert record.status == "xfail"
+    assert "The batch dimension is lost." in record.expected
+    assert not fails_run(record)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"release": "5.0.0"},
+        {"release": "5.9.0"},
+        {"architecture": "qwen2"},
+        {"backend": "eager"},
+        {"checks": {"prefill_parity": replace(FAILED, message="another error")}},
+        {"checks": {"prefill_parity": replace(FAILED, exception="ValueError")}},
+        {"checks": {"prefill_parity": FAILED, "cache_fill": CheckResult("degraded", message="x")}},
+    ],
+)
+def test_anything_else_still_fails(cell_record, changes):
+    record = judge(failing(cell_record, **changes), [ENTRY])
+    assert record.status == "fail"
+    assert fails_run(record)
+
+
+def test_several_entries_may_explain_one_cell(cell_record):
+    checks = {"prefill_parity": FAILED, "cache_fill": CheckResult("degraded", message="unfilled")}
+    other = replace(ENTRY, exception="", message="unfilled", why="Another cause.")
+    record = judge(failing(cell_record, checks=checks), [ENTRY, other])
+    assert record.status == "xfail"
+    assert "lost" in record.expected
+    assert "Another cause." in record.expected
+
+
+def test_a_pass_that_should_fail_is_an_error(cell_record):
+    record = judge(cell_record(release="5.1.0"), [ENTRY])
+    assert record.status == "xpass"
+    assert "passes now" in record.message
+    assert fails_run(record)
+
+
+def test_what_is_stocks_own_fault_stays_so_and_needs_an_entry(cell_record):
+    broken = cell_record(
+        release="5.1.0",
+        status="reference-broken",
+        exception="RuntimeError",
+        message="size of tensor a (14)",
+        checks={},
+    )
+    assert fails_run(judge(broken, []))
+    known = judge(broken, [replace(ENTRY, side="transformers")])
+    assert known.status == "reference-broken"
+    assert not fails_run(known)
+
+
+@pytest.mark.parametrize("status", ["not-run", "unsupported", "pass"])
+def test_no_failure_no_fault(cell_record, status):
+    assert not fails_run(judge(cell_record(status=status), []))
+
+
+@pytest.mark.parametrize("status", ["timeout", "crash", "flaky", "degraded", "env-error"])
+def test_every_kind_of_failure_counts(cell_record, status):
+    assert fails_run(judge(cell_record(status=status, checks={}, message="m"), []))
+
+
+def test_an_entry_past_its_expiry_is_reported():
+    cells = load_matrix().cells(["5.1.0"])
+    assert problems([ENTRY], cells, date(2029, 12, 31)) == []
+    assert "expired on 2030-01-01" in problems([ENTRY], cells, date(2030, 1, 1))[0]
+
+
+def test_an_entry_that_matches_no_cell_is_reported():
+    cells = load_matrix().cells(["5.0.0"])
+    found = problems([ENTRY], cells, date(2029, 1, 1))
+    assert found == [
+        "matrix/expected_failures.toml, llama*/sdpa on >=5.1,<5.9: matches no cell of the matrix"
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"transformers": "5.1"}, {"message": "("}])
+def test_a_range_or_pattern_that_cannot_be_read_is_refused(changes):
+    with pytest.raises(StrictError, match=r"expected_failures.toml, llama"):
+        replace(ENTRY, **changes)
+
+
+def test_the_list_of_this_checkout_is_readable():
+    assert all(entry.why and entry.link for entry in load_expected())
