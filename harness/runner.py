@@ -29,6 +29,8 @@ GRACE = 5.0
 """Seconds beyond the limit in which the process may still end by itself and say where it hung."""
 STDERR_TAIL = 4_000
 
+# Ask about CUDA without starting it: what the fork server started, its children could not use.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "transformers", "harness.preload"])
 

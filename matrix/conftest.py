@@ -15,6 +15,8 @@ from harness.results import Store
 from harness.runner import TIME_LIMIT
 from harness.verdict import Expected, load_expected, problems
 
+CELLS = pytest.StashKey[list[Cell]]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what selects cells and says where results go."""
@@ -48,10 +50,15 @@ def selected(config: pytest.Config) -> list[Cell]:
         raise pytest.UsageError(str(error)) from error
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Select the cells before anything runs, so that a wrong name is one line and exit status 4."""
+    config.stash[CELLS] = selected(config)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make an item of each selected cell."""
     if "cell" in metafunc.fixturenames:
-        cells = selected(metafunc.config)
+        cells = metafunc.config.stash[CELLS]
         metafunc.parametrize("cell", cells, ids=[cell.id for cell in cells])
 
 
