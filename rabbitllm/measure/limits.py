@@ -47,6 +47,11 @@ class Limits:
         loads = ((from_disk, self.disk), (to_device, self.pinned), (computed, self.compute))
         return max(nbytes / rate / 1e9 if rate else 0.0 for nbytes, rate in loads)
 
+    def describe(self) -> str:
+        """Those that were measured, as in "disk 1.43 GB/s, compute 12.00 GB/s"."""
+        rates = {name: rate for name, rate in vars(self).items() if rate is not None}
+        return ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items())
+
 
 def measure_limits(device: torch.device, dtype: torch.dtype, files: Sequence[Path]) -> Limits:
     """Measures all of them, in two to three seconds.

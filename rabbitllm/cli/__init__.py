@@ -1,0 +1,94 @@
+"""The `rabbitllm` command: one module for each sub-command.
+
+A module has `EXAMPLE`, `add_arguments(parser)` and `main(arguments)`, which returns the exit
+status. What takes seconds to import is imported inside `main`, so that `--help` answers at once.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from rabbitllm import __version__
+from rabbitllm.cli import bench, cache, chat, doctor, plan, run, serve, split
+
+COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve)
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+"""Exit statuses: something went wrong; what was asked cannot be; Ctrl-C."""
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status.
+
+    Args:
+        argv: the arguments; None takes the process's own.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=LEVELS[min(arguments.verbose, len(LEVELS) - 1)],
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    if not sys.stderr.isatty():  # our own bars see to it alone
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        return int(arguments.main(arguments))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return FAILED
+    except ValueError as error:  # CheckpointError and BudgetError are ValueErrors
+        return _report(error, MISUSED)
+    except (OSError, ImportError) as error:
+        return _report(error, FAILED)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which may not be imported
+            raise
+        hint = "Lower --device-memory or --max-seq-len, or free memory on the device."
+        return _report(RuntimeError(f"{str(error).splitlines()[0]} {hint}"), FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rabbitllm",
+        description="Run language models larger than memory: their layers stream while stock "
+        "transformers models run.",
+        epilog="example:\n  rabbitllm run Qwen/Qwen2.5-7B-Instruct 'What is the capital of France?'"
+        "\n\n`rabbitllm COMMAND --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rabbitllm {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        _add_command(commands, module)
+    return parser
+
+
+def _add_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", module: ModuleType
+) -> None:
+    summary, _, rest = (module.__doc__ or "").partition("\n")
+    parser = commands.add_parser(
+        module.__name__.rpartition(".")[2],
+        help=summary[0].lower() + summary[1:].rstrip("."),
+        description=f"{summary}\n{rest}",
+        epilog=f"example:\n{module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log more; -vv also shows tracebacks"
+    )
+    parser.set_defaults(main=module.main)
+    module.add_arguments(parser)
+
+
+def _report(error: Exception, status: int) -> int:
+    logger.debug("What went wrong:", exc_info=error)
+    print(f"rabbitllm: {error}", file=sys.stderr)
+    return status

@@ -1,0 +1,238 @@
+"""Measure how fast a model runs, beside what this machine's wires allow in the same run.
+
+The table reads as llama-bench's: pp128 is a prompt of 128 tokens, tg32 are 32 tokens after it.
+Where the whole model fits, stock transformers runs as well. GB/s are weights that moved; the limit
+is the slowest of the wires they took, and of the memory that computing reads them from.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rabbitllm.cli.options import add_model_arguments, load, positive, prepare_only
+from rabbitllm.cli.tables import FORMATS, render
+
+if TYPE_CHECKING:
+    import torch
+
+    from rabbitllm.measure.limits import Limits
+    from rabbitllm.prepare import Prepared
+
+EXAMPLE = "  rabbitllm bench Qwen/Qwen2.5-7B-Instruct --device-memory 4GiB -p 512 -n 64"
+WARM_UP = 8
+"""Tokens of prompt before the clock runs."""
+MOVED = ("bytes_from_disk", "bytes_to_device")
+ROOM = 1.25
+"""Stock transformers runs where this many times the model's bytes are free."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test of one model.
+
+    Attributes:
+        model: its name.
+        runs: "streamed" or "stock".
+        attention: the backend.
+        test: such as "pp128" or "tg32".
+        samples: tokens/s of each repetition.
+        gb_per_second: weights that moved in the mean repetition; None if none did.
+        limit_tokens_per_second: what the limits allow; None if none of them applies.
+    """
+
+    model: str
+    runs: str
+    attention: str
+    test: str
+    samples: list[float]
+    gb_per_second: float | None
+    limit_tokens_per_second: float | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's arguments."""
+    add_model_arguments(parser)
+    for flag, name, default, text in (
+        ("-p", "--prompt-tokens", 128, "tokens of the prompt"),
+        ("-n", "--new-tokens", 32, "tokens generated after it"),
+        ("-r", "--repeats", 3, "repetitions"),
+    ):
+        parser.add_argument(
+            flag, name, type=positive, default=default, metavar="N", help=f"{text} (%(default)s)"
+        )
+    parser.add_argument("--no-stock", action="store_true", help="leave stock transformers out")
+    parser.add_argument("--format", choices=FORMATS, default="md", help="(%(default)s)")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="also run with timed layers, and draw where each one's time goes (.png, .svg, .pdf)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the sub-command; returns its exit status."""
+    from rabbitllm.auto import pick_device
+    from rabbitllm.measure.limits import measure_limits
+
+    device = pick_device(arguments.device)
+    prepared = prepare_only(arguments, device, arguments.attn_implementation)
+    located = prepared.locate(arguments.store, delete_original=False)
+    limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
+    print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
+    results = _measure(load(arguments), "streamed", arguments, prepared, limits)
+    gc.collect()
+    if not arguments.no_stock and _stock_fits(prepared, device):
+        results += _measure(_stock(prepared, device), "stock", arguments, prepared, limits)
+    print(_shown(results, arguments.format, limits, device))
+    if arguments.picture:
+        _draw(arguments)
+    return 0
+
+
+def _measure(
+    model: Any, runs: str, arguments: argparse.Namespace, prepared: "Prepared", limits: "Limits"
+) -> list[Result]:
+    """Both tests of a model, after a warm-up."""
+    from rabbitllm.cli.plan import computed_bytes
+    from rabbitllm.measure.generation import generate
+
+    print(f"Running {arguments.model}, {runs}", file=sys.stderr)
+    tokens, new_tokens = arguments.prompt_tokens, arguments.new_tokens
+    prompt = _prompt(model, tokens)
+    generate(model, prompt[:, :WARM_UP], 2)
+    before = _counters(model)
+    timings = [generate(model, prompt, new_tokens + 1) for _ in range(arguments.repeats)]
+    after = _counters(model)
+    forwards = arguments.repeats * (new_tokens + 1)
+    read, copied = ((after[key] - before[key]) / forwards for key in MOVED)
+
+    def result(test: str, samples: list[float], tokens_each: int, computed: float) -> Result:
+        """One test, of which each forward handles `tokens_each` tokens."""
+        rate = statistics.mean(samples) / tokens_each
+        least = limits.seconds(read, copied, computed)
+        return Result(
+            model=Path(arguments.model).name,
+            runs=runs,
+            attention=str(model.config._attn_implementation),
+            test=test,
+            samples=samples,
+            gb_per_second=max(read, copied) * rate / 1e9 or None,
+            limit_tokens_per_second=tokens_each / least if least else None,
+        )
+
+    prefill = [tokens / timing.prefill_seconds for timing in timings]
+    decoding = [timing.tokens_per_second() for timing in timings]
+    return [
+        result(f"pp{tokens}", prefill, tokens, 0.0),
+        result(f"tg{new_tokens}", decoding, 1, computed_bytes(prepared)),
+    ]
+
+
+def _shown(results: list[Result], form: str, limits: "Limits", device: "torch.device") -> str:
+    if form == "md":
+        return render([_line(result) for result in results], form)
+    rows = [
+        asdict(result)
+        | {
+            "tokens_per_second": statistics.mean(result.samples),
+            "sd": _deviation(result.samples),
+            "device": _name(device),
+            "limits": asdict(limits),
+        }
+        for result in results
+    ]
+    return render(rows, form)
+
+
+def _line(result: Result) -> dict[str, str]:
+    mean, limit = statistics.mean(result.samples), result.limit_tokens_per_second
+    return {
+        "model": result.model,
+        "runs": result.runs,
+        "attention": result.attention,
+        "test": result.test,
+        "t/s": f"{mean:.2f} ± {_deviation(result.samples):.2f}",
+        "GB/s": f"{result.gb_per_second:.2f}" if result.gb_per_second else "-",
+        "% of limit": f"{mean / limit:.0%}" if limit else "-",
+    }
+
+
+def _deviation(samples: list[float]) -> float:
+    return statistics.stdev(samples) if len(samples) > 1 else 0.0
+
+
+def _prompt(model: Any, tokens: int) -> "torch.Tensor":
+    """Seeded random token ids [1, tokens] on the model's device."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, (1, tokens), generator=generator).to(model.device)
+
+
+def _counters(model: Any) -> dict[str, int]:
+    return model.streaming_stats() if hasattr(model, "streaming_stats") else dict.fromkeys(MOVED, 0)
+
+
+def _name(device: "torch.device") -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _stock_fits(prepared: "Prepared", device: "torch.device") -> bool:
+    """Whether there is a stock model of this checkpoint, and memory for all of it."""
+    from rabbitllm.checkpoint.config import read_fields
+    from rabbitllm.checkpoint.legacy import row_of
+    from rabbitllm.streaming.budget import total_budget
+
+    total = sum(prepared.sizes().values()) + (prepared.base.nbytes if prepared.base else 0)
+    free = total_budget("auto", device)
+    return row_of(read_fields(prepared.folder)) is None and ROOM * total < int(free)
+
+
+def _stock(prepared: "Prepared", device: "torch.device") -> Any:
+    import transformers
+
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        prepared.folder,
+        dtype=prepared.dtype,
+        attn_implementation=prepared.model.active_attention_implementation,
+    )
+    return model.to(device).eval()
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    """Saves a bar for each layer: how long a forward waited for it, and computed with it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("--picture needs matplotlib: pip install matplotlib") from error
+    from rabbitllm.measure.generation import generate
+
+    model = load(arguments, profiling_mode=True)
+    generate(model, _prompt(model, WARM_UP), arguments.new_tokens)
+    stats = model.streaming_stats()
+    if not stats["stages"]:
+        raise ValueError("Nothing streams with these budgets, so there is nothing to draw.")
+    figure = Figure(figsize=(max(6.0, len(stats["stages"]) / 3), 4), layout="constrained")
+    axes = figure.subplots()
+    bottom = [0.0] * len(stats["stages"])
+    for kind in next(iter(stats["stages"].values())):
+        heights = [times[kind] / stats["forwards"] * 1e3 for times in stats["stages"].values()]
+        axes.bar(list(stats["stages"]), heights, bottom=bottom, label=kind)
+        bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+    axes.set_ylabel("ms in a forward")
+    axes.tick_params(axis="x", rotation=90)
+    axes.legend()
+    figure.savefig(arguments.picture)
+    print(f"Drawn: {arguments.picture}", file=sys.stderr)

@@ -1,0 +1,85 @@
+"""List or remove the layer stores on disk.
+
+`cache rm` takes names as `cache ls` prints them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLE = """\
+  rabbitllm cache ls
+  rabbitllm cache rm Mixtral-8x7B-Instruct-v0.1-3f2a9c51d07be684"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's arguments."""
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    ls = actions.add_parser("ls", help="list the stores")
+    rm = actions.add_parser("rm", help="remove stores")
+    rm.add_argument("names", nargs="*", metavar="NAME", help="a store's name")
+    rm.add_argument("--all", action="store_true", help="remove every store")
+    rm.add_argument(
+        "--force", action="store_true", help="even one that holds a model's only weights"
+    )
+    for action, run in ((ls, _ls), (rm, _rm)):
+        action.add_argument(
+            "--store",
+            metavar="FOLDER",
+            help="where they lie (RABBITLLM_CACHE, or ~/.cache/rabbitllm)",
+        )
+        action.set_defaults(action=run)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the sub-command; returns its exit status."""
+    from rabbitllm.checkpoint.store import default_root
+
+    root = Path(arguments.store).expanduser() if arguments.store else default_root()
+    arguments.action(arguments, root)
+    return 0
+
+
+def _ls(arguments: argparse.Namespace, root: Path) -> None:
+    from rabbitllm.checkpoint.stores import find_stores
+    from rabbitllm.cli.tables import table
+    from rabbitllm.utils.memory import format_size
+
+    stores = find_stores(root)
+    if not stores:
+        print(f"No layer stores in {root}.")
+        return
+    rows = [
+        {
+            "name": store.folder.name,
+            "size": format_size(store.nbytes),
+            "dtype": ", ".join(store.dtypes) or "?",
+            "state": "complete" if store.complete else "incomplete",
+            "source": f"{store.source or '?'}{' (deleted: only copy)' if store.only_copy else ''}",
+        }
+        for store in stores
+    ]
+    print(table(rows))
+    print(f"\n{format_size(sum(store.nbytes for store in stores))} in {root}")
+
+
+def _rm(arguments: argparse.Namespace, root: Path) -> None:
+    """Removes what is named, or nothing if one of the names is wrong."""
+    from rabbitllm.checkpoint.stores import find_stores, remove
+    from rabbitllm.utils.memory import format_size
+
+    stores = {store.folder.name: store for store in find_stores(root)}
+    names = list(stores) if arguments.all else arguments.names
+    if not names and not arguments.all:
+        raise ValueError("Name a store, or pass --all. `rabbitllm cache ls` lists them.")
+    for name in names:
+        if name not in stores:
+            raise ValueError(f"No layer store {name} in {root}. `rabbitllm cache ls` lists them.")
+        if stores[name].only_copy and not arguments.force:
+            raise ValueError(
+                f"{name} holds the only weights of {stores[name].source}, whose own were deleted. "
+                "--force removes it all the same."
+            )
+    for name in names:
+        remove(stores[name])
+        print(f"Removed {name} ({format_size(stores[name].nbytes)})", file=sys.stderr)

@@ -1,0 +1,103 @@
+"""What sub-commands share: the arguments that say which model runs how, and what they load."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from rabbitllm import StreamedModel
+    from rabbitllm.prepare import Prepared
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL and everything that decides how it loads and runs."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--device-memory",
+        default="auto",
+        metavar="SIZE",
+        help="budget for a CUDA device: 4GiB, bytes, min or auto (%(default)s)",
+    )
+    parser.add_argument(
+        "--host-memory",
+        default="auto",
+        metavar="SIZE",
+        help="budget for host memory, in the same notation (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-seq-len",
+        type=positive,
+        metavar="TOKENS",
+        help="tokens that automatic budgets keep room for (4096)",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda:0 or auto (%(default)s)")
+    parser.add_argument(
+        "--attn-implementation",
+        default="auto",
+        metavar="NAME",
+        help="flash_attention_2, sdpa, eager, ... or auto (%(default)s)",
+    )
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL and what decides how its checkpoint is read."""
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a hub repository")
+    parser.add_argument(
+        "--dtype", default="auto", help="of the weights; auto is the checkpoint's own"
+    )
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="where layer stores lie (RABBITLLM_CACHE, or ~/.cache/rabbitllm)",
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code from the checkpoint"
+    )
+
+
+def load(arguments: argparse.Namespace, **options: object) -> "StreamedModel":
+    """Loads the model that the arguments of `add_model_arguments` describe.
+
+    Args:
+        arguments: the parsed ones.
+        options: of `AutoModel.from_pretrained`, instead of theirs.
+    """
+    from rabbitllm import AutoModel
+
+    asked = {
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "attn_implementation": arguments.attn_implementation,
+        "device_memory": arguments.device_memory,
+        "host_memory": arguments.host_memory,
+        "layer_shards_saving_path": arguments.store,
+        "trust_remote_code": arguments.trust_remote_code,
+        "max_seq_len": arguments.max_seq_len,
+        "show_layer_progress": False,  # a bar would write over the answer
+    }
+    return AutoModel.from_pretrained(arguments.model, **asked | options)
+
+
+def prepare_only(
+    arguments: argparse.Namespace, device: "torch.device", attn_implementation: str = "auto"
+) -> "Prepared":
+    """Reads the checkpoint of `add_checkpoint_arguments` up to its headers."""
+    from rabbitllm.prepare import prepare
+
+    return prepare(
+        arguments.model,
+        None,
+        device,
+        arguments.dtype,
+        attn_implementation,
+        arguments.trust_remote_code,
+    )
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number above zero."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above zero")
+    return number

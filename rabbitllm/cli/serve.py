@@ -1,0 +1,81 @@
+"""Serve a model to programs that speak OpenAI's HTTP interface.
+
+Answers /v1/models, /v1/chat/completions and /v1/completions, streamed or whole, one at a time.
+"""
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+from pathlib import Path
+
+from rabbitllm.cli.options import add_model_arguments, load, positive
+
+EXAMPLE = """\
+  rabbitllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
+  curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
+    -d '{"model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{"role": "user", "content": "Hi"}]}'"""
+GRACE = 2
+"""Seconds that answers get to finish in when the server is told to stop."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's arguments."""
+    add_model_arguments(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0 takes a free one (%(default)s)"
+    )
+    parser.add_argument("--name", help="what clients call the model (MODEL; a folder's last part)")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("RABBITLLM_API_KEY"),
+        metavar="KEY",
+        help="let in only clients that present it (RABBITLLM_API_KEY, which `ps` does not show)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=int,
+        default=8,
+        metavar="N",
+        help="requests that may wait while one is answered; others get status 429 (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="of a chat answer whose request sets no limit (%(default)s)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the sub-command; returns its exit status."""
+    try:
+        import uvicorn
+
+        from rabbitllm.serving.app import create_app
+    except ImportError as error:
+        raise ImportError(f"{error}. Serving needs: pip install 'rabbitllm[serve]'") from error
+    from rabbitllm.cli.aloud import placement
+
+    listener = socket.create_server((arguments.host, arguments.port))
+    model = load(arguments)
+    folder = Path(arguments.model).expanduser()
+    name = arguments.name or (folder.resolve().name if folder.is_dir() else arguments.model)
+    app = create_app(
+        model,
+        name,
+        api_key=arguments.api_key,
+        waiting=arguments.queue,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    host, port = listener.getsockname()[:2]
+    print(f"Loaded: {placement(model)}", file=sys.stderr)
+    print(f"Serving {name} on http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    if not arguments.api_key and not ipaddress.ip_address(host).is_loopback:
+        print("Anybody who reaches this address may use it: pass --api-key.", file=sys.stderr)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=GRACE)
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0

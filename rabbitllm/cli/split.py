@@ -1,0 +1,40 @@
+"""Prepare a checkpoint ahead of time, so that loading it is quick.
+
+Fills the layer store, which only checkpoints that cannot be read in place need: others fuse their
+experts, come from an older family, or change their dtype. A split that was stopped goes on where it
+stopped.
+"""
+
+import argparse
+
+from rabbitllm.cli.options import add_checkpoint_arguments, prepare_only
+
+EXAMPLE = "  rabbitllm split mistralai/Mixtral-8x7B-Instruct-v0.1 --store /data/rabbitllm"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's arguments."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--delete-original",
+        action="store_true",
+        help="remove the checkpoint's own shards once the store holds everything",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the sub-command; returns its exit status."""
+    import torch
+
+    from rabbitllm.utils.memory import format_size
+
+    prepared = prepare_only(arguments, torch.device("cpu"))
+    located = prepared.locate(arguments.store, arguments.delete_original)
+    files = {entry.file for entry in located.values()}
+    size = format_size(sum(file.stat().st_size for file in files))
+    for folder in sorted({file.parent for file in files}):
+        if prepared.readable_in_place():
+            print(f"{arguments.model} is read in place from {folder} ({size}): nothing to split")
+        else:
+            print(f"{arguments.model} is split in {folder} ({len(files)} files, {size})")
+    return 0

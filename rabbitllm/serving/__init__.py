@@ -1,0 +1,1 @@
+"""A streamed model behind OpenAI's HTTP interface."""

@@ -1,0 +1,109 @@
+"""One generation at a time, on a thread; others wait in a queue of fixed length."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from rabbitllm.model import StreamedModel
+from rabbitllm.text import Answer, generate
+
+
+class BusyError(Exception):
+    """Every place in the queue is taken."""
+
+
+class Job:
+    """One generation, waiting or running.
+
+    Attributes:
+        answer: how it went, once it is over; cancelled if it never began.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Future[Answer]
+        self._cancelled = threading.Event()
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+    @property
+    def cancelled(self) -> bool:
+        """Somebody gave up before it was over."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Gives up the place in the queue, or ends the generation with the token under way."""
+        self._cancelled.set()
+        self.answer.cancel()
+
+    async def pieces(self, patience: float | None = None) -> AsyncIterator[str]:
+        """The text as it comes; an empty piece whenever none came for `patience` seconds.
+
+        Ends when `answer` is there.
+        """
+        while True:
+            try:
+                piece = await asyncio.wait_for(self._pieces.get(), patience)
+            except asyncio.TimeoutError:
+                piece = ""
+            if piece is None:
+                return
+            yield piece
+
+
+class Worker:
+    """Runs jobs in the order of their arrival. To be used from one event loop.
+
+    Args:
+        model: what generates.
+        waiting: how many jobs may wait while one runs.
+    """
+
+    def __init__(self, model: StreamedModel, waiting: int) -> None:
+        self._model = model
+        self._places = waiting + 1
+        self._jobs: set[Job] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rabbitllm-generate")
+
+    def submit(self, prompt: torch.Tensor, seed: int | None, **options: Any) -> Job:
+        """Puts a generation into the queue.
+
+        Args:
+            prompt: token ids [1, tokens].
+            seed: of the sampling; None leaves the generator as it is.
+            options: of `rabbitllm.text.generate`.
+
+        Raises:
+            BusyError: there is no place for it.
+        """
+        if len(self._jobs) >= self._places:
+            raise BusyError
+        job, loop = Job(), asyncio.get_running_loop()
+        self._jobs.add(job)
+
+        def hand_on(piece: str) -> None:
+            loop.call_soon_threadsafe(job._pieces.put_nowait, piece)
+
+        def run() -> Answer:
+            if seed is not None:
+                torch.manual_seed(seed)
+            return generate(self._model, prompt, hand_on, cancelled=job._cancelled, **options)
+
+        def over(_: object) -> None:
+            loop.call_soon_threadsafe(self._forget, job)
+
+        job.answer = self._thread.submit(run)
+        job.answer.add_done_callback(over)
+        return job
+
+    def close(self) -> None:
+        """Cancels everything, and waits for the token under way."""
+        for job in self._jobs:
+            job.cancel()
+        self._thread.shutdown()
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.discard(job)
+        job._pieces.put_nowait(None)

@@ -1,0 +1,232 @@
+"""From a conversation to token ids, and from generated tokens back to text as they come."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+from typing_extensions import override
+
+from rabbitllm.model import StreamedModel
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder writes for a character of which some bytes are still to come."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a generation went; its text was handed on as it came.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens generated, an end-of-text token included.
+        finish_reason: "stop" at an end of text or a stop string, "length" at the limit,
+            "cancelled" when the caller gave up.
+        first_seconds: until the first token.
+        other_seconds: from the first token to the last.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    finish_reason: Literal["stop", "length", "cancelled"]
+    first_seconds: float
+    other_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of decoding, the first token left out; None when there was no other."""
+        return (self.new_tokens - 1) / self.other_seconds if self.other_seconds else None
+
+
+def encode_chat(model: StreamedModel, messages: Sequence[Mapping[str, str]]) -> torch.Tensor:
+    """Token ids [1, tokens] of a conversation, by the tokenizer's chat template.
+
+    Without a template the messages' contents follow one another, a line each.
+
+    Args:
+        model: whose tokenizer to use.
+        messages: with "role" and "content".
+
+    Raises:
+        ValueError: the template refuses the conversation.
+    """
+    if not model.tokenizer.chat_template:
+        return encode_text(model, "\n".join(message["content"] for message in messages))
+    from jinja2 import TemplateError
+
+    try:
+        encoded = model.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    except TemplateError as error:
+        raise ValueError(f"The model's chat template refuses these messages: {error}.") from error
+    ids: torch.Tensor = encoded["input_ids"]
+    return ids.to(model.device)
+
+
+def encode_text(model: StreamedModel, text: str) -> torch.Tensor:
+    """Token ids [1, tokens] of plain text."""
+    ids: torch.Tensor = model.tokenizer(text, return_tensors="pt")["input_ids"]
+    return ids.to(model.device)
+
+
+def generate(
+    model: StreamedModel,
+    prompt: torch.Tensor,
+    emit: Callable[[str], object],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    cancelled: threading.Event | None = None,
+    **sampling: Any,
+) -> Answer:
+    """Generates after a prompt, and hands the text on as soon as it is certain.
+
+    Args:
+        model: what generates.
+        prompt: token ids [1, tokens].
+        emit: called with each new piece of text, from this thread.
+        max_new_tokens: the most tokens to generate; the model's context may leave fewer.
+        stop: strings that end the answer and are no part of it.
+        cancelled: once set, generation ends with the token under way.
+        sampling: options of transformers' `generate`; the checkpoint's own otherwise.
+
+    Raises:
+        ValueError: the prompt is empty, or longer than the model's context.
+    """
+    length = prompt.shape[1]
+    limit = min(max_new_tokens, room(model, length))
+    stream = TextStream(model.tokenizer, emit, stop)
+    halt = _Halt(lambda: stream.stopped or (cancelled is not None and cancelled.is_set()))
+    ends = _end_of_text(model)
+    pad = model.generation_config.pad_token_id
+    generator: Any = model  # transformers annotates the self of `generate` with a protocol
+    begun = time.perf_counter()
+    generator.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        streamer=stream,
+        stopping_criteria=StoppingCriteriaList([halt]),
+        max_new_tokens=limit,
+        pad_token_id=pad if pad is not None or not ends else min(ends),
+        **sampling,
+    )
+    ended = stream.stopped or stream.tokens[-1] in ends
+    return Answer(
+        prompt_tokens=length,
+        new_tokens=len(stream.tokens),
+        finish_reason="stop" if ended else "length" if len(stream.tokens) >= limit else "cancelled",
+        first_seconds=stream.times[0] - begun,
+        other_seconds=stream.times[-1] - stream.times[0],
+    )
+
+
+class TextStream(BaseStreamer):
+    """Decodes tokens as they come; keeps back only what a later token may change.
+
+    Args:
+        tokenizer: what decodes.
+        emit: called with each new piece of text.
+        stops: strings at which the text ends; neither they nor what follows is emitted.
+
+    Attributes:
+        tokens: the generated ids.
+        times: when each call of `put` came, in seconds of `time.perf_counter`.
+        stopped: a stop string has come.
+    """
+
+    def __init__(
+        self, tokenizer: Any, emit: Callable[[str], object], stops: Sequence[str] = ()
+    ) -> None:
+        self.tokens: list[int] = []
+        self.times: list[float] = []
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._emit = emit
+        self._stops = [stop for stop in stops if stop]
+        self._prompt_is_next = True
+        self._context = 0  # the first token that is decoded along, for the spaces it decides
+        self._decoded = 0  # the first token whose text is not out yet
+        self._held = ""
+
+    @override
+    def put(self, value: torch.Tensor) -> None:
+        """Takes ids of any shape; the first call is the prompt, as `generate` makes it."""
+        if self._prompt_is_next:
+            self._prompt_is_next = False
+            return
+        self.times.append(time.perf_counter())
+        self.tokens += value.flatten().tolist()
+        before = self._decode(self._context, self._decoded)
+        after = self._decode(self._context, len(self.tokens))
+        if after.endswith(REPLACEMENT):
+            return
+        self._context, self._decoded = self._decoded, len(self.tokens)
+        self._hand_on(after[len(before) :])
+
+    @override
+    def end(self) -> None:
+        """Hands on what was kept back."""
+        before = self._decode(self._context, self._decoded)
+        self._hand_on(self._decode(self._context, len(self.tokens))[len(before) :])
+        if self._held and not self.stopped:
+            self._emit(self._held)
+
+    def _decode(self, start: int, stop: int) -> str:
+        text: str = self._tokenizer.decode(self.tokens[start:stop], skip_special_tokens=True)
+        return text
+
+    def _hand_on(self, text: str) -> None:
+        if self.stopped:
+            return
+        text = self._held + text
+        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+        safe = min(found) if found else len(text) - self._possible_stop(text)
+        self._held = text[safe:]
+        if safe:
+            self._emit(text[:safe])
+
+    def _possible_stop(self, text: str) -> int:
+        """The length of the longest end of `text` that a stop string begins with."""
+        longest = max((len(stop) for stop in self._stops), default=1)
+        for length in range(min(len(text), longest - 1), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+
+class _Halt(StoppingCriteria):
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self._wanted = wanted
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        batch = input_ids.shape[0]
+        return torch.full((batch,), self._wanted(), dtype=torch.bool, device=input_ids.device)
+
+
+def _end_of_text(model: StreamedModel) -> set[int]:
+    ids = model.generation_config.eos_token_id
+    return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
+
+
+def room(model: StreamedModel, length: int) -> int:
+    """Tokens that the model's context has left after a prompt of this length.
+
+    Raises:
+        ValueError: the prompt is empty, or fills it.
+    """
+    if not length:
+        raise ValueError("The prompt is empty.")
+    fields = model.config.get_text_config().to_dict()  # attributes of some configs raise
+    context = fields.get("max_position_embeddings") or 1 << 30
+    if length >= context:
+        raise ValueError(
+            f"The prompt has {length} tokens, and the model's context is {context}. Shorten it."
+        )
+    return int(context) - length
