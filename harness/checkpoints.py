@@ -105,8 +105,9 @@ def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
     source = gguf_file(gguf)
     names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     read = transformers.AutoModelForCausalLM.from_pretrained(**names, dtype=getattr(torch, dtype))
-    # It still counts as quantised, which cannot be written; a plain model with its weights can.
-    del read.config.quantization_config
+    # In newer releases it still counts as quantised, which cannot be written; a plain model with
+    # its weights can.
+    vars(read.config).pop("quantization_config", None)
     model = type(read)(read.config).to(getattr(torch, dtype))
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
