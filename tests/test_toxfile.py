@@ -52,6 +52,10 @@ def test_an_environment_holds_its_release_and_what_the_package_needs(root):
     assert settings["set_env"] == f"PYTHONPATH={root}"
 
 
+def test_tests_run_on_the_newest_release_of_the_table(root):
+    assert toxfile.newest(root).startswith("transformers==5.1.0;")
+
+
 def test_arguments_reach_the_command_as_they_are(root):
     (command,) = toxfile.cell_environment("5.1.0", ["--arch", "a b"], root)["commands"]
     assert command.args[-4:] == ["--release", "5.1.0", "--arch", "a b"]
