@@ -9,6 +9,7 @@ from rabbitllm.model import StreamedModel
 from rabbitllm.prepare import Prepared, prepare
 from rabbitllm.streaming.budget import total_budget, weights_budget, working_bytes
 from rabbitllm.streaming.engine import stream
+from rabbitllm.streaming.idle import make_idle
 from rabbitllm.streaming.pipeline import Options
 from rabbitllm.streaming.plan import Plan, make_plan
 
@@ -82,6 +83,7 @@ class AutoModel:
         prepared, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
+        make_idle(model, target)
         stats = stream(model, prepared.base, prepared.stages, located, plan, target, options)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)

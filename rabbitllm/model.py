@@ -1,12 +1,15 @@
 """What a streamed model adds to the stock transformers class that it is an instance of."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
+from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
 from rabbitllm.stats import Stats
@@ -63,6 +66,35 @@ class StreamedModel(_Stock):
     def active_attention_implementation(self) -> str:
         """What the model really runs: "flash_attention_2", "sdpa", "eager" or another backend."""
         return str(self.config._attn_implementation)
+
+    @override
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: the weights never are in memory all at once.
+
+        Raises:
+            RuntimeError: always; the message says what to do instead.
+        """
+        raise RuntimeError(
+            "A streamed model cannot be saved, for its weights stay on disk. Copy "
+            f"{self.name_or_path}, or load it with stock transformers. An adapter's own "
+            "save_pretrained works."
+        )
+
+    @override
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        # All of `to`, `cuda`, `half` and their like end here. What changes nothing is allowed, and
+        # brings adapters along; what would move or cast weights is not.
+        here = torch.empty(0, dtype=self.dtype, device=self.device)
+        there = fn(here)
+        if (there.device, there.dtype) != (here.device, here.dtype):
+            raise RuntimeError(
+                f"A streamed model stays on {here.device} in {here.dtype}. To have it elsewhere, "
+                "pass device= or dtype= to AutoModel.from_pretrained."
+            )
+        for module in self.modules() if recurse else [self]:
+            if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+                nn.Module._apply(module, fn, recurse=False)
+        return self
 
     def streaming_stats(self) -> dict[str, Any]:
         """Counts since loading: see `rabbitllm.stats.Stats` for the names and units."""
