@@ -27,7 +27,13 @@ from rabbitllm.checkpoint.convert import (
     resolve_ties,
 )
 from rabbitllm.checkpoint.source import TensorEntry, read_index, resolve
-from rabbitllm.checkpoint.store import LayerStore, default_root, moved_entries, remove_originals
+from rabbitllm.checkpoint.store import (
+    LayerStore,
+    default_root,
+    is_store,
+    moved_entries,
+    remove_originals,
+)
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
 from rabbitllm.streaming.plan import minimum_bytes
@@ -70,7 +76,7 @@ class Prepared:
             store_root: the folder for layer stores; None is the user's cache.
             delete_original: remove the checkpoint's shards once a store holds everything.
         """
-        if self._readable_in_place():
+        if self.readable_in_place():
             return {
                 recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
             }
@@ -82,13 +88,19 @@ class Prepared:
 
     def split(self, store_root: str | os.PathLike[str] | None) -> Path:
         """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
+        folders = {entry.file.parent for entry in self.entries.values()}
+        if self.readable_in_place() and all(is_store(folder) for folder in folders):
+            return folders.pop()  # `delete_original` put it in the checkpoint's place
         store = self.store(store_root)
         store.fill(self._groups(), self.recipes)
         return store.folder
 
-    def with_stages_of(self, limit: int) -> "Prepared":
-        """The same with every block of more than `limit` bytes split into its children."""
-        base, stages = find_stages(self.model, self.tied, self.dtypes, limit)
+    def with_largest_split(self) -> "Prepared | None":
+        """The same with the largest blocks split into their children; None if none can be."""
+        blocks = [s.nbytes for s in self.stages if any(list(m.children()) for m in s.modules)]
+        if not blocks:
+            return None
+        base, stages = find_stages(self.model, self.tied, self.dtypes, max(blocks) - 1)
         return replace(self, base=base, stages=stages)
 
     def sizes(self) -> dict[str, int]:
@@ -109,7 +121,7 @@ class Prepared:
             Path(root or default_root()).expanduser(), self.entries, self.model, self.dtypes
         )
 
-    def _readable_in_place(self) -> bool:
+    def readable_in_place(self) -> bool:
         """Whether every parameter lies on disk as the model wants it, under whatever name."""
         return all(
             recipe.converter is None
