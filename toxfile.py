@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 CELL_COMMAND = ("python", "-m", "pytest", "-q", "--no-header", "matrix/test_cells.py")
 CELL_EXTRAS = ("harness", "smollm2")
-LIGHT_ENVIRONMENTS = ("matrix", "render")
-NEWEST_ENVIRONMENTS = ("test", "lint")
+LIGHT_ENVIRONMENTS = ("matrix", "releases", "render")
+NEWEST_ENVIRONMENTS = ("test", "lint", "sweep")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
