@@ -36,6 +36,7 @@ class StreamedModel(_Stock):
     _streaming_device: torch.device
     _stats: Stats
     _trust_remote_code: bool
+    _loaded: set[nn.Module]
 
     def attach(
         self, plan: Plan, stats: Stats, folder: Path, device: torch.device, trust_remote_code: bool
@@ -46,6 +47,7 @@ class StreamedModel(_Stock):
         self._stats = stats
         self._streaming_device = device
         self._trust_remote_code = trust_remote_code
+        self._loaded = set(self.modules())
 
     @property
     def device(self) -> torch.device:
@@ -82,8 +84,9 @@ class StreamedModel(_Stock):
 
     @override
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        # All of `to`, `cuda`, `half` and their like end here. What changes nothing is allowed, and
-        # brings adapters along; what would move or cast weights is not.
+        # All of `to`, `cuda`, `half` and their like end here. What changes nothing is allowed and
+        # reaches only what was added since loading, such as adapters: stock models cast even the
+        # rotary frequencies.
         here = torch.empty(0, dtype=self.dtype, device=self.device)
         there = fn(here)
         if (there.device, there.dtype) != (here.device, here.dtype):
@@ -91,8 +94,8 @@ class StreamedModel(_Stock):
                 f"A streamed model stays on {here.device} in {here.dtype}. To have it elsewhere, "
                 "pass device= or dtype= to AutoModel.from_pretrained."
             )
-        for module in self.modules() if recurse else [self]:
-            if not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        for module in self.modules() if recurse else ():
+            if module not in self._loaded:
                 nn.Module._apply(module, fn, recurse=False)
         return self
 

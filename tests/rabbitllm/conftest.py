@@ -12,7 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rabbitllm import AutoModel, StreamedModel
 
@@ -103,6 +109,40 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return folder
 
 
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests share, of a model with a byte-level tokenizer and a chat template.
+
+    It never ends an answer by itself, and a long one fits into its context.
+    """
+    special = ["<pad>", "<s>", "</s>"]
+    names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    folder = tmp_path_factory.mktemp("talker", numbered=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        chat_template="{% for message in messages %}<{{ message.role }}>{{ message.content }}\n"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+    ).save_pretrained(folder)
+    model = make(
+        "llama",
+        vocab_size=len(names),
+        tie_word_embeddings=False,
+        max_position_embeddings=20_000,
+    )
+    with torch.no_grad():
+        model.get_output_embeddings().weight[: len(special)] = 0
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def copied(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """`copied(architecture, dtype)` -> a copy of such a folder, to spoil."""
@@ -145,11 +185,13 @@ def stock() -> Callable[..., PreTrainedModel]:
     """`stock(folder)` -> the model as transformers loads it, its weights in aligned memory.
 
     `from_pretrained` keeps views of the mapped file, whose addresses depend on the header's length;
-    torch's kernels choose by alignment, so a parity test needs both sides aligned.
+    torch's kernels choose by alignment, so a parity test needs both sides aligned. They choose by
+    requires_grad too, which streamed weights do not have.
     """
 
     def load(folder: Path, **options: Any) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        model.requires_grad_(False)
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         return model

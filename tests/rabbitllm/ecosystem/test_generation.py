@@ -1,0 +1,108 @@
+"""What works around `generate`: streamers, scores, caches, pipelines, evaluation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TextIteratorStreamer, pipeline
+
+from rabbitllm import StreamedModel
+
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
+CONVERSATIONS = [
+    [{"role": "user", "content": "Who are you?"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+]
+
+
+def test_a_pipeline_answers_a_batch_of_conversations(
+    talker: Path, stock: Callable[..., PreTrainedModel], streamed: Callable[..., StreamedModel]
+) -> None:
+    model = streamed(talker)
+    answers = [
+        pipeline("text-generation", model=each, tokenizer=model.tokenizer)(
+            CONVERSATIONS, batch_size=2, **GREEDY
+        )
+        for each in (model, stock(talker))
+    ]
+    assert answers[0] == answers[1]
+    assert [turn["role"] for turn in answers[0][1][0]["generated_text"]][-1] == "assistant"
+
+
+def test_a_text_iterator_streamer(
+    talker: Path, stock: Callable[..., PreTrainedModel], streamed: Callable[..., StreamedModel]
+) -> None:
+    model = streamed(talker)
+    inputs = model.tokenizer("A long time ago", return_tensors="pt")
+    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=60)
+    thread = threading.Thread(
+        target=model.generate, kwargs={**inputs, "streamer": streamer, **GREEDY}
+    )
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    expected = stock(talker).generate(**inputs, **GREEDY)[0, inputs.input_ids.shape[1] :]
+    assert text == model.tokenizer.decode(expected)
+    assert text
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_transition_scores(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    beams: int,
+) -> None:
+    scores = []
+    for model in (streamed(checkpoint()), stock(checkpoint())):
+        output = model.generate(
+            prompt, num_beams=beams, return_dict_in_generate=True, output_scores=True, **GREEDY
+        )
+        indices = output.beam_indices if beams > 1 else None
+        scores.append(
+            model.compute_transition_scores(
+                output.sequences, output.scores, indices, normalize_logits=True
+            )
+        )
+    assert torch.equal(*scores)
+    assert (scores[0] < 0).any()
+
+
+@pytest.mark.parametrize("implementation", ["static", "offloaded", "offloaded_static"])
+def test_caches(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    implementation: str,
+) -> None:
+    if implementation.startswith("offloaded") and not torch.cuda.is_available():
+        pytest.skip("transformers moves offloaded caches by CUDA streams")
+    options = {"cache_implementation": implementation, **GREEDY}
+    outputs = [
+        model.generate(prompt, **options) for model in (streamed(checkpoint()), stock(checkpoint()))
+    ]
+    assert torch.equal(*outputs)
+
+
+def test_lm_eval(
+    talker: Path, stock: Callable[..., PreTrainedModel], streamed: Callable[..., StreamedModel]
+) -> None:
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    api = pytest.importorskip("lm_eval.api.instance")
+    pairs = [("The sky is", " blue"), ("Two and two make", " five"), ("A", "B")]
+    requests = [api.Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    model = streamed(talker)
+    results = [
+        huggingface.HFLM(pretrained=each, tokenizer=model.tokenizer, batch_size=2).loglikelihood(
+            requests
+        )
+        for each in (model, stock(talker))
+    ]
+    assert results[0] == results[1]
+    assert len({likelihood for likelihood, _ in results[0]}) == len(pairs)
