@@ -27,7 +27,7 @@ LOOKS: dict[str, Look] = {
     "degraded": Look(
         "◐", "degraded", "bad", "right tokens, but a promise such as a full cache broke"
     ),
-    "xfail": Look("△", "known failure", "known", "fails as listed, with its cause, below"),
+    "xfail": Look("△", "known failure", "known", "fails, and the cause is known"),
     "reference-broken": Look(
         "△", "stock fails", "known", "stock transformers fails here by itself"
     ),

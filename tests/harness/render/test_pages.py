@@ -96,9 +96,10 @@ def test_every_cell_opens_its_own_details(pages, three_releases):
     assert len(set(found.targets)) == len(three_releases)
 
 
-def test_the_page_says_how_to_run_a_cell_again(pages, three_releases):
-    line = "tox -e matrix -- --releases 5.23.0 --arch gemma2 --attn sdpa"
-    assert line in pages(three_releases)[1]
+def test_the_page_says_how_to_run_a_cell_again(pages, record):
+    line = "tox -e matrix -- --releases 5.0.0 --arch llama --attn sdpa"
+    assert f"{line}</pre>" in pages([record()])[1]
+    assert f"{line} --device cuda</pre>" in pages([record(device="cuda")])[1]
 
 
 def test_the_order_of_records_does_not_change_the_pages(pages, three_releases):
