@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
-from typing_extensions import override
 
 from rabbitllm.model import StreamedModel
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for a character of which some bytes are still to come."""
+PENDING = 8
+"""Tokens after which they are taken as the bytes of no character."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def generate(
     length = prompt.shape[1]
     limit = min(max_new_tokens, room(model, length))
     stream = TextStream(model.tokenizer, emit, stop)
-    halt = _Halt(lambda: stream.stopped or (cancelled is not None and cancelled.is_set()))
+    listener = _Listener(stream, length, cancelled or threading.Event())
     ends = _end_of_text(model)
     pad = model.generation_config.pad_token_id
     generator: Any = model  # transformers annotates the self of `generate` with a protocol
@@ -109,23 +109,23 @@ def generate(
     generator.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
-        streamer=stream,
-        stopping_criteria=StoppingCriteriaList([halt]),
+        stopping_criteria=StoppingCriteriaList([listener]),
         max_new_tokens=limit,
         pad_token_id=pad if pad is not None or not ends else min(ends),
         **sampling,
     )
+    stream.end()
     ended = stream.stopped or stream.tokens[-1] in ends
     return Answer(
         prompt_tokens=length,
         new_tokens=len(stream.tokens),
         finish_reason="stop" if ended else "length" if len(stream.tokens) >= limit else "cancelled",
-        first_seconds=stream.times[0] - begun,
-        other_seconds=stream.times[-1] - stream.times[0],
+        first_seconds=listener.times[0] - begun,
+        other_seconds=listener.times[-1] - listener.times[0],
     )
 
 
-class TextStream(BaseStreamer):
+class TextStream:
     """Decodes tokens as they come; keeps back only what a later token may change.
 
     Args:
@@ -135,7 +135,6 @@ class TextStream(BaseStreamer):
 
     Attributes:
         tokens: the generated ids.
-        times: when each call of `put` came, in seconds of `time.perf_counter`.
         stopped: a stop string has come.
     """
 
@@ -143,32 +142,24 @@ class TextStream(BaseStreamer):
         self, tokenizer: Any, emit: Callable[[str], object], stops: Sequence[str] = ()
     ) -> None:
         self.tokens: list[int] = []
-        self.times: list[float] = []
         self.stopped = False
         self._tokenizer = tokenizer
         self._emit = emit
         self._stops = [stop for stop in stops if stop]
-        self._prompt_is_next = True
         self._context = 0  # the first token that is decoded along, for the spaces it decides
         self._decoded = 0  # the first token whose text is not out yet
         self._held = ""
 
-    @override
-    def put(self, value: torch.Tensor) -> None:
-        """Takes ids of any shape; the first call is the prompt, as `generate` makes it."""
-        if self._prompt_is_next:
-            self._prompt_is_next = False
-            return
-        self.times.append(time.perf_counter())
-        self.tokens += value.flatten().tolist()
+    def put(self, tokens: Sequence[int]) -> None:
+        """Takes the ids that come next."""
+        self.tokens += tokens
         before = self._decode(self._context, self._decoded)
         after = self._decode(self._context, len(self.tokens))
-        if after.endswith(REPLACEMENT):
+        if after.endswith(REPLACEMENT) and len(self.tokens) - self._decoded < PENDING:
             return
         self._context, self._decoded = self._decoded, len(self.tokens)
         self._hand_on(after[len(before) :])
 
-    @override
     def end(self) -> None:
         """Hands on what was kept back."""
         before = self._decode(self._context, self._decoded)
@@ -201,13 +192,26 @@ class TextStream(BaseStreamer):
         return 0
 
 
-class _Halt(StoppingCriteria):
-    def __init__(self, wanted: Callable[[], bool]) -> None:
-        self._wanted = wanted
+class _Listener(StoppingCriteria):
+    """Passes tokens on where `generate` asks whether to stop: a streamer would hear of them later.
+
+    Attributes:
+        times: when each token, or several at once, came, in seconds of `time.perf_counter`.
+    """
+
+    def __init__(self, stream: TextStream, length: int, cancelled: threading.Event) -> None:
+        self.times: list[float] = []
+        self._stream = stream
+        self._length = length  # of the prompt, then of what has come
+        self._cancelled = cancelled
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-        batch = input_ids.shape[0]
-        return torch.full((batch,), self._wanted(), dtype=torch.bool, device=input_ids.device)
+        new = input_ids[0, self._length :].tolist()
+        self._length += len(new)
+        self.times.append(time.perf_counter())
+        self._stream.put(new)
+        stop = self._stream.stopped or self._cancelled.is_set()
+        return torch.full((input_ids.shape[0],), stop, dtype=torch.bool, device=input_ids.device)
 
 
 def _end_of_text(model: StreamedModel) -> set[int]:

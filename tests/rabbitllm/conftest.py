@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -113,7 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all tests share, of a model with a byte-level tokenizer and a chat template.
 
-    It never ends an answer by itself, and a long one fits into its context.
+    It answers with small letters, never ends by itself, and a long answer fits into its context.
     """
     special = ["<pad>", "<s>", "</s>"]
     names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -137,8 +138,9 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=False,
         max_position_embeddings=20_000,
     )
-    with torch.no_grad():
-        model.get_output_embeddings().weight[: len(special)] = 0
+    others = [i for i, name in enumerate(names) if name not in ascii_lowercase]
+    with torch.no_grad():  # a logit of zero is below the best letter's
+        model.get_output_embeddings().weight[others] = 0
     model.save_pretrained(folder)
     return folder
 
