@@ -79,12 +79,12 @@ class AutoModel:
             trust_remote_code,
         )
         model, folder = prepared.model, prepared.folder
+        placed, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
         located = prepared.locate(layer_shards_saving_path, delete_original)
-        prepared, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
         make_idle(model, target)
-        stats = stream(model, prepared.base, prepared.stages, located, plan, target, options)
+        stats = stream(model, placed.base, placed.stages, located, plan, target, options)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = os.fspath(pretrained_model_name_or_path)

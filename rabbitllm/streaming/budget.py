@@ -65,17 +65,26 @@ def working_bytes(
 
     That is the cache (2 x layers x kv heads x head_dim x tokens, if every layer keeps all), one
     layer's activations in a prefill (the MLP's two intermediates and about four hidden states), and
-    the logits of one position in float32. On CPU torch copies the whole weight of a linear layer whose
-    one row is a slice of several, as the head's is in a prefill (torch 2.13, bfloat16), so room for
-    the largest weight is kept too.
+    the logits of one position in float32. On CPU torch copies the whole weight of a linear layer
+    whose one row is a slice of several, as the head's is in a prefill (torch 2.13, bfloat16), so
+    room for the largest weight is kept too.
     """
     tokens = max_seq_len or DEFAULT_SEQ_LEN
-    fields = config.get_text_config().to_dict()  # attributes of some configs raise
-    hidden = fields.get("hidden_size") or 0
-    heads = fields.get("num_attention_heads") or 1
-    head_dim = fields.get("head_dim") or hidden // heads
-    kv_width = 2 * (fields.get("num_key_value_heads") or heads) * head_dim
-    intermediate = fields.get("intermediate_size") or 4 * hidden
-    per_token = (fields.get("num_hidden_layers") or 1) * kv_width + 2 * intermediate + 4 * hidden
+    text = config.get_text_config()
+    hidden, heads = _field(text, "hidden_size"), _field(text, "num_attention_heads") or 1
+    head_dim = _field(text, "head_dim") or hidden // heads
+    kv_width = 2 * (_field(text, "num_key_value_heads") or heads) * head_dim
+    intermediate = _field(text, "intermediate_size") or 4 * hidden
+    per_token = (_field(text, "num_hidden_layers") or 1) * kv_width + 2 * intermediate + 4 * hidden
     workspace = CUDA_WORKSPACE if device.type == "cuda" else largest_weight
-    return int(tokens * per_token * dtype.itemsize + 8 * fields.get("vocab_size", 0) + workspace)
+    return tokens * per_token * dtype.itemsize + 8 * _field(text, "vocab_size") + workspace
+
+
+def _field(config: Any, name: str) -> int:
+    """A number of the config, the largest if it holds one for each layer, 0 if it has none."""
+    try:
+        value = getattr(config, name)
+    except (AttributeError, RuntimeError):  # some configs raise for what layers do not share
+        return 0
+    numbers = value if isinstance(value, list | tuple) else [value]
+    return max((number for number in numbers if isinstance(number, int)), default=0)

@@ -4,6 +4,7 @@ The order of the stages is learned from every forward of the whole model and is 
 last stage of one token comes the first stage of the next, so loading never pauses between tokens.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -61,11 +62,10 @@ class Pipeline:
         self._options = options
         self._ring = list(stages)
         self._position = -1
-        self._running: dict[str, tuple[Slot, list[nn.Parameter | None], float]] = {}
+        self._running: dict[Stage, tuple[Slot, list[nn.Parameter | None], float]] = {}
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
-        self._whole_forward = threading.RLock()
+        self._turn = threading.RLock()  # the slots serve one forward at a time
         self._bar: tqdm[Any] | None = None
-        self._started = 0.0
         self._attach(model, stages)
 
     def start(self) -> None:
@@ -74,7 +74,7 @@ class Pipeline:
 
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's parameters in place, waiting for them if need be."""
-        if stage.name in self._running:
+        if stage in self._running:
             raise RuntimeError(
                 f"{stage.name} is already running; its weights cannot be bound twice."
             )
@@ -82,22 +82,26 @@ class Pipeline:
             self._seen.append(stage)
         self._advance(stage)
         slot = self._holder(stage) or self._load(stage)
-        slot.busy = True
         begun = time.perf_counter()
-        self._transfer.wait(slot)
+        try:
+            self._transfer.wait(slot)
+        except BaseException:
+            slot.stage = None  # whatever is in it is not the stage; the next forward loads it again
+            raise
+        slot.busy = True
         arrived = time.perf_counter()
         self.stats.wait_seconds += arrived - begun
         if self._options.profiling:
             self.stats.stages.setdefault(stage.name, StageTimes()).wait += arrived - begun
         meta = bind(stage, slot.parameters_of(stage))
-        self._running[stage.name] = slot, meta, arrived
+        self._running[stage] = slot, meta, arrived
         self._prefetch()
 
     def release(self, stage: Stage) -> None:
         """Takes the parameters away; the slot is free once the device has run what was launched."""
-        if stage.name not in self._running:
+        if stage not in self._running:
             return  # its pre-hook failed; torch calls this hook all the same
-        slot, meta, arrived = self._running.pop(stage.name)
+        slot, meta, arrived = self._running.pop(stage)
         bind(stage, meta)
         self._transfer.computed(slot)
         slot.busy = False
@@ -167,33 +171,42 @@ class Pipeline:
         return next((slot for slot in self._slots if slot.stage is stage), None)
 
     def _attach(self, model: nn.Module, stages: list[Stage]) -> None:
-        model.register_forward_pre_hook(self._begin_forward)
-        model.register_forward_hook(self._end_forward, always_call=True)
+        # Around the forward itself, not by hooks: adapters call it past them, and behind a keyboard
+        # interrupt torch runs none.
+        model.forward = self._whole(model.forward)
         for stage in stages:
             for module in stage.modules:
                 module.register_forward_pre_hook(_calling(self.acquire, stage))
                 module.register_forward_hook(_calling(self.release, stage), always_call=True)
 
-    def _begin_forward(self, *_: object) -> None:
-        self._whole_forward.acquire()  # another thread's forward waits: slots serve one at a time
-        self._seen = []
-        self._started = time.perf_counter()
-        if self._options.progress:
-            self._bar = tqdm(
-                total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=None
-            )
+    def _whole(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The model's forward, counted, in its turn, and with everything put back behind it."""
 
-    def _end_forward(self, *_: object) -> None:
-        if self._seen:
-            self._ring = self._seen
-            self._position = len(self._ring) - 1
-        self._seen = None
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        self.stats.forwards += 1
-        self.stats.seconds += time.perf_counter() - self._started
-        self._whole_forward.release()
+        @functools.wraps(forward)
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            with self._turn:
+                self._seen = []
+                begun = time.perf_counter()
+                try:
+                    with self._bar_over_stages() as self._bar:
+                        output = forward(*args, **kwargs)
+                    if self._seen:
+                        self._ring, self._position = self._seen, len(self._seen) - 1
+                    return output
+                finally:
+                    self._seen = self._bar = None
+                    for stage in list(self._running):  # none, but behind an interrupt
+                        self.release(stage)
+                    self.stats.forwards += 1
+                    self.stats.seconds += time.perf_counter() - begun
+
+        return whole
+
+    def _bar_over_stages(self) -> "tqdm[Any]":
+        disable = None if self._options.progress else True  # None: where there is no terminal
+        return tqdm(
+            total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=disable
+        )
 
 
 def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., None]:

@@ -63,7 +63,7 @@ def make_plan(
         rows: names of stages that take no slot when they are not resident.
 
     Raises:
-        BudgetError: the device budget is too small; the message states the minimum.
+        BudgetError: a budget is too small; the message states the minimum.
     """
     minimum = minimum_bytes(stages, base_bytes, rows)
     budget = minimum if device_budget == "min" else device_budget
@@ -83,6 +83,11 @@ def make_plan(
     slots, slot_bytes = (SLOTS if streamed else 0), max(streamed.values(), default=0)
     on_disk = [size for name, size in streamed.items() if name not in hosted]
     staging = 0 if host_budget is None else STAGING * max(on_disk, default=0)
+    if host_budget is not None and host_budget != "min" and staging > host_budget:
+        raise BudgetError(
+            f"A host budget of {format_size(host_budget)} is too small: what streams from "
+            f"disk passes through at least {format_size(staging)} ({staging} bytes) there."
+        )
     return Plan(
         tiers=tiers,
         slots=slots,

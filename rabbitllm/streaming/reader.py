@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,8 +79,10 @@ class Reader:
         if len(chunks) == 1:
             self._read(chunks[0], buffer, direct)
         else:
-            for done in [self._pool.submit(self._read, chunk, buffer, direct) for chunk in chunks]:
-                done.result()
+            reads = [self._pool.submit(self._read, chunk, buffer, direct) for chunk in chunks]
+            wait(reads)  # all of them, also when one fails: the buffer is then free to fill again
+            for read in reads:
+                read.result()
 
     def view(self, name: str) -> torch.Tensor:
         """A weight as a view of its mapped file: nothing is read before it is used."""
@@ -105,7 +107,7 @@ class Reader:
         for weight in stage.weights:
             entry = self.entries[weight.name]
             start, stop = entry.offset, entry.offset + entry.nbytes
-            for begin in range(start - start % CHUNK, stop, CHUNK):
+            for begin in range(start - start % CHUNK, stop, CHUNK) if entry.nbytes else ():
                 a, b = max(start, begin), min(stop, begin + CHUNK)
                 pieces.append((entry.file, a, weight.offset + a - start, b - a))
         pieces.sort(key=lambda piece: piece[:2])

@@ -74,10 +74,8 @@ def test_the_cache_is_kept_room_for() -> None:
         ("llama", 32, 4096),
         ("mamba", 32, 768),
         ("falcon", 32, 4544),
-        pytest.param("gpt2", 12, 768, marks=pytest.mark.xfail(
-            strict=True, reason="names its fields in its own way: n_layer, n_embd")),
-        pytest.param("gemma3n_text", 35, 2 * 256, marks=pytest.mark.xfail(
-            strict=True, raises=TypeError, reason="intermediate_size is a list")),
+        ("gpt2", 12, 768),
+        ("gemma3n_text", 35, 2 * 256),
     ],
 )  # fmt: skip
 def test_architectures_with_other_fields_are_understood(

@@ -304,7 +304,6 @@ def test_an_exception_frees_the_model_for_other_threads() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.xfail(strict=True, reason="torch calls no hooks behind a KeyboardInterrupt")
 def test_an_interrupt_from_the_keyboard_leaves_the_model_usable() -> None:
     model = Toy(4)
     run(model)
@@ -334,7 +333,6 @@ def test_a_load_error_surfaces_in_the_forward_that_needs_it() -> None:
     assert model.bound() == []
 
 
-@pytest.mark.xfail(strict=True, reason="the slot of a failed load stays busy, its error stays too")
 @pytest.mark.parametrize("broken", ["0", "2", "3"])
 def test_a_load_error_passes_with_its_cause(broken: str) -> None:
     model = Toy(4)

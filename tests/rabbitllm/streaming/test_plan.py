@@ -119,7 +119,6 @@ def test_the_least_host_memory_is_what_staging_needs(case: Case) -> None:
     assert plan.host_bytes == STAGING * plan.slot_bytes
 
 
-@pytest.mark.xfail(strict=True, reason="host_memory below what staging needs is exceeded silently")
 @pytest.mark.parametrize("host", [0, 1, STAGING * 100 - 1])
 def test_host_memory_that_staging_exceeds_is_refused(host: int) -> None:
     with pytest.raises(BudgetError, match="200 bytes"):
