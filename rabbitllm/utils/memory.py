@@ -18,8 +18,6 @@ UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
-CGROUP_UNLIMITED = 1 << 60
-"""cgroup v1 writes "no limit" as a number near 2**63."""
 
 
 def parse_size(size: int | str) -> int:
@@ -82,8 +80,8 @@ def _cgroup_room(root: Path, path: str, limit: str, usage: str, reclaimable: str
         if not (group / limit).is_file():
             continue
         text = (group / limit).read_text().strip()
-        if text == "max" or int(text) >= CGROUP_UNLIMITED:
-            continue
+        if text == "max":
+            continue  # cgroup v1 writes a number near 2**63 instead
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         rooms.append(int(text) - int((group / usage).read_text()) + int(stat.get(reclaimable, 0)))
     return rooms

@@ -79,5 +79,6 @@ def test_a_class_of_both_is_made_once_and_passes_for_stock() -> None:
     assert issubclass(both, (StreamedModel,))
     assert both.__name__ == "MistralForCausalLM"
     assert both.__module__ == MistralForCausalLM.__module__
+    assert both.device is StreamedModel.device
     assert both.forward is MistralForCausalLM.forward
     assert both.generate is MistralForCausalLM.generate

@@ -233,7 +233,7 @@ def test_a_damaged_file_is_made_again(
     before, good = identities(store), contents(store)
     file = store / "model.layers.2.safetensors"
     tensors = load_file(file)
-    name = next(iter(tensors))
+    name = next(name for name, tensor in tensors.items() if tensor.ndim > 1)
     if damage == "truncated":
         os.truncate(file, file.stat().st_size - 1)
     elif damage == "garbage":
