@@ -1,0 +1,289 @@
+"""The official client against a real server in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from transformers import AutoTokenizer, PreTrainedModel
+
+KEY, NAME = "a secret", "tiny/talker"
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+PROMPT = "<user>Hello\n<assistant>"
+"""What the talker's template makes of it."""
+ENDLESS = 15_000
+"""Tokens that take minutes."""
+LIMIT = 60
+"""Seconds after which a client gives up: the test fails then, it does not hang."""
+
+
+@pytest.fixture(scope="module")
+def server(talker: Path) -> Iterator[subprocess.Popen[str]]:
+    """A server with a key, and room for one request to wait."""
+    arguments = ["serve", str(talker), "--port", "0", "--host-memory", "min", "--api-key", KEY]
+    arguments += [
+        "--queue",
+        "1",
+        "--max-new-tokens",
+        "7",
+        "--device",
+        "cpu",
+        "--name",
+        NAME,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rabbitllm", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def url(server: subprocess.Popen[str]) -> str:
+    assert server.stderr
+    printed = []
+    for line in server.stderr:
+        printed.append(line)
+        if found := re.search(r"http://127\.0\.0\.1:\d+/v1", line):
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            return found[0]
+    raise AssertionError("".join(printed))
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=LIMIT) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(talker: Path, stock: Callable[..., PreTrainedModel]) -> Callable[[str, int], str]:
+    """`expected(prompt, tokens)` -> stock's greedy continuation."""
+    model, tokenizer = stock(talker), AutoTokenizer.from_pretrained(talker)
+
+    def text(prompt: str, tokens: int) -> str:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        return tokenizer.decode(output[0, inputs.input_ids.shape[1] :])
+
+    return text
+
+
+def chat(client: openai.OpenAI, **options: Any) -> Any:
+    defaults = {"model": NAME, "messages": HELLO, "temperature": 0}
+    return client.chat.completions.create(**(defaults | options))
+
+
+# answers
+
+
+def test_the_model_is_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).owned_by == "rabbitllm"
+
+
+def test_a_chat_answer_is_stocks(
+    client: openai.OpenAI, expected: Callable[[str, int], str]
+) -> None:
+    answer = chat(client)
+    choice = answer.choices[0]
+    assert choice.message.content == expected(PROMPT, 7)
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason == "length"
+    assert answer.usage.prompt_tokens == len(PROMPT)
+    assert answer.usage.completion_tokens == 7
+    assert answer.usage.total_tokens == len(PROMPT) + 7
+    assert answer.id.startswith("chatcmpl-")
+
+
+def test_a_streamed_chat_answer_is_the_same(
+    client: openai.OpenAI, expected: Callable[[str, int], str]
+) -> None:
+    stream = chat(client, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    *parts, counts = chunks
+    deltas = [chunk.choices[0].delta for chunk in parts]
+    assert deltas[0].role == "assistant"
+    assert [delta.content for delta in deltas[1:-1]] == list(expected(PROMPT, 7))
+    assert parts[-1].choices[0].finish_reason == "length"
+    assert counts.choices == []
+    assert counts.usage.completion_tokens == 7
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_conversation_may_be_in_parts_and_have_any_turns(client: openai.OpenAI) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "He"}, {"type": "text", "text": "y"}],
+        },
+    ]
+    plain = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hey"}]
+    contents = [chat(client, messages=m).choices[0].message.content for m in (messages, plain)]
+    assert contents[0] == contents[1] != chat(client).choices[0].message.content
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_completion_is_stocks(
+    client: openai.OpenAI, expected: Callable[[str, int], str], streamed: bool
+) -> None:
+    answer: Any = client.completions.create(
+        model=NAME, prompt="Once", max_tokens=9, temperature=0, stream=streamed
+    )
+    choices = [chunk.choices[0] for chunk in (answer if streamed else [answer])]
+    assert "".join(choice.text for choice in choices) == expected("Once", 9)
+    assert choices[-1].finish_reason == "length"
+
+
+def test_a_prompt_may_be_token_ids(client: openai.OpenAI, talker: Path) -> None:
+    ids = AutoTokenizer.from_pretrained(talker)("Once").input_ids
+    texts = [
+        client.completions.create(model=NAME, prompt=prompt, temperature=0).choices[0].text
+        for prompt in (ids, "Once", ["Once"])
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == 16
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_stop_string_ends_the_answer(
+    client: openai.OpenAI, expected: Callable[[str, int], str], streamed: bool
+) -> None:
+    whole = expected(PROMPT, 7)
+    answer = chat(client, stop=[whole[3:5], "nothing"], stream=streamed)
+    if streamed:
+        choices = [chunk.choices[0] for chunk in answer]
+        text = "".join(choice.delta.content or "" for choice in choices)
+        reason = choices[-1].finish_reason
+    else:
+        text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+    assert (text, reason) == (whole.split(whole[3:5])[0], "stop")
+
+
+def test_a_seed_repeats_a_sample(client: openai.OpenAI) -> None:
+    samples = [
+        chat(client, temperature=1.5, top_p=0.99, seed=seed, max_tokens=40).choices[0]
+        for seed in (1, 2, 1)
+    ]
+    contents = [sample.message.content for sample in samples]
+    assert contents[0] == contents[2] != contents[1]
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"model": "gpt-4"}, openai.NotFoundError, "No model 'gpt-4' here"),
+        ({"n": 2}, openai.BadRequestError, "n=2 is not supported"),
+        ({"temperature": 3}, openai.BadRequestError, "temperature: .*less than or equal to 2"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens: .*greater than"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "tools=.* is not supported"),
+        ({"messages": []}, openai.BadRequestError, "messages: .*at least 1"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            openai.BadRequestError,
+            "messages.0.content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x" * 20_000}]},
+            openai.BadRequestError,
+            "the model's context is 20000",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    client: openai.OpenAI, options: dict[str, Any], kind: type[openai.APIError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        chat(client, **options)
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("prompt", ["", [], [-1], [259], ["two", "prompts"]])
+def test_a_bad_prompt_is_refused(client: openai.OpenAI, prompt: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="prompt"):
+        client.completions.create(model=NAME, prompt=prompt)
+
+
+@pytest.mark.parametrize("key", ["wrong", f"{KEY}x", KEY[:-1]])
+def test_a_wrong_key_opens_nothing(client: openai.OpenAI, key: str) -> None:
+    stranger = client.with_options(api_key=key)
+    with pytest.raises(openai.AuthenticationError, match="No valid API key"):
+        stranger.models.list()
+    with pytest.raises(openai.AuthenticationError, match="No valid API key"):
+        chat(stranger)
+
+
+def test_no_key_opens_nothing(url: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{url}/models", timeout=LIMIT)
+    assert caught.value.code == 401
+
+
+def test_an_unknown_address_is_an_error_in_the_same_shape(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="Not Found"):
+        client.embeddings.create(model=NAME, input="x")
+
+
+# one at a time
+
+
+def begin(client: openai.OpenAI) -> Any:
+    """An answer that goes on for minutes, and has begun."""
+    stream = chat(client, max_tokens=ENDLESS, stream=True)
+    while not next(stream).choices[0].delta.content:
+        pass
+    return stream
+
+
+def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
+    client: openai.OpenAI, expected: Callable[[str, int], str]
+) -> None:
+    running = begin(client)
+    with ThreadPoolExecutor(2) as others:
+        futures = [others.submit(chat, client) for _ in range(2)]
+        done, _ = wait(futures, LIMIT, FIRST_COMPLETED)
+        assert done, "neither was refused"
+        (refused,) = done
+        with pytest.raises(openai.RateLimitError, match="queue is full") as caught:
+            refused.result()
+        assert caught.value.response.headers["retry-after"]
+        running.close()  # the client leaves
+        waited = next(future for future in futures if future is not refused)
+        assert waited.result().choices[0].message.content == expected(PROMPT, 7)
+
+
+def test_a_client_that_gives_up_on_a_whole_answer_frees_the_engine(
+    client: openai.OpenAI,
+) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        chat(client.with_options(timeout=0.5), max_tokens=ENDLESS)
+    assert chat(client).choices[0].finish_reason == "length"
+
+
+# last, for it ends the server
+
+
+def test_ctrl_c_ends_a_server_that_is_answering(
+    client: openai.OpenAI, server: subprocess.Popen[str]
+) -> None:
+    running = begin(client)
+    server.send_signal(signal.SIGINT)
+    assert server.wait(LIMIT) == 130
+    running.close()
