@@ -11,12 +11,12 @@ from harness.render.tables import Order, columns, exceptions, grid, releases, si
 def sentences(frame: pd.DataFrame, order: Order) -> list[str]:
     """Return one sentence for each backend: how many architectures pass, which do not."""
     everywhere = grid(frame)
-    axis = releases(frame)
-    return [backend_sentence(everywhere, run_on, axis) for run_on in columns(frame, order)]
+    return [backend_sentence(everywhere, run_on) for run_on in columns(frame, order)]
 
 
-def backend_sentence(everywhere: pd.DataFrame, run_on: str, axis: list[str]) -> str:
-    """Return what one backend does on the releases measured, `everywhere` being the grid."""
+def backend_sentence(everywhere: pd.DataFrame, run_on: str) -> str:
+    """Return what one backend does on the releases that it ran on, `everywhere` being the grid."""
+    axis = releases(everywhere[everywhere["run_on"] == run_on])
     part = everywhere[(everywhere["run_on"] == run_on) & (everywhere["status"] != "unsupported")]
     if silent(part["status"]).all():
         return f"{run_on}: nothing ran."

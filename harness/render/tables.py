@@ -99,16 +99,26 @@ def matrix(frame: pd.DataFrame, run_on: str, order: Order) -> pd.DataFrame:
     part = frame[frame["run_on"] == run_on].reset_index(names="position")
     table = part.pivot(index="architecture", columns="release", values="position")
     rows = arrange(frame["architecture"], order.architectures)
-    return table.reindex(index=rows, columns=releases(frame)).astype("Int64")
+    return table.reindex(index=rows, columns=releases(part)).astype("Int64")
 
 
 def grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for every architecture, release and backend-on-device, also without a record.
+    """Return a row for every architecture on every release that a backend-on-device ran on.
 
-    Its status is then "no-data": a cell that nobody measured must not go unseen.
+    Without a record its status is "no-data": a cell that nobody measured must not go unseen. A
+    release that a device never saw (few run on a GPU) is no gap, and has no rows for it.
     """
     names = ["architecture", "release", "run_on"]
-    every = pd.MultiIndex.from_product([frame[name].unique() for name in names], names=names)
+    architectures = frame["architecture"].unique()
+    every = pd.MultiIndex.from_tuples(
+        [
+            (architecture, release, run_on)
+            for run_on, part in frame.groupby("run_on", sort=False)
+            for release in releases(part)
+            for architecture in architectures
+        ],
+        names=names,
+    )
     statuses = frame.set_index(names)["status"].reindex(every, fill_value="no-data")
     return statuses.reset_index()
 
@@ -137,8 +147,9 @@ def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(", ".join(names), words) for words, names in said.items()]
 
 
-def verified(part: pd.DataFrame, order: Sequence[str]) -> str:
+def verified(part: pd.DataFrame) -> str:
     """Return where this part of the grid passes in full, and what does not pass, as ranges."""
+    order = releases(part)
     part = part[part["status"] != "unsupported"]
     if silent(part["status"]).all():
         return "not measured"
@@ -165,7 +176,6 @@ def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
     """Return the family table, one row for each family in the order of its first architecture."""
     rank = {name: i for i, name in enumerate(arrange(frame["architecture"], order.architectures))}
     ranked = frame.assign(rank=frame["architecture"].map(rank)).sort_values("rank", kind="stable")
-    axis = releases(frame)
     everywhere = grid(frame)
     rows = []
     for family, part in ranked.groupby("family", sort=False):
@@ -174,7 +184,7 @@ def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
         row["registry class"] = ", ".join(part["family_class"].unique())
         for run_on in columns(frame, order):
             chosen = everywhere["architecture"].isin(part["architecture"])
-            row[run_on] = verified(everywhere[chosen & (everywhere["run_on"] == run_on)], axis)
+            row[run_on] = verified(everywhere[chosen & (everywhere["run_on"] == run_on)])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -185,16 +195,19 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     Failures come before known ones.
     """
     part = frame[frame["status"].map(lambda status: look(status).tone in {"bad", "known"})]
-    axis = releases(frame)
+    axes = {run_on: releases(ran) for run_on, ran in frame.groupby("run_on")}
     keys = ["run_on", "status", "cause", "architecture"]
+    ranges = [
+        (*key, in_words(failing, axes[key[0]]))
+        for key, failing in part.groupby(keys)["release"]
+        if isinstance(key, tuple)
+    ]
     rows = (
-        part.groupby(keys)["release"]
-        .agg(lambda failing: in_words(failing, axis))
-        .reset_index()
-        .groupby(["run_on", "release", "status", "cause"])["architecture"]
+        pd.DataFrame(ranges, columns=[*keys, "releases"])
+        .groupby(["run_on", "releases", "status", "cause"])["architecture"]
         .agg(", ".join)
         .reset_index()
-        .rename(columns={"architecture": "architectures", "release": "releases"})
+        .rename(columns={"architecture": "architectures"})
     )
     tones = rows["status"].map(lambda status: look(status).tone)
     columns = ["architectures", "run_on", "releases", "status", "cause"]
