@@ -37,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # our own bars see to it alone
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        return int(arguments.main(arguments))
+        status: int = arguments.main(arguments)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
     except ValueError as error:  # CheckpointError and BudgetError are ValueErrors
         return _report(error, MISUSED)

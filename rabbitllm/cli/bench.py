@@ -216,7 +216,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("--picture needs matplotlib: pip install matplotlib") from error
+        raise ImportError("--picture needs: pip install 'rabbitllm[bench]'") from error
     from rabbitllm.measure.generation import generate
 
     model = load(arguments, profiling_mode=True)

@@ -146,6 +146,12 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def copied_talker(talker: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to spoil."""
+    return Path(shutil.copytree(talker, tmp_path / "talker"))
+
+
+@pytest.fixture
 def copied(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """`copied(architecture, dtype)` -> a copy of such a folder, to spoil."""
 

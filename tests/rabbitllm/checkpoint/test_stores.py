@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from rabbitllm.checkpoint.store import DESCRIPTION, LOCK
+from rabbitllm.checkpoint.stores import find_stores, remove
+from rabbitllm.prepare import prepare
+from rabbitllm.utils import find_or_create_local_splitted_path
+
+
+@pytest.fixture
+def store(checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    """The layer store of a mixtral, in `tmp_path`."""
+    return find_or_create_local_splitted_path(checkpoint("mixtral"), tmp_path)[1]
+
+
+def test_a_store_says_what_it_is_of(store: Path, checkpoint: Callable[..., Path]) -> None:
+    (found,) = find_stores(store.parent)
+    assert found.folder == store
+    assert found.source == checkpoint("mixtral")
+    assert found.dtypes == ("float32",)
+    assert found.complete
+    assert not found.only_copy
+    weights = sum(file.stat().st_size for file in store.glob("*.safetensors"))
+    assert weights < found.nbytes < weights + 10_000
+
+
+def test_a_missing_file_or_description_makes_it_incomplete(store: Path) -> None:
+    next(store.glob("*.safetensors")).unlink()
+    assert not find_stores(store.parent)[0].complete
+    for spoiled in ("", "[]", '{"holds": []}', json.dumps({"source": 3, "dtypes": 4})):
+        (store / DESCRIPTION).write_text(spoiled)
+        (found,) = find_stores(store.parent)
+        assert not found.complete
+        assert found.source is None
+
+
+def test_the_only_copy_is_known_as_such(copied: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copied("mixtral")
+    prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
+    prepared.locate(tmp_path / "stores", delete_original=True)
+    (found,) = find_stores(tmp_path / "stores")
+    assert found.only_copy
+    assert found.source == folder
+
+
+def test_no_folder_has_no_stores(tmp_path: Path) -> None:
+    assert find_stores(tmp_path / "absent") == []
+
+
+def test_a_store_is_removed_unless_it_is_being_filled(store: Path) -> None:
+    (found,) = find_stores(store.parent)
+    with FileLock(store / LOCK), pytest.raises(ValueError, match="being filled"):
+        remove(found)
+    assert found.folder.is_dir()
+    remove(found)
+    assert find_stores(store.parent) == []

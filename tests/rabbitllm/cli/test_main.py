@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rabbitllm import __version__, cli
+from rabbitllm.cli import main
+
+Command = Callable[..., tuple[int, str, str]]
+NAMES = ["run", "chat", "plan", "split", "cache", "doctor", "bench", "serve"]
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Leaves the root logger as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """`failing(error)`: `rabbitllm doctor` raises it."""
+
+    def fail(error: BaseException) -> None:
+        def action(_: argparse.Namespace) -> int:
+            raise error
+
+        monkeypatch.setattr("rabbitllm.cli.doctor.main", action)
+
+    return fail
+
+
+def test_help_names_every_command_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "rabbitllm run Qwen" in text
+    for name in NAMES:
+        assert f"\n    {name} " in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_every_command_shows_an_example_of_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  rabbitllm {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_waits_for_neither_torch_nor_transformers(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom rabbitllm.cli import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rabbitllm", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"rabbitllm {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["run", "model"], ["cache"]])
+def test_misuse_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: rabbitllm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "/no/such/folder", "Hi"], "No such folder: /no/such/folder"),
+        (["plan", "{folder}", "--host-memory", "1KiB", "--device", "cpu"], "needs at least"),
+        (["plan", "{folder}", "--host-memory", "lots"], "'lots' is no size"),
+        (["plan", "{folder}", "--device", "tpu"], "device='tpu' is not understood"),
+        (["split", "{folder}", "--dtype", "int8"], "dtype='int8' is no floating point dtype"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_status_2(
+    command: Command, talker: Path, arguments: list[str], message: str
+) -> None:
+    status, out, err = command(*(word.format(folder=talker) for word in arguments))
+    assert status == 2
+    assert not out
+    assert err.startswith("rabbitllm: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_tracebacks_are_for_those_who_ask(command: Command, capsys: object) -> None:
+    assert "Traceback" not in command("run", "/no/such/folder", "Hi")[2]
+    logging.getLogger().handlers.clear()
+    assert "Traceback" in command("run", "/no/such/folder", "Hi", "-vv")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (ImportError("needs a package"), 1, "needs a package"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "Lower --device-memory"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_goes_wrong_has_its_own_status(
+    command: Command,
+    failing: Callable[[BaseException], None],
+    error: BaseException,
+    status: int,
+    message: str,
+) -> None:
+    failing(error)
+    found, _, err = command("doctor")
+    assert found == status
+    assert message in err
+    assert err.count("\n") == bool(message)
+
+
+def test_a_bug_is_not_hidden(command: Command, failing: Callable[[BaseException], None]) -> None:
+    failing(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        command("doctor")
+
+
+def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    arguments = [sys.executable, "-m", "rabbitllm", "cache", "ls", "--store", str(tmp_path)]
+    done = subprocess.run(arguments, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_commands_are_modules_named_after_them() -> None:
+    assert [module.__name__.rpartition(".")[2] for module in cli.COMMANDS] == NAMES

@@ -1,0 +1,139 @@
+"""`doctor` and `bench`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+SHORT = ("-p", "9", "-n", "4", "-r", "2", "--device", "cpu")
+SECRET = "hf_nobodyMayReadThis"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rabbitllm.measure.limits.MATRIX", 64)
+    monkeypatch.setattr("rabbitllm.cli.doctor.PROBE", 1 << 20)
+
+
+# doctor
+
+
+def test_doctor_says_what_there_is(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITLLM_CACHE", str(tmp_path / "not" / "yet"))
+    status, out, _ = command("doctor")
+    assert status == 0
+    for name in ("Python", "torch", "transformers", "CUDA", "FlashAttention 2", "Host memory"):
+        assert f"\n{name} " in f"\n{out}"
+    assert f"{tmp_path / 'not' / 'yet'}: 0 stores" in out
+    assert "GB/s" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_never_prints_the_token(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    _, out, err = command("doctor")
+    assert "Hub token         present" in out
+    assert SECRET not in out + err
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "Hub token         none" in command("doctor")[1]
+
+
+def test_doctor_knows_a_containers_limit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rabbitllm.utils.memory.available_host_memory", lambda: 3 << 20)
+    assert "3.00 MiB available (a container's limit)" in command("doctor")[1]
+
+
+def test_doctor_survives_a_disk_it_cannot_write_to(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    status, out, _ = command("doctor")
+    assert status == 0
+    assert "not measured: [Errno 13] Permission denied" in out
+
+
+def test_doctor_compares_backends(command: Command, talker: Path) -> None:
+    status, out, _ = command("doctor", "--benchmark", talker)
+    lines = [line.split() for line in out.split("\n\n")[1].splitlines()[2:]]
+    assert status == 0
+    assert [line[:2] for line in lines] == [["auto", "sdpa"], ["sdpa", "sdpa"], ["eager", "eager"]]
+    assert all(float(line[3]) > 0 for line in lines)
+    assert {line[4] for line in lines} == {"yes"}
+
+
+# bench
+
+
+def test_bench_prints_markdown(command: Command, talker: Path) -> None:
+    status, out, err = command("bench", talker, "--host-memory", "min", *SHORT)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    assert status == 0
+    assert lines[0] == ["model", "runs", "attention", "test", "t/s", "GB/s", "% of limit"]
+    assert [line[1:4] for line in lines[2:]] == [
+        ["streamed", "sdpa", "pp9"],
+        ["streamed", "sdpa", "tg4"],
+        ["stock", "sdpa", "pp9"],
+        ["stock", "sdpa", "tg4"],
+    ]
+    assert all(" ± " in line[4] for line in lines[2:])
+    assert [line[5] == "-" for line in lines[2:]] == [False, False, True, True]
+    assert lines[3][6].endswith("%")
+    assert lines[4][6] == "-"
+    assert err.startswith("Limits on CPU, ")
+
+
+def test_bench_prints_json_with_every_sample(command: Command, talker: Path) -> None:
+    _, out, _ = command(
+        "bench", talker, "--host-memory", "min", "--no-stock", "--format", "json", *SHORT
+    )
+    prefill, decoding = json.loads(out)
+    assert (prefill["test"], decoding["test"]) == ("pp9", "tg4")
+    for row in (prefill, decoding):
+        assert row["runs"] == "streamed"
+        assert len(row["samples"]) == 2
+        assert row["tokens_per_second"] == pytest.approx(sum(row["samples"]) / 2)
+        assert row["sd"] >= 0
+        assert row["limits"]["disk"] > 0
+    weights = decoding["gb_per_second"] / decoding["tokens_per_second"]
+    assert weights == pytest.approx(prefill["gb_per_second"] / prefill["tokens_per_second"] * 9)
+    assert decoding["limit_tokens_per_second"] <= decoding["limits"]["disk"] / weights * 1.001
+
+
+def test_bench_prints_csv(command: Command, talker: Path) -> None:
+    _, out, _ = command("bench", talker, "--no-stock", "--format", "csv", *SHORT)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["test"] for row in rows] == ["pp9", "tg4"]
+    assert all(float(row["tokens_per_second"]) > 0 for row in rows)
+    assert {row["gb_per_second"] for row in rows} == {""}
+
+
+def test_bench_leaves_stock_out_where_it_does_not_fit(
+    command: Command, talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rabbitllm.cli.bench.ROOM", 1e12)
+    assert "stock" not in command("bench", talker, *SHORT)[1]
+
+
+def test_bench_draws_a_picture(command: Command, talker: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "layers.svg"
+    options = ("--host-memory", "min", "--no-stock", "--picture", picture)
+    assert command("bench", talker, *options, *SHORT)[0] == 0
+    text = picture.read_text()
+    assert "model.layers.3" in text
+    assert "wait" in text
+    status, _, err = command("bench", talker, "--no-stock", "--picture", picture, *SHORT)
+    assert status == 2
+    assert "Nothing streams" in err

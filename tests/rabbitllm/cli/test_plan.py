@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rabbitllm import StreamedModel
+from rabbitllm.cli.plan import computed_bytes
+from rabbitllm.prepare import prepare
+from rabbitllm.streaming.reader import Reader
+from rabbitllm.utils.memory import format_size
+
+Command = Callable[..., tuple[int, str, str]]
+CPU = ("--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a weight is an error."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(Reader, "read_stage", refuse)
+    monkeypatch.setattr(Reader, "view", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rabbitllm.measure.limits.MATRIX", 64)
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    """The lines of the table by their budget, cut into columns."""
+    lines = out.split("\n\n")[1].splitlines()
+    starts = [0] + [i + 2 for i in range(len(lines[1])) if lines[1][i : i + 2] == "  "]
+    cut = [
+        [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        for line in lines
+    ]
+    return {columns[0]: columns[1:] for columns in (cut[0], *cut[2:])}
+
+
+def test_the_least_budget_is_what_the_engine_then_does(
+    command: Command,
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status, out, _ = command("plan", checkpoint(), *CPU, "--no-measure")
+    monkeypatch.undo()
+    model = streamed(checkpoint())
+    reads = []
+    for _ in range(2):
+        model(torch.tensor([[5]]))
+        reads.append(model.streaming_stats()["bytes_from_disk"])
+    plan = model.streaming_plan
+    resident, disk, most, moved, speed = rows(out)["min"]
+    assert status == 0
+    assert resident == "-"
+    assert disk.endswith(f"({len(plan.on('disk', 'rows'))})")
+    assert most == format_size(plan.device_bytes)
+    assert moved == format_size(reads[1] - reads[0])
+    assert speed == "?"
+
+
+def test_more_budget_keeps_more_and_moves_less(
+    command: Command, checkpoint: Callable[..., Path]
+) -> None:
+    _, out, _ = command("plan", checkpoint(), *CPU, "--no-measure", "--host-memory", "1GiB")
+    table = rows(out)
+    assert list(table) == [
+        "budget",
+        "1GiB",
+        "min",
+        "50% of the weights",
+        "75% of the weights",
+        "100% of the weights",
+    ]
+    assert table["1GiB"] == table["100% of the weights"]
+    assert table["1GiB"][1:4:2] == ["-", "0 B"]
+    moved = [float(columns[3].split()[0]) for columns in list(table.values())[2:]]
+    assert moved == sorted(moved, reverse=True)
+
+
+def test_speeds_are_expected_from_what_is_measured(
+    command: Command, checkpoint: Callable[..., Path]
+) -> None:
+    _, out, _ = command("plan", checkpoint(), *CPU)
+    assert "Measured here: disk " in out
+    assert all(float(columns[-1]) > 0 for columns in list(rows(out).values())[1:])
+
+
+def test_the_disk_that_a_store_needs(
+    command: Command, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, out, _ = command("plan", checkpoint(), *CPU, "--no-measure")
+    assert "read in place: no more is needed" in out
+    options = (*CPU, "--no-measure", "--store", tmp_path / "new" / "stores")
+    _, out, _ = command("plan", checkpoint("mixtral"), *options)
+    assert "the layer store needs" in out
+    assert f"in {tmp_path / 'new' / 'stores'}" in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_filled_store_is_found(
+    command: Command,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    command("split", checkpoint("mixtral"), "--store", tmp_path)
+    _, out, _ = command("plan", checkpoint("mixtral"), *CPU, "--no-measure", "--store", tmp_path)
+    assert "in the layer store" in out
+    assert "needs" not in out
+
+
+def test_a_token_is_multiplied_with_its_own_experts_only(
+    checkpoint: Callable[..., Path],
+) -> None:
+    prepared = prepare(checkpoint("mixtral"), None, torch.device("cpu"), "auto", "auto", False)
+    sizes = {w.name: w.nbytes for stage in prepared.stages for w in stage.weights}
+    base = prepared.base.nbytes if prepared.base else 0
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    rows = sum(size for name, size in sizes.items() if name in ("model.embed_tokens.weight",))
+    looked_up = rows if prepared.rows() else 0
+    assert experts
+    expected = base + sum(sizes.values()) - looked_up - experts / 2  # two of four experts
+    assert computed_bytes(prepared) == expected
