@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 BACKENDS = ("sdpa", "eager")
 WHY = "ALiBi needs an additive mask for each head, which only sdpa and eager take"
@@ -31,9 +32,9 @@ def inputs(
         raise ValueError(f"attn_implementation={config._attn_implementation!r}: {WHY}.")
     names = inspect.signature(model.forward).parameters
     named = kwargs | dict(zip(names, args, strict=False))
-    ids, cache, given = (
-        named.get(name) for name in ("input_ids", "past_key_values", "attention_mask")
-    )
+    ids, given = named.get("input_ids"), named.get("attention_mask")
+    # By its type: releases up to 5.23 call it past_key_values, 5.24 calls it cache.
+    cache = next((value for value in named.values() if isinstance(value, Cache)), None)
     tokens: torch.Tensor = named["inputs_embeds"] if ids is None else ids
     queries = torch.arange(tokens.shape[1], device=tokens.device)
     if cache is not None:

@@ -54,7 +54,7 @@ def test_the_logits_are_those_of_stock_with_the_adapter(
         with model.disable_adapter(), reference.disable_adapter():
             plain = model(prompt).logits
             assert torch.equal(plain, reference(prompt).logits)
-    assert (logits - plain).abs().max() > 0.01
+    assert (logits - plain).abs().max() > 1e-3
     options = {"max_new_tokens": 6, "do_sample": False}
     assert torch.equal(model.generate(prompt, **options), reference.generate(prompt, **options))
 
