@@ -394,6 +394,27 @@ def test_two_threads_get_the_right_answers() -> None:
     assert model.bound() == []
 
 
+def test_a_second_thread_waits_for_the_forward_of_the_first() -> None:
+    model = Toy(3)
+    run(model)
+    inside, overlaps = threading.Semaphore(0), []
+
+    def enter(name: str) -> None:
+        inside.release()
+        if name == "1":  # in the middle of a forward, give the other thread time to begin
+            while inside.acquire(blocking=False):
+                pass
+            overlaps.append(inside.acquire(timeout=0.1))
+
+    model.inside = enter
+    threads = [threading.Thread(target=check, args=(model,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert overlaps == [False, False]
+
+
 # counts
 
 

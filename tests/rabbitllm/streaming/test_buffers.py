@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rabbitllm.streaming.buffers import as_parameters, host_buffer
+from rabbitllm.streaming.stages import ALIGNMENT, Stage, Weight
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 4096, 1_000_003])
+def test_host_buffers_have_the_size_asked_for_and_are_aligned(nbytes: int) -> None:
+    buffers = [host_buffer(nbytes) for _ in range(16)]
+    for n, buffer in enumerate(buffers):
+        assert (buffer.dtype, buffer.shape) == (torch.uint8, (nbytes,))
+        assert buffer.data_ptr() % ALIGNMENT == 0 or nbytes == 0
+        buffer.fill_(n)
+    assert all((buffer == n).all() for n, buffer in enumerate(buffers))
+
+
+def test_alignment_suits_the_widest_vector_instructions() -> None:
+    assert ALIGNMENT % 64 == 0
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_parameters_are_views_of_their_places(inference: bool) -> None:
+    float32, half = torch.randn(3, 5), torch.randn(7).half()
+    stage = Stage(
+        "stage",
+        (nn.Identity(),),
+        (
+            Weight("a", (), torch.float32, float32.shape, 0),
+            Weight("b", (), torch.float16, half.shape, ALIGNMENT),
+        ),
+    )
+    buffer = host_buffer(stage.nbytes)
+    with torch.inference_mode(inference):
+        a, b = as_parameters(stage, buffer)
+    buffer[: float32.nbytes] = float32.flatten().view(torch.uint8)
+    buffer[ALIGNMENT : ALIGNMENT + half.nbytes] = half.view(torch.uint8)
+    assert torch.equal(a, float32)
+    assert torch.equal(b, half)
+    assert not a.requires_grad
+    assert not a.is_inference()
