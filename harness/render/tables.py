@@ -148,12 +148,13 @@ def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def verified(part: pd.DataFrame) -> str:
-    """Return where this part of the grid passes in full, and what does not pass, as ranges."""
+    """Return, as ranges, where all that ran passes, and what does not pass or did not run."""
     order = releases(part)
     part = part[part["status"] != "unsupported"]
-    if silent(part["status"]).all():
+    ran = part[~silent(part["status"])]
+    if ran.empty:
         return "not measured"
-    passing = part["status"].eq("pass").groupby(part["release"]).all()
+    passing = ran["status"].eq("pass").groupby(ran["release"]).all()
     good = in_words(passing[passing].index, order) or "no release in full"
     worse = together((architecture, words) for architecture, words, _ in exceptions(part, order))
     return "; ".join([good, *(f"{names} {words}" for names, words in worse)])
