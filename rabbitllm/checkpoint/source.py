@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+MOVED = "rabbitllm-moved.json"
+"""In a checkpoint's folder: where its weights lie since its own shards were deleted."""
 CONFIG_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 CODE_PATTERNS = ("*.py",)
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -79,19 +82,54 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
         CheckpointError: neither a folder nor a repository that can be reached, a gated one, or one
             that the hub refuses.
     """
+    if folder := local_folder(model):
+        return folder
+    repo = os.fspath(model)
+    with hub_errors(repo):
+        settings = fetch_settings(repo, token, trust_remote_code)
+        if (settings / MOVED).is_file():  # do not fetch again what was deleted on purpose
+            return settings
+        patterns = [*_patterns(trust_remote_code), *shard_names(settings)]
+        return Path(snapshot_download(repo, allow_patterns=patterns, token=token))
+
+
+def local_folder(model: str | os.PathLike[str]) -> Path | None:
+    """The folder that `model` is; None if it can only be a hub repository.
+
+    Raises:
+        CheckpointError: it is a path, and no folder is there.
+    """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
-    repo = os.fspath(model)
-    if folder.is_absolute() or repo.startswith((".", "~")) or repo.count("/") > 1:
+    name = os.fspath(model)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise CheckpointError(
             f"No such folder: {folder}. Give a folder with config.json, or a hub id."
         )
-    patterns = list(CONFIG_PATTERNS + (CODE_PATTERNS if trust_remote_code else ()))
+    return None
+
+
+def fetch_settings(repo: str, token: str | None, trust_remote_code: bool) -> Path:
+    """Fetches everything but the weights; the snapshot's folder. Raises as huggingface_hub."""
+    patterns = _patterns(trust_remote_code)
+    return Path(snapshot_download(repo, allow_patterns=patterns, token=token))
+
+
+def shard_names(folder: Path) -> list[str]:
+    """The names of a checkpoint's weight files, whether they are there or not.
+
+    Raises:
+        CheckpointError: its index is malformed, or names files elsewhere.
+    """
+    return sorted(set(_weight_map(folder).values())) if _index(folder) else [WEIGHTS]
+
+
+@contextmanager
+def hub_errors(repo: str) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a CheckpointError that names the way out."""
     try:
-        snapshot = Path(snapshot_download(repo, allow_patterns=patterns, token=token))
-        weights = sorted(set(_weight_map(snapshot).values())) if _index(snapshot) else [WEIGHTS]
-        return Path(snapshot_download(repo, allow_patterns=[*patterns, *weights], token=token))
+        yield
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then pass "
@@ -194,6 +232,11 @@ def _check_entry(key: str, entry: TensorEntry, start: int, size: int) -> None:
             f"{entry.offset + entry.nbytes:,}, the file at "
             f"{size:,}. Download it again."
         )
+
+
+def _patterns(trust_remote_code: bool) -> list[str]:
+    """Of the files of a repository, those that are fetched besides the weights."""
+    return list(CONFIG_PATTERNS + (CODE_PATTERNS if trust_remote_code else ()))
 
 
 def _index(folder: Path) -> bool:

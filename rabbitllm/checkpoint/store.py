@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.source import MALFORMED, WEIGHTS_INDEX, TensorEntry, read_header
+from rabbitllm.checkpoint.source import MALFORMED, MOVED, WEIGHTS_INDEX, TensorEntry, read_header
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DESCRIPTION = "store.json"
-MOVED = "rabbitllm-moved.json"
 TEMPORARY = ".partial-"
 LOCK = ".lock"
 HEADER_ROOM = 1 << 20

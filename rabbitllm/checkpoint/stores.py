@@ -8,8 +8,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rabbitllm.checkpoint.source import MALFORMED
-from rabbitllm.checkpoint.store import DESCRIPTION, LOCK, MOVED
+from rabbitllm.checkpoint.source import MALFORMED, MOVED
+from rabbitllm.checkpoint.store import DESCRIPTION, LOCK
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,15 @@ With --benchmark, also how fast a model runs with each attention backend.
 """
 
 import argparse
-import os
 import platform
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 EXAMPLE = """\
   rabbitllm doctor
   rabbitllm doctor --benchmark Qwen/Qwen2.5-0.5B-Instruct"""
 BACKENDS = ("auto", "sdpa", "eager")
-PROBE = 256 << 20
-"""Bytes of the file that is written to measure a disk which holds no layer store yet."""
 PROMPT_TOKENS, NEW_TOKENS = 32, 16
 
 
@@ -123,21 +119,14 @@ def _stores() -> str:
 
 
 def _disk_speed(folder: Path, free: int) -> str:
-    from rabbitllm.measure.limits import direct_read_bandwidth
+    from rabbitllm.measure.limits import PROBE, folder_bandwidth
 
     if free < 2 * PROBE:
         return "not measured, for the disk is nearly full"
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".rabbitllm-doctor-") as probe:
-            block = bytes(range(256)) * (1 << 12)
-            for _ in range(PROBE // len(block)):
-                probe.write(block)
-            probe.flush()
-            os.fsync(probe.fileno())
-            rate = direct_read_bandwidth([Path(probe.name)], seconds=2.0)
+        return f"{folder_bandwidth(folder):.2f} GB/s"
     except OSError as error:
         return f"not measured: {error}"
-    return f"{rate:.2f} GB/s"
 
 
 def _token() -> str:

@@ -1,12 +1,15 @@
 """Show what of a model lives where, and how fast that can be, before anything is loaded.
 
-Reads the config and the headers of the checkpoint, not its weights. The speeds are the best that
-this machine's wires allow; they are measured on the spot, which takes about two seconds.
+Reads the config and the headers of the checkpoint, not its weights; of a hub repository nothing
+else is fetched. The speeds are the best that this machine's wires allow; they are measured on the
+spot, which takes about two seconds.
 """
 
 import argparse
 import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rabbitllm.cli.options import add_model_arguments, prepare_only
@@ -33,6 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
+    from rabbitllm.checkpoint.headers import fetch_headers
+    from rabbitllm.checkpoint.source import local_folder
+
+    if local_folder(arguments.model):
+        _show(arguments, fetched=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="rabbitllm-") as folder:
+            fetch_headers(arguments.model, None, arguments.trust_remote_code, Path(folder))
+            arguments.model = folder
+            _show(arguments, fetched=False)
+    return 0
+
+
+def _show(arguments: argparse.Namespace, fetched: bool) -> None:
+    """Prints the plan of a folder, of which the weights may be on the hub still."""
     from rabbitllm.auto import pick_device
     from rabbitllm.cli.tables import table
     from rabbitllm.measure.limits import Limits, measure_limits
@@ -41,15 +59,22 @@ def main(arguments: argparse.Namespace) -> int:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     plans = list(_plans(prepared, device, arguments))
     print(_model(prepared, device))
-    print(_disk(prepared, arguments.store))
+    print(_disk(prepared, arguments.store, fetched))
     limits = Limits()
     if not arguments.no_measure:
         files = sorted({entry.file for entry in prepared.entries.values()})
-        limits = measure_limits(device, prepared.dtype, files)
+        limits = measure_limits(device, prepared.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
     print(table([_row(*plan, device, limits) for plan in plans]))
-    return 0
+
+
+def _cache() -> Path:
+    """The folder that the hub's cache is in, or will be."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    return next(path for path in (cache, *cache.parents) if path.is_dir())
 
 
 def _model(prepared: "Prepared", device: "torch.device") -> str:
@@ -64,25 +89,30 @@ def _model(prepared: "Prepared", device: "torch.device") -> str:
     )
 
 
-def _disk(prepared: "Prepared", root: str | None) -> str:
+def _disk(prepared: "Prepared", root: str | None, fetched: bool) -> str:
     """What the checkpoint takes on disk, and what a layer store would need."""
     from rabbitllm.checkpoint.source import total_bytes
     from rabbitllm.checkpoint.stores import find_stores
     from rabbitllm.utils.memory import format_size
 
-    held = f"Disk: {format_size(total_bytes(prepared.entries.values()))} in {prepared.folder}"
+    size = format_size(total_bytes(prepared.entries.values()))
+    place = f"{size} in {prepared.folder}" if fetched else f"{size} to fetch, {_free(_cache())}"
     if prepared.readable_in_place():
-        return f"{held}, read in place: no more is needed"
+        return f"Disk: {place}; read in place, so no more is needed"
     store = prepared.store(root)
     present = {found.folder: found for found in find_stores(store.folder.parent)}.get(store.folder)
     if present and present.complete:
-        return f"{held}, and {format_size(present.nbytes)} in the layer store {store.folder}"
+        return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
     needed = sum(prepared.sizes().values()) + (prepared.base.nbytes if prepared.base else 0)
-    there = next(path for path in (store.folder, *store.folder.parents) if path.exists())
-    return (
-        f"{held}; the layer store needs {format_size(needed)} in {store.folder}, where "
-        f"{format_size(shutil.disk_usage(there).free)} are free"
-    )
+    return f"Disk: {place}; {format_size(needed)} for a layer store, {_free(store.folder.parent)}"
+
+
+def _free(folder: Path) -> str:
+    """How much is free there, or where the folder is going to be."""
+    from rabbitllm.utils.memory import format_size
+
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return f"in {folder} with {format_size(shutil.disk_usage(there).free)} free"
 
 
 def _plans(

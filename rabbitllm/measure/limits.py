@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from rabbitllm.streaming.buffers import pinned_buffer
 
 CHUNK = 4 << 20
 """Bytes of one read."""
+PROBE = 256 << 20
+"""Bytes of the file that `folder_bandwidth` writes."""
 MATRIX = 4096
 """Rows and columns of the matrices that `decode_bandwidth` multiplies."""
 MATRICES = 8
@@ -53,16 +56,22 @@ class Limits:
         return ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items())
 
 
-def measure_limits(device: torch.device, dtype: torch.dtype, files: Sequence[Path]) -> Limits:
+def measure_limits(
+    device: torch.device, dtype: torch.dtype, files: Sequence[Path] | Path
+) -> Limits:
     """Measures all of them, in two to three seconds.
 
     Args:
         device: where the model runs.
         dtype: of its weights.
-        files: what lies on the disk in question.
+        files: what lies on the disk in question, or a folder on it.
     """
     copies = copy_bandwidth(device, 1 << 28) if device.type == "cuda" else {}
-    disk = direct_read_bandwidth(files, seconds=1.0)
+    disk = (
+        folder_bandwidth(files)
+        if isinstance(files, Path)
+        else direct_read_bandwidth(files, seconds=1.0)
+    )
     return Limits(disk, **copies, compute=decode_bandwidth(device, dtype))
 
 
@@ -88,6 +97,21 @@ def copy_bandwidth(
         torch.cuda.synchronize(device)
         result[kind] = count * nbytes / (time.perf_counter() - begun) / 1e9
     return result
+
+
+def folder_bandwidth(folder: Path) -> float:
+    """GB/s of direct reads in a folder, of a file that is written for it and removed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".rabbitllm-") as probe:
+        block = bytes(range(256)) * (1 << 12)
+        for _ in range(-(-PROBE // len(block))):
+            probe.write(block)
+        probe.flush()
+        os.fsync(probe.fileno())
+        return direct_read_bandwidth([Path(probe.name)], seconds=2.0) or 0.0
 
 
 def direct_read_bandwidth(

@@ -15,7 +15,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError, StreamedModel
+from rabbitllm.checkpoint.headers import fetch_headers
 from rabbitllm.checkpoint.source import read_index, resolve
+from rabbitllm.cli import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EXTRAS = (
@@ -254,3 +256,72 @@ def test_without_hub_and_cache_the_error_says_so(
     message = "tiny/llama is not, or not whole, in the local cache.*HF_HUB_OFFLINE"
     with pytest.raises(CheckpointError, match=message):
         resolve("tiny/llama", None, False)
+
+
+# headers alone
+
+
+def _empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("repo", ["tiny/llama", "tiny/shards"])
+def test_headers_make_a_hollow_copy_that_takes_no_space(
+    hub: Hub, tmp_path: Path, repo: str
+) -> None:
+    hollow = _empty(tmp_path / "hollow")
+    fetch_headers(repo, None, False, hollow)
+    expected = read_index(hub.repos[repo])
+    found = read_index(hollow)
+    assert found.keys() == expected.keys()
+    for key, entry in expected.items():
+        assert (found[key].dtype, found[key].shape) == (entry.dtype, entry.shape)
+        assert (found[key].file.name, found[key].nbytes) == (entry.file.name, entry.nbytes)
+    assert sum(file.stat().st_blocks for file in hollow.glob("*.safetensors")) * 512 < 50_000
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_headers_of_what_is_in_the_cache_are_there_already(hub: Hub, tmp_path: Path) -> None:
+    resolve("tiny/shards", None, False)
+    hub.fetched.clear()
+    fetch_headers("tiny/shards", None, False, _empty(tmp_path / "hollow"))
+    assert hub.fetched == []
+
+
+def test_a_repository_without_safetensors_is_named_before_it_is_planned(
+    hub: Hub, tmp_path: Path
+) -> None:
+    (hub.repos["tiny/llama"] / "model.safetensors").write_bytes(b"no header")
+    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "a"))
+    (hub.repos["tiny/llama"] / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "b"))
+    with pytest.raises(CheckpointError, match="No folder and no hub repository"):
+        fetch_headers("tiny/lama", None, False, _empty(tmp_path / "c"))
+
+
+def test_weights_that_were_deleted_on_purpose_are_not_fetched_again(
+    hub: Hub, streamed: Callable[..., StreamedModel], prompt: Any, tmp_path: Path
+) -> None:
+    options = {"dtype": "bfloat16", "delete_original": True}
+    expected = streamed("tiny/shards", **options)(prompt).logits
+    hub.fetched.clear()
+    assert streamed("tiny/shards", **options)(prompt).logits.equal(expected)
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+    fetch_headers("tiny/shards", None, False, _empty(tmp_path / "hollow"))
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+
+
+def test_a_plan_is_the_folders_and_fetches_no_weights(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--no-measure", "--device", "cpu", "--host-memory", "min"]
+    printed = []
+    for model in ("tiny/shards", str(hub.repos["tiny/shards"])):
+        assert main(["plan", model, *options]) == 0
+        printed.append(capsys.readouterr().out.split("\n\n"))
+    assert printed[0][1] == printed[1][1]
+    assert " to fetch, in " in printed[0][0]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -18,7 +18,7 @@ SECRET = "hf_nobodyMayReadThis"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rabbitllm.measure.limits.MATRIX", 64)
-    monkeypatch.setattr("rabbitllm.cli.doctor.PROBE", 1 << 20)
+    monkeypatch.setattr("rabbitllm.measure.limits.PROBE", 1 << 20)
 
 
 # doctor
