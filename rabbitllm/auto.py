@@ -144,7 +144,8 @@ def place(
             break
         prepared = smaller
     minimum = prepared.minimum_bytes()
-    largest = max(weight.nbytes for stage in prepared.stages for weight in stage.weights)
+    everything = [*prepared.stages, *([prepared.base] if prepared.base else [])]
+    largest = max(weight.nbytes for stage in everything for weight in stage.weights)
     working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device, largest)
     for_weights = weights_budget(total, minimum, working)
     for_host = None if device.type == "cpu" else total_budget(host_memory, host)

@@ -1,7 +1,14 @@
 """What stands in a streamed parameter's place while its weights are elsewhere."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import nn
+from typing_extensions import override
+
+METADATA = (torch.Tensor.detach, torch.Tensor.requires_grad_)
+"""Functions that give a tensor without computing with it; state dicts and freezing need them."""
 
 
 class IdleParameter(nn.Parameter):
@@ -9,9 +16,39 @@ class IdleParameter(nn.Parameter):
 
     Libraries put what belongs to a layer where its weight is, as PEFT does with adapters. On the
     meta device an adapter would lose its values without an error.
+
+    Computing with one is an error. torch itself does not always say so: on a CPU, its `linear` with
+    a weight on the meta device returns whatever is in memory.
     """
 
     home: torch.device
+    path: str
+
+    @classmethod
+    @override
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Lets torch ask about the weight, but not compute with it.
+
+        Raises:
+            RuntimeError: naming the weight.
+        """
+        given = [*args, *(kwargs or {}).values()]
+        others = [arg for arg in given if isinstance(arg, torch.Tensor) and type(arg) is not cls]
+        real = any(not other.is_meta for other in others)
+        result = None if real else super().__torch_function__(func, types, args, kwargs or {})
+        if real or (isinstance(result, torch.Tensor) and func not in METADATA):
+            names = ", ".join(arg.path for arg in given if isinstance(arg, cls))
+            raise RuntimeError(
+                f"{names} is used while it is not in memory: this model reaches the weight by "
+                "another way than the forward of its layer, so it cannot be streamed."
+            )
+        return result
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]  # an attribute, to type checkers
@@ -35,11 +72,12 @@ class IdleParameter(nn.Parameter):
 def make_idle(model: nn.Module, home: torch.device) -> None:
     """Makes every parameter on the meta device an `IdleParameter`; shared ones stay shared."""
     made: dict[int, IdleParameter] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_meta:
                 continue
             if id(parameter) not in made:
                 made[id(parameter)] = IdleParameter(parameter, requires_grad=False)
                 made[id(parameter)].home = home
+                made[id(parameter)].path = f"{path}.{name}"
             module._parameters[name] = made[id(parameter)]

@@ -8,6 +8,7 @@ small, and always resident.
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import torch
 from torch import nn
@@ -99,26 +100,32 @@ def find_stages(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     nbytes = {name: p.numel() * dtypes[name].itemsize for name, p in parameters.items()}
     blocks = dict(_blocks(model, ""))
-    largest = max((_under(root, nbytes) for root in blocks), default=0)
+    # A model without blocks counts as one: only what is large by its measure streams.
+    largest = max((_under(root, nbytes) for root in blocks), default=sum(nbytes.values()))
     leaves = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding | nn.Linear)
+        if _is_plain(module)
         and not _home(name + ".", blocks)
         and _under(name, nbytes) > largest * LARGE
     }
     split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
     roots = split | leaves
     leader = {root: root for root in roots}
+    # A leaf is its own weights; a norm inside an embedding is not looked up by rows.
+    home = {
+        name: path if (path := name.rpartition(".")[0]) in leaves else _home(name, split)
+        for name in parameters
+    }
     groups = _tied_groups(parameters, tied)
     for group in groups:
-        homes = list(dict.fromkeys(_home(name, roots) for name in group))
-        if all(home in leaves for home in homes):
+        homes = list(dict.fromkeys(home[name] for name in group))
+        if all(root in leaves for root in homes):
             leader |= dict.fromkeys(homes, leader[homes[0]])
     members: dict[str, list[list[str]]] = defaultdict(list)
     for group in groups:
         # Shared between a stage and something else: resident, for either may run first.
-        leaders = {leader.get(_home(name, roots), REST) for name in group}
+        leaders = {leader.get(home[name], REST) for name in group}
         members[leaders.pop() if len(leaders) == 1 else REST].append(group)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     stages = []
@@ -146,6 +153,18 @@ def _lay_out(
         weights.append(Weight(group[0], owners, dtypes[group[0]], shape, offset))
         offset = _align(offset + weights[-1].nbytes)
     return tuple(weights)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is an embedding or linear layer that is called as torch's own are.
+
+    One with more arguments does more than multiply or look up, and may be entered by other ways
+    than its forward, which hooks do not see (the position table of prophetnet is).
+    """
+    return (
+        isinstance(module, nn.Embedding | nn.Linear)
+        and len(signature(module.forward).parameters) == 1
+    )
 
 
 def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -197,3 +197,43 @@ def test_a_split_looks_into_lists_of_modules(build: Callable[..., PreTrainedMode
     _, stages = find(model, limit=64 * 64 * 4 * 2)
     assert {f"{LAYERS[0]}.experts.0", f"{LAYERS[0]}.experts.1"} <= stages.keys()
     assert f"{LAYERS[0]}.experts" not in stages
+
+
+class NormedEmbedding(nn.Embedding):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.norm = nn.LayerNorm(sizes[1])
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        embedded: torch.Tensor = self.norm(super().forward(ids))
+        return embedded
+
+
+def test_a_norm_inside_an_embedding_is_resident(build: Callable[..., PreTrainedModel]) -> None:
+    model = build("llama", vocab_size=20_000, tie_word_embeddings=False)
+    model.set_input_embeddings(NormedEmbedding(20_000, 64))
+    base, stages = find(model)
+    assert names(stages[EMBEDDING]) == [f"{EMBEDDING}.weight"]
+    assert {f"{EMBEDDING}.norm.weight", f"{EMBEDDING}.norm.bias"} <= set(names(base))
+
+
+class Positions(nn.Embedding):
+    def forward(self, shape: torch.Size, device: torch.device) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(torch.arange(shape[1], device=device))
+
+
+def test_an_embedding_that_is_called_in_its_own_way_is_resident(llama: PreTrainedModel) -> None:
+    llama.model.positions = Positions(20_000, 64)
+    base, _ = find(llama)
+    assert "model.positions.weight" in names(base)
+    llama.model.positions = nn.Embedding(20_000, 64)
+    assert "model.positions" in find(llama)[1]
+
+
+def test_without_blocks_only_what_is_large_in_the_whole_streams(
+    build: Callable[..., PreTrainedModel],
+) -> None:
+    model = build("openai-gpt", vocab_size=20_000, n_embd=64, n_layer=2, n_head=4)
+    base, stages = find(model, model.all_tied_weights_keys)
+    assert list(stages) == ["transformer.tokens_embed"]
+    assert "transformer.h.0.mlp.c_fc.weight" in names(base)

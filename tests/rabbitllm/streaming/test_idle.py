@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rabbitllm.streaming.idle import make_idle
+
+
+@pytest.fixture
+def idle() -> nn.Parameter:
+    model = nn.Sequential(nn.Linear(4, 4, device="meta"))
+    make_idle(model, torch.device("cpu"))
+    return model[0].weight
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda weight: functional.linear(torch.ones(2, 4), weight),
+        lambda weight: functional.embedding(torch.tensor([1]), weight),
+        lambda weight: torch.ones(4, 4) * weight,
+        lambda weight: weight.T,
+        lambda weight: weight + 1,
+    ],
+)
+def test_nothing_is_computed_with_an_idle_weight(idle, compute):
+    with pytest.raises(RuntimeError, match=r"^0\.weight is used while it is not in memory"):
+        compute(idle)
+
+
+def test_an_idle_weight_can_be_asked_about_and_frozen(idle):
+    assert idle.shape == (4, 4)
+    assert idle.numel() == 16
+    assert idle.is_floating_point()
+    assert idle.is_meta
+    assert "size=(4, 4)" in repr(idle)
+    assert not idle.requires_grad_(False).requires_grad
+    assert idle.detach().is_meta
