@@ -110,7 +110,7 @@ def test_one_key_may_make_several_parameters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parts = [f"self_attn.{part}_proj.weight" for part in "qkv"]
-    fused = WeightConverter(["self_attn.qkv.weight"], parts, [Chunk(dim=0)])
+    fused = WeightConverter(["self_attn.qkv.weight"], parts, operations=[Chunk(dim=0)])
     monkeypatch.setattr(
         "rabbitllm.checkpoint.convert.get_model_conversion_mapping", lambda *_: [fused]
     )
