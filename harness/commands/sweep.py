@@ -1,0 +1,85 @@
+"""Stream every causal model type of the installed transformers, built small."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+from harness.cells import ROOT
+from harness.commands.matrix import names
+from harness.runner import TIME_LIMIT
+
+HELP = "stream every causal model type of the installed transformers, and compare it with stock"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is swept, and how."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "example:\n  python -m harness sweep --types bloom,jamba\n\n"
+        "exit status: 0 if nothing fails, 1 if a type does, 2 if the command is wrong"
+    )
+    parser.add_argument("--types", type=names, metavar="LIST", help="model types (default: all)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="types at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=TIME_LIMIT,
+        metavar="SECONDS",
+        help="for each type (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        default=ROOT / "reports",
+        metavar="FOLDER",
+        help="where sweep.md goes, and the results, into its folder sweep (default: reports)",
+    )
+    parser.add_argument("--render", action="store_true", help="only render the report again")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sweep, record, render, and say what fails.
+
+    Raises:
+        ValueError: a model type is unknown, or the rules are wrong; the message says which.
+    """
+    from harness.render import sweep as report
+
+    folder = args.reports / "sweep"
+    failed = [] if args.render else measure(args, folder)
+    print(report.render(report.read_all(folder), args.reports))
+    for line in failed:
+        print(f"FAILS  {line}")
+    return 1 if failed else 0
+
+
+def measure(args: argparse.Namespace, folder: Path) -> list[str]:
+    """Sweep and record each type as it is done; return a line for each that fails."""
+    from harness.sweep import results  # torch and transformers come with these
+    from harness.sweep.rules import load_rules
+    from harness.sweep.run import causal_types, sweep
+
+    started = time.monotonic()
+    types, rules = causal_types(args.types), load_rules()
+    found: Counter[str] = Counter()
+    failed = []
+    for number, result in enumerate(sweep(types, rules, args.jobs, args.time_limit), start=1):
+        results.put(results.path_of(folder, result.release), [result])
+        found[result.outcome] += 1
+        line = f"{result.model_type}: {result.outcome} {result.exception} {result.message}".strip()
+        print(f"[{number}/{len(types)}] {' '.join(line.split())[:160]}", flush=True)
+        if result.outcome == "fails":
+            failed.append(f"{line} ({result.fingerprint})")
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in found.most_common())
+    print(f"{len(types)} types in {time.monotonic() - started:.0f} s: {summary}")
+    return failed

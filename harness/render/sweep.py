@@ -1,0 +1,68 @@
+"""The report of the sweeps, rendered from their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from harness.render.markdown import shorten
+from harness.render.pages import environment
+from harness.render.tables import by_version
+from harness.results import write_atomically
+from harness.sweep.results import MEANINGS, Result, read
+
+PAGE = "sweep.md"
+
+
+def read_all(folder: Path) -> list[Result]:
+    """Return the results of all releases in a folder."""
+    return [result for path in folder.glob("transformers-*.jsonl") for result in read(path)]
+
+
+def counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the number of types by release and outcome, the newest release first."""
+    table = pd.crosstab(frame["release"], frame["outcome"])
+    table = table.reindex(columns=list(MEANINGS), fill_value=0)
+    table.insert(0, "types", table.sum(axis=1))
+    return table.loc[sorted(table.index, key=by_version, reverse=True)]
+
+
+def others(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the types that are not bit-equal and why, the worst outcome first."""
+    found = frame[frame["outcome"] != "bit-equal"].copy()
+    found["why"] = [
+        f"{exception}: {message}" if exception and exception != "SweepError" else message
+        for exception, message in zip(found["exception"], found["message"], strict=True)
+    ]
+    rank = {outcome: place for place, outcome in enumerate(reversed(MEANINGS))}
+    order = found["outcome"].map(rank).sort_values(kind="stable").index
+    return found.loc[order, ["model_type", "outcome", "why"]]
+
+
+def render(results: Sequence[Result], folder: Path) -> Path:
+    """Write the report into `folder`; return its path.
+
+    Raises:
+        ValueError: there are no results.
+    """
+    if not results:
+        raise ValueError(f"{folder} holds no results of a sweep. Make some: tox -e sweep")
+    frame = pd.DataFrame(map(asdict, results)).sort_values("model_type", ignore_index=True)
+    table = counts(frame)
+    newest = frame[frame["release"] == table.index[0]]
+    equal = newest[newest["outcome"] == "bit-equal"]
+    shown = {
+        "counts": table.reset_index(names="transformers"),
+        "release": table.index[0],
+        "equal": list(equal["model_type"]),
+        "blocks": int(equal["streamed"].sum()),
+        "others": others(newest),
+        "cut": shorten,
+        "meanings": MEANINGS,
+    }
+    path = folder / PAGE
+    write_atomically(path, environment(PAGE).get_template(f"{PAGE}.j2").render(shown))
+    return path

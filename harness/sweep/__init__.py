@@ -1,0 +1,1 @@
+"""A sweep: every causal model type of the installed transformers, built small and streamed."""

@@ -1,0 +1,98 @@
+"""What a sweep found for each model type: JSON lines, one file for each release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+
+from harness.results import to_json, write_atomically
+from harness.strict import StrictError, build
+
+Outcome = Literal["bit-equal", "no-blocks", "not-buildable", "reference-broken", "fails"]
+MEANINGS: dict[Outcome, str] = {
+    "bit-equal": "logits and greedy tokens are stock's, bit for bit, and blocks streamed",
+    "no-blocks": "the same, but the model has no block that could stream, so it is resident",
+    "not-buildable": "the rules make no small model of it",
+    "reference-broken": "stock transformers by itself does not give an answer to compare with",
+    "fails": "the streamed model raises an error, gives other bits, or did not stream",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one model type.
+
+    Attributes:
+        model_type: as in config.json.
+        release: of transformers.
+        outcome: see `MEANINGS`.
+        message: why it is not bit-equal.
+        exception: the type's name, if something was raised.
+        fingerprint: equal for failures of the same kind, see `harness.fingerprints`.
+        traceback: the end of it, without local paths.
+        model_class: the stock class.
+        attention: the backend that both sides ran.
+        parameters: how many the small model has.
+        blocks: decoder layers, by the definition of `harness.probes.blocks`.
+        streamed: how many of them stream.
+        bytes_from_disk: read by the streamed model's forwards.
+        seconds: wall time.
+        engine_hash: of the engine's source.
+        versions: package -> version.
+        time: UTC, ISO 8601, when it ended.
+    """
+
+    model_type: str
+    release: str
+    outcome: Outcome
+    message: str = ""
+    exception: str = ""
+    fingerprint: str = ""
+    traceback: str = ""
+    model_class: str = ""
+    attention: str = ""
+    parameters: int = 0
+    blocks: int = 0
+    streamed: int = 0
+    bytes_from_disk: int = 0
+    seconds: float = 0.0
+    engine_hash: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    time: str = ""
+
+
+def path_of(folder: Path, release: str) -> Path:
+    """Return the file of a release."""
+    return folder / f"transformers-{release}.jsonl"
+
+
+def read(path: Path) -> list[Result]:
+    """Return the results in a file, none if there is no file.
+
+    Raises:
+        StrictError: a line is no result; the message names it.
+    """
+    if not path.exists():
+        return []
+    results = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            results.append(build(Result, json.loads(line), where))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise StrictError(f"{where}: {error}. Delete that line and sweep again.") from error
+    return results
+
+
+def put(path: Path, results: Iterable[Result]) -> None:
+    """Write results, each in place of the one of its type."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / ".lock"):
+        merged = {result.model_type: result for result in [*read(path), *results]}
+        lines = [to_json(merged[model_type]) + "\n" for model_type in sorted(merged)]
+        write_atomically(path, "".join(lines))

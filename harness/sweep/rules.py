@@ -1,0 +1,106 @@
+"""From matrix/sweep.toml to a small config of any model type."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from harness.cells import MATRIX
+from harness.strict import StrictError, build
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Field:
+    """A rule for config fields.
+
+    Attributes:
+        names: of the fields, in a model's config or in one inside it.
+        value: what numbers do not stay above, or what switches are set to.
+    """
+
+    names: tuple[str, ...]
+    value: int | bool
+
+
+@dataclass(frozen=True)
+class Type:
+    """What some model types need besides the rules.
+
+    Attributes:
+        names: the model types, as in config.json.
+        config: arguments of their config classes, in place of what the rules say.
+        why: the rules do not suffice.
+    """
+
+    names: tuple[str, ...]
+    config: dict[str, Any]
+    why: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The tables of matrix/sweep.toml."""
+
+    field: tuple[Field, ...] = ()
+    type: tuple[Type, ...] = ()
+
+    def config(self, model_type: str) -> PretrainedConfig:
+        """Return a small config of the type, by its own class."""
+        values = {name: rule.value for rule in self.field for name in rule.names}
+        own = next((row.config for row in self.type if model_type in row.names), {})
+        cls = CONFIG_MAPPING[model_type]
+        return cls(**merged(shrunk(cls(), values), own))
+
+
+def shrunk(config: PretrainedConfig, values: Mapping[str, int | bool]) -> dict[str, Any]:
+    """Return the fields of a config that `values` names, made small.
+
+    All others are left out, for those that are derived to be derived again.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            if inner := shrunk(value, values):
+                found[name] = {"model_type": value.model_type, **inner}
+        elif name in values and type(value) is type(values[name]):
+            limit = values[name]
+            found[name] = limit if isinstance(limit, bool) else min(value, limit)
+    return found
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both tables as one; `over` wins, field by field."""
+    result = {**under, **over}
+    for name in under.keys() & over.keys():
+        if isinstance(under[name], dict) and isinstance(over[name], dict):
+            result[name] = merged(under[name], over[name])
+    return result
+
+
+def load_rules(path: Path = MATRIX / "sweep.toml") -> Rules:
+    """Return the rules.
+
+    Raises:
+        StrictError: naming the row that is wrong, and how.
+    """
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        rules = build(Rules, tomllib.loads(path.read_text("utf-8")), place)
+    except tomllib.TOMLDecodeError as error:
+        raise StrictError(f"{place}: {error}") from error
+    names = [name for rule in rules.field for name in rule.names]
+    types = [name for row in rules.type for name in row.names]
+    for name in [*names, *types]:
+        if names.count(name) > 1 or types.count(name) > 1:
+            raise StrictError(f"{place}: {name!r} is stated twice")
+    return rules

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from harness.render.sweep import render
+from harness.sweep.results import Result
+
+RESULTS = [
+    Result("llama", "5.9.0", "bit-equal", streamed=4),
+    Result("bloom", "5.10.0", "bit-equal", streamed=2),
+    Result("llama", "5.10.0", "bit-equal", streamed=4),
+    Result("blt", "5.10.0", "reference-broken", "no layers", "AttributeError"),
+    Result("big", "5.10.0", "not-buildable", "has 9 parameters", "SweepError"),
+    Result("jamba", "5.10.0", "fails", "a | b\n<b>", "RuntimeError"),
+]
+
+
+@pytest.fixture
+def page(tmp_path):
+    return render(RESULTS, tmp_path).read_text("utf-8")
+
+
+def test_outcomes_are_counted_by_release_the_newest_first(page):
+    lines = [line for line in page.splitlines() if line.startswith("| 5.")]
+    assert lines == ["| 5.10.0 | 5 | 2 | 0 | 1 | 1 | 1 |", "| 5.9.0 | 1 | 1 | 0 | 0 | 0 | 0 |"]
+
+
+def test_what_is_not_bit_equal_has_its_reason_the_worst_first(page):
+    lines = [line for line in page.splitlines() if line.startswith(("| jamba", "| bl", "| big"))]
+    assert lines == [
+        "| jamba | fails | RuntimeError: a \\| b |",
+        "| blt | reference-broken | AttributeError: no layers |",
+        "| big | not-buildable | has 9 parameters |",
+    ]
+
+
+def test_what_is_bit_equal_is_listed_for_the_newest_release(page):
+    assert "2 types, 6 streamed blocks: bloom, llama." in page
+
+
+def test_a_page_without_anything_to_explain(tmp_path):
+    assert "\nNone.\n" in render(RESULTS[:1], tmp_path).read_text("utf-8")
