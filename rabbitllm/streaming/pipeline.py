@@ -192,6 +192,7 @@ class Pipeline:
                         output = forward(*args, **kwargs)
                     if self._seen:
                         self._ring, self._position = self._seen, len(self._seen) - 1
+                        self._prefetch()  # by the new order
                     return output
                 finally:
                     self._seen = self._bar = None

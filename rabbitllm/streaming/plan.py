@@ -145,12 +145,13 @@ def _resident(
 
 
 def _most_that_fit(names: list[str], sizes: Mapping[str, int], room: int) -> set[str]:
-    """The largest evenly spaced subset of the names that `room` bytes hold, never all of them."""
-    for count in range(len(names) - 1, 0, -1):
+    """The most of the names, evenly spaced, that `room` bytes hold, and never all of them."""
+    for count in range(len(names) - 1, 1, -1):
         subset = spread(names, count)
         if sum(sizes[name] for name in subset) <= room:
             return subset
-    return set()
+    fitting = [name for name in names if sizes[name] <= room] if len(names) > 1 else []
+    return {max(fitting, key=lambda name: sizes[name])} if fitting else set()
 
 
 def _hosted(streamed: Mapping[str, int], budget: Budget | None) -> set[str]:
