@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING, LlamaConfig
 
 from harness.strict import StrictError
@@ -44,6 +46,9 @@ def test_a_types_own_row_wins_field_by_field():
     }
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="some types are newer than this"
+)
 def test_every_row_names_types_that_the_installed_transformers_has_and_says_why():
     for row in load_rules().type:
         assert set(row.names) <= set(CONFIG_MAPPING)
