@@ -97,7 +97,11 @@ class Prepared:
 
     def with_largest_split(self) -> "Prepared | None":
         """The same with the largest blocks split into their children; None if none can be."""
-        blocks = [s.nbytes for s in self.stages if any(list(m.children()) for m in s.modules)]
+        blocks = [
+            sum(weight.nbytes for weight in stage.weights)  # without the padding of `stage.nbytes`
+            for stage in self.stages
+            if any(list(module.children()) for module in stage.modules)
+        ]
         if not blocks:
             return None
         base, stages = find_stages(self.model, self.tied, self.dtypes, max(blocks) - 1)
