@@ -33,10 +33,9 @@ def counts(frame: pd.DataFrame) -> pd.DataFrame:
 def others(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the types that are not bit-equal and why, the worst outcome first."""
     found = frame[frame["outcome"] != "bit-equal"].copy()
-    found["why"] = [
-        f"{exception}: {message}" if exception and exception != "SweepError" else message
-        for exception, message in zip(found["exception"], found["message"], strict=True)
-    ]
+    raised = found["exception"].where(found["exception"] != "SweepError", "")
+    said = raised + raised.ne("").map({True: ": ", False: ""}) + found["message"]
+    found["why"] = found["explained"].where(found["explained"] != "", said)
     rank = {outcome: place for place, outcome in enumerate(reversed(MEANINGS))}
     order = found["outcome"].map(rank).sort_values(kind="stable").index
     return found.loc[order, ["model_type", "outcome", "why"]]

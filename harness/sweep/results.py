@@ -35,6 +35,7 @@ class Result:
         exception: the type's name, if something was raised.
         fingerprint: equal for failures of the same kind, see `harness.fingerprints`.
         traceback: the end of it, without local paths.
+        explained: why it fails, from matrix/sweep.toml.
         model_class: the stock class.
         attention: the backend that both sides ran.
         parameters: how many the small model has.
@@ -54,6 +55,7 @@ class Result:
     exception: str = ""
     fingerprint: str = ""
     traceback: str = ""
+    explained: str = ""
     model_class: str = ""
     attention: str = ""
     parameters: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,11 +49,27 @@ class Type:
 
 
 @dataclass(frozen=True)
+class Known:
+    """A failure that is understood.
+
+    Attributes:
+        names: the model types that fail so.
+        pattern: regular expression found in "Exception: message".
+        why: they do.
+    """
+
+    names: tuple[str, ...]
+    pattern: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Rules:
     """The tables of matrix/sweep.toml."""
 
     field: tuple[Field, ...] = ()
     type: tuple[Type, ...] = ()
+    known: tuple[Known, ...] = ()
 
     def config(self, model_type: str) -> PretrainedConfig:
         """Return a small config of the type, by its own class."""
@@ -60,6 +77,11 @@ class Rules:
         own = next((row.config for row in self.type if model_type in row.names), {})
         cls = CONFIG_MAPPING[model_type]
         return cls(**merged(shrunk(cls(), values), own))
+
+    def explanation(self, model_type: str, failure: str) -> str:
+        """Return why the type fails in this way, or nothing if that is not known."""
+        rows = (row for row in self.known if model_type in row.names)
+        return next((row.why for row in rows if re.search(row.pattern, failure)), "")
 
 
 def shrunk(config: PretrainedConfig, values: Mapping[str, int | bool]) -> dict[str, Any]:

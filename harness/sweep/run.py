@@ -70,6 +70,9 @@ def run(model_type: str, rules: Rules, time_limit: float = TIME_LIMIT) -> Result
         "versions": environment.versions(),
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+    if found["outcome"] == "fails":
+        failure = f"{found['exception']}: {found['message']}"
+        common["explained"] = rules.explanation(model_type, failure)
     return build(Result, {**common, **found}, model_type)
 
 

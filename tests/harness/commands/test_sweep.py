@@ -31,7 +31,18 @@ def test_a_failure_is_printed_last_and_makes_the_status_1(outcomes, tmp_path, ca
     outcomes["bloom"] = Result("bloom", "5.0.0", "fails", "m", "RuntimeError", fingerprint="f1")
     outcomes["llama"] = Result("llama", "5.0.0", "not-buildable", "too large")
     assert main(["sweep", "--types", "llama,bloom", "--reports", str(tmp_path)]) == 1
-    assert capsys.readouterr().out.endswith("FAILS  bloom: fails RuntimeError m (f1)\n")
+    assert capsys.readouterr().out.endswith("NOT AS EXPECTED  bloom: fails RuntimeError m (f1)\n")
+
+
+def test_a_failure_that_is_explained_is_as_expected(outcomes, tmp_path):
+    outcomes["rwkv"] = Result("rwkv", "5.0.0", "fails", "m", "RuntimeError", explained="because")
+    assert main(["sweep", "--types", "rwkv", "--reports", str(tmp_path)]) == 0
+    assert "| rwkv | fails | because |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_known_failure_that_does_not_fail_is_not_as_expected(outcomes, tmp_path, capsys):
+    assert main(["sweep", "--types", "rwkv", "--reports", str(tmp_path)]) == 1
+    assert "rwkv: bit-equal: matrix/sweep.toml lists it" in capsys.readouterr().out
 
 
 def test_the_report_alone_is_rendered_from_the_results(outcomes, tmp_path, capsys):

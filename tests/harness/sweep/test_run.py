@@ -8,7 +8,7 @@ from harness.runner import Ended
 from harness.strict import StrictError
 from harness.sweep import results, run
 from harness.sweep.results import Result
-from harness.sweep.rules import Rules
+from harness.sweep.rules import Known, Rules
 from harness.sweep.run import causal_types
 
 EQUAL = {"outcome": "bit-equal", "blocks": 4, "streamed": 4, "model_class": "LlamaForCausalLM"}
@@ -46,6 +46,16 @@ def test_a_process_that_dies_fails_even_after_an_answer(monkeypatch, value):
 def test_a_process_that_hangs_fails(monkeypatch):
     ends(monkeypatch, None, None)
     assert run.run("llama", Rules(), time_limit=1).exception == "Timeout"
+
+
+def test_a_failure_is_explained_by_type_and_pattern(monkeypatch):
+    rules = Rules(known=(Known(("llama",), "^RuntimeError: no slot", "too deep"),))
+    failure = {"outcome": "fails", "exception": "RuntimeError", "message": "no slot is free"}
+    ends(monkeypatch, failure)
+    assert run.run("llama", rules).explained == "too deep"
+    assert run.run("bloom", rules).explained == ""
+    ends(monkeypatch, failure | {"message": "another"})
+    assert run.run("llama", rules).explained == ""
 
 
 def test_types_are_those_with_a_causal_model():

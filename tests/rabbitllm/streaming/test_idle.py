@@ -23,6 +23,7 @@ def idle() -> nn.Parameter:
         lambda weight: torch.ones(4, 4) * weight,
         lambda weight: weight.T,
         lambda weight: weight + 1,
+        lambda weight: weight.div_(2),
     ],
 )
 def test_nothing_is_computed_with_an_idle_weight(idle, compute):
