@@ -52,7 +52,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _ask() -> str | None:
     """The next line, without the white space around it; None at the end of the input."""
+    terminal = sys.stdin.isatty()
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input("> " if terminal else "").strip()
     except EOFError:
+        if terminal:
+            print()
         return None

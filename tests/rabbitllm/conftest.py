@@ -139,8 +139,10 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=20_000,
     )
     others = [i for i, name in enumerate(names) if name not in ascii_lowercase]
-    with torch.no_grad():  # a logit of zero is below the best letter's
-        model.get_output_embeddings().weight[others] = 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 4  # what it says depends on all that was said
+        model.get_output_embeddings().weight[others] = 0  # below the best letter's logit
     model.save_pretrained(folder)
     return folder
 

@@ -104,6 +104,7 @@ def test_chat_remembers_until_it_is_told_to_forget(
     first = expected("<system>S\n<user>One\n<assistant>", 6)
     history = f"<system>S\n<user>One\n<assistant>{first}\n<user>Two\n<assistant>"
     assert status == 0
+    assert expected(history, 6) != expected(history.replace(first, ""), 6)
     assert out.splitlines() == [first, expected(history, 6), first]
     assert err.count("6 written") == 3
 
@@ -125,7 +126,10 @@ def test_chat_needs_a_chat_template(command: Command, copied_talker: Path) -> No
 
 
 def test_a_bar_shows_the_prompts_layers_on_a_terminal_until_there_is_text(
-    command: Command, talker: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    talker: Path,
+    expected: Callable[[str, int], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -133,11 +137,12 @@ def test_a_bar_shows_the_prompts_layers_on_a_terminal_until_there_is_text(
 
     written = Terminal()
     monkeypatch.setattr("sys.stderr", written)
+    monkeypatch.setattr("sys.stdout", written)
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
-    command("run", talker, "Hi", "--max-new-tokens", "2", *LEAST)
-    text = written.getvalue()
-    assert "Reading the prompt" in text
-    assert text.rindex("Reading the prompt") < text.index("tokens read in")
+    command("run", talker, "Hi", "--max-new-tokens", "9", *LEAST)
+    bar, answer = written.getvalue().split(expected("<user>Hi\n<assistant>", 9))
+    assert "Reading the prompt" in bar
+    assert "\r" not in answer
 
 
 def test_no_bar_without_a_terminal(command: Command, talker: Path) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+from rabbitllm.prepare import prepare
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ("-p", "9", "-n", "4", "-r", "2", "--device", "cpu")
@@ -106,7 +109,10 @@ def test_bench_prints_json_with_every_sample(command: Command, talker: Path) -> 
         assert row["tokens_per_second"] == pytest.approx(sum(row["samples"]) / 2)
         assert row["sd"] >= 0
         assert row["limits"]["disk"] > 0
+    sizes = prepare(talker, None, torch.device("cpu"), "auto", "auto", False).sizes()
+    del sizes["model.embed_tokens"]  # looked up by row
     weights = decoding["gb_per_second"] / decoding["tokens_per_second"]
+    assert weights == pytest.approx(sum(sizes.values()) / 1e9)
     assert weights == pytest.approx(prefill["gb_per_second"] / prefill["tokens_per_second"] * 9)
     assert decoding["limit_tokens_per_second"] <= decoding["limits"]["disk"] / weights * 1.001
 
