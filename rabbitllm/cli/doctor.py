@@ -97,7 +97,8 @@ def _memory() -> str:
     from rabbitllm.utils.memory import available_host_memory, format_size
 
     free, system = available_host_memory(), psutil.virtual_memory()
-    limited = " (a container's limit)" if free < system.available else ""
+    # Without a limit the two differ by what others took in between.
+    limited = " (a container's limit)" if free < 0.9 * system.available else ""
     return f"{format_size(free)} available{limited}; the machine has {format_size(system.total)}"
 
 
