@@ -198,11 +198,10 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     part = frame[frame["status"].map(lambda status: look(status).tone in {"bad", "known"})]
     axes = {run_on: releases(ran) for run_on, ran in frame.groupby("run_on")}
     keys = ["run_on", "status", "cause", "architecture"]
-    ranges = [
-        (*key, in_words(failing, axes[key[0]]))
-        for key, failing in part.groupby(keys)["release"]
-        if isinstance(key, tuple)
-    ]
+    ranges = []
+    for key, failing in part.groupby(keys)["release"]:
+        run_on, *rest = cast("tuple[str, str, str, str]", key)
+        ranges.append((run_on, *rest, in_words(failing, axes[run_on])))
     rows = (
         pd.DataFrame(ranges, columns=[*keys, "releases"])
         .groupby(["run_on", "releases", "status", "cause"])["architecture"]
