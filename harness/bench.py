@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses import FakeTensor
+from transformers import DynamicCache
 
 from harness.cells import Cell
 from harness.checkpoints import load_reference
+from harness.parity import TOLERANCE, equal
 
 PROMPT = 12
 """Tokens of the prompt: more than the sliding windows of the tiny models."""
@@ -38,6 +41,13 @@ def reference_side() -> Iterator[None]:
         raise
     except Exception as error:
         raise StockError from error
+
+
+@contextmanager
+def compiling(allowed: bool) -> Iterator[None]:
+    """Let torch.compile compile, or have it run what it is given as it is."""
+    with torch.compiler.set_stance("default" if allowed else "force_eager"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -73,9 +83,26 @@ class Bench:
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         self.storages_before: set[int] = set()
 
+    @property
+    def tolerance(self) -> float:
+        """The largest difference from the reference, as a fraction of the largest value; 0: none.
+
+        On CPU what the architecture's row says; a GPU's kernels sum in an order of their own.
+        """
+        on_cpu = self.device.type == "cpu"
+        return self.cell.architecture.tolerance if on_cpu else TOLERANCE[self.dtype]
+
+    def equal(self, figures: dict[str, Any]) -> bool:
+        """Return whether figures of `harness.parity.compare` are those of equal answers."""
+        return equal(figures, self.tolerance)
+
+    def close(self, ours: Tensor, stock: Tensor) -> bool:
+        """Return whether two tensors of one shape hold the same values."""
+        return bool((ours - stock).abs().max() <= self.tolerance * stock.abs().max())
+
     @cached_property
-    def reference(self) -> PreTrainedModel:
-        """The stock model, fully loaded."""
+    def reference(self) -> Any:
+        """The stock model, fully loaded, or an `OriginalModel` for a family that has none."""
         with reference_side():
             return load_reference(self.cell, self.folder, self.device)
 
@@ -91,6 +118,7 @@ class Bench:
             device=self.cell.device,
             dtype=self.cell.dtype,
             attn_implementation=self.cell.backend.id,
+            layer_shards_saving_path=self.folder.parent / "stores",  # not the user's own cache
             show_layer_progress=False,
             device_memory="min",
             host_memory="min" if self.device.type == "cpu" else "auto",
@@ -200,7 +228,10 @@ def live_storages() -> dict[int, int]:
     found = {}
     for item in gc.get_objects():
         # type(), for isinstance would wake lazy proxies.
-        if not issubclass(type(item), torch.Tensor) or item.is_meta or item.layout != torch.strided:
+        if not issubclass(type(item), torch.Tensor) or item.layout != torch.strided:
+            continue
+        # What torch.compile traced with has no memory.
+        if item.is_meta or isinstance(item, FakeTensor) or is_functorch_wrapped_tensor(item):
             continue
         storage = item.untyped_storage()
         address = storage.data_ptr()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from harness.checks import CHECKS
 from harness.strict import StrictError, build, unknown
 
 if sys.version_info >= (3, 11):
@@ -52,6 +53,14 @@ class Architecture:
         model_type: as in config.json.
         config: arguments of the configuration class: a geometry small enough for milliseconds.
         gguf: set for a real model; `config` is empty then.
+        reference: set for a family without a class in transformers: its id in
+            `harness.references.REFERENCES`, which writes the checkpoint and says what is right;
+            `config` is empty then.
+        tolerance: largest difference that passes on CPU, as a fraction of the largest logit; 0 asks
+            for equal bits.
+        original_cache: the argument that the family's own code kept its cache in, where a standard
+            cache now is.
+        backends: the attention backends that can run it; empty for all.
         dtype: of weights and activations.
         checks: the checks that run; empty for those of `harness.checks.CHECKS`.
         notes: why the row is as it is.
@@ -64,6 +73,10 @@ class Architecture:
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
     gguf: Gguf | None = None
+    reference: str = ""
+    tolerance: float = 0.0
+    original_cache: str = ""
+    backends: tuple[str, ...] = ()
     dtype: Dtype = "float32"
     checks: tuple[str, ...] = ()
     notes: str = ""
@@ -92,7 +105,9 @@ class Backend:
         modules: importable modules that it needs besides transformers' own needs.
         capability: the lowest CUDA compute capability, as 10 * major + minor; 0 for any.
         dtype: overrides the architecture's where the backend does not take it.
-        notes: why the row is as it is.
+        uncompiled: devices where torch.compile is switched off for its cells.
+        checks: architecture id -> further checks of its cells.
+        notes: why the row is as it is, in words for the reports.
     """
 
     id: str
@@ -100,6 +115,8 @@ class Backend:
     modules: tuple[str, ...] = ()
     capability: int = 0
     dtype: Dtype | None = None
+    uncompiled: tuple[Device, ...] = ()
+    checks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: str = ""
 
 
@@ -121,6 +138,20 @@ class Cell:
     def dtype(self) -> Dtype:
         """Of weights and activations."""
         return self.backend.dtype or self.architecture.dtype
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The checks that run, in order."""
+        row = self.architecture
+        return (row.checks or CHECKS) + self.backend.checks.get(row.id, ())
+
+    @property
+    def unsupported(self) -> str:
+        """Why there can be no such cell on any machine, or nothing."""
+        row = self.architecture
+        if not row.backends or self.backend.id in row.backends:
+            return ""
+        return f"{row.id} runs on {' and '.join(row.backends)} only: {row.notes}"
 
 
 @dataclass(frozen=True)

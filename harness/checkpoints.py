@@ -1,4 +1,4 @@
-"""Checkpoints to measure with: tiny seeded ones, written by stock, and a real one from GGUF."""
+"""Checkpoints to measure with: tiny seeded ones in the stock or the original layout, a real one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from harness.cells import Cell, Gguf
-from harness.environment import recipe
+from harness.cells import ROOT, Cell, Gguf
+from harness.environment import hash_files, recipe
+from harness.original import OriginalModel
+from harness.references import REFERENCES
 
 SEED = 20
 NOISE = 0.2
@@ -30,7 +32,9 @@ def checkpoint(cell: Cell, cache: Path) -> Path:
     whoever else makes the same one, and whenever the process stops.
     """
     key = [recipe(cell.architecture), cell.dtype]
-    if cell.architecture.gguf is None:
+    if cell.architecture.reference:
+        key += [hash_files(ROOT / "harness" / "references", ["*.py"])]
+    elif cell.architecture.gguf is None:
         # A release's own way of writing is measured too. A real model takes seconds and is the same
         # to all.
         key += [transformers.__version__, Path(__file__).read_text("utf-8")]
@@ -43,6 +47,8 @@ def checkpoint(cell: Cell, cache: Path) -> Path:
     try:
         if cell.architecture.gguf is not None:
             write_real(cell.architecture.gguf, cell.dtype, scratch)
+        elif cell.architecture.reference:
+            REFERENCES[cell.architecture.reference].write(scratch, SEED)
         else:
             tiny_model(cell).save_pretrained(scratch)
         try:
@@ -114,13 +120,19 @@ def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
     AutoTokenizer.from_pretrained(**names).save_pretrained(folder)
 
 
-def load_reference(cell: Cell, folder: Path, device: torch.device) -> PreTrainedModel:
+def load_reference(
+    cell: Cell, folder: Path, device: torch.device
+) -> PreTrainedModel | OriginalModel:
     """Return the stock model, fully loaded, its weights in memory of their own.
+
+    For a family that transformers has no class for, its independent forward.
 
     Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels
     choose their order of summation by alignment: only copies, which torch aligns to 64 bytes, have
     comparable bits.
     """
+    if name := cell.architecture.reference:
+        return OriginalModel(REFERENCES[name].reference(folder), device)
     model = stock_class(cell).from_pretrained(
         folder, dtype=getattr(torch, cell.dtype), attn_implementation=cell.backend.id
     )

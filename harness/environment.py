@@ -28,7 +28,7 @@ PACKAGES = (
     "gguf",
 )
 """Distributions whose versions can change a result."""
-MEASURING = ("*.py", "checks/*.py")
+MEASURING = ("*.py", "checks/*.py", "references/*.py")
 """Files in harness/ that can change a result; what renders or plans cannot."""
 
 

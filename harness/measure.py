@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from harness import checks
-from harness.bench import Bench, StockError, reference_side
+from harness.bench import Bench, StockError, compiling, reference_side
 from harness.cells import Cell
 from harness.checkpoints import checkpoint
+from harness.diagnosis import diagnose
 from harness.fingerprints import Failure, describe, fingerprint
 from harness.probes import probe
 from harness.results import CheckResult, Status
@@ -49,20 +51,40 @@ def measure(cell: Cell, cache: Path) -> Measurement:
         cache: folder for checkpoints.
     """
     torch.set_num_threads(1)
+    name = cell.architecture.model_class
+    if not hasattr(transformers, name):
+        message = f"transformers {transformers.__version__} has no {name}"
+        return Measurement("unsupported", message)
+    with compiling(cell.device not in cell.backend.uncompiled):
+        return run_checks(cell, cache)
+
+
+def run_checks(cell: Cell, cache: Path) -> Measurement:
+    """Return what the cell's checks find, see `measure`."""
     try:
         with reference_side():
             bench = Bench(cell, checkpoint(cell, cache))
-            found = probe(bench.reference)
+            found = {} if cell.architecture.reference else probe(bench.reference)
     except StockError as error:
         return of_failure("reference-broken", describe(blamed(error)))
     results: dict[str, CheckResult] = {}
     tracebacks: dict[str, str] = {}
-    for name in cell.architecture.checks or checks.CHECKS:
+    for name in cell.checks:
         if results and next(iter(results.values())).exception:
             results[name] = CheckResult("not-run", message="the model could not be loaded")
             continue
         results[name], tracebacks[name] = run_check(name, bench)
-    return summary(results, tracebacks, found)
+    measurement = summary(results, tracebacks, found)
+    if measurement.status not in ("fail", "degraded") or next(iter(results.values())).exception:
+        return measurement
+    if not (why := diagnose(bench)):
+        return measurement
+    # Whatever check saw it first, on whatever backend: the same cause is the same failure.
+    return replace(
+        measurement,
+        message=f"{measurement.message}\nDiagnosis: {why}.",
+        fingerprint=fingerprint("", why, "diagnosis"),
+    )
 
 
 def run_check(name: str, bench: Bench) -> tuple[CheckResult, str]:

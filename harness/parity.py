@@ -49,14 +49,18 @@ def compare(ours: Tensor, stock: Tensor) -> dict[str, Any]:
 
 def within_tolerance(figures: dict[str, Any], dtype: torch.dtype) -> bool:
     """Return whether the difference is no more than another order of summation makes."""
-    return bool(figures["finite"] and figures["relative"] <= TOLERANCE[dtype])
+    return equal(figures, TOLERANCE[dtype])
 
 
-def equal(figures: dict[str, Any], device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether two runs of one computation agree: bit for bit on CPU, else by tolerance."""
-    if device.type == "cpu":
-        return bool(figures["finite"] and figures["bit_equal"])
-    return within_tolerance(figures, dtype)
+def equal(figures: dict[str, Any], tolerance: float) -> bool:
+    """Return whether two runs of one computation agree.
+
+    Args:
+        figures: from `compare`.
+        tolerance: largest difference, as a fraction of the largest logit; 0 asks for equal bits.
+    """
+    close = figures["relative"] <= tolerance if tolerance else figures["bit_equal"]
+    return bool(figures["finite"] and close)
 
 
 def worst(figures: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import gc
 
 import accelerate.hooks
-import torch
+import torch._inductor.compile_fx
 import transformers.generation.utils
 import transformers.modeling_utils
 

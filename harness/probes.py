@@ -21,6 +21,12 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     return dict(_outermost(model, ""))
 
 
+def text_blocks(model: Any) -> dict[str, nn.Module]:
+    """Return those of the blocks that run for a text: not those of a vision tower."""
+    inside = {id(module) for module in model.get_decoder().modules()}
+    return {name: block for name, block in blocks(model).items() if id(block) in inside}
+
+
 @torch.no_grad()
 def probe(model: PreTrainedModel) -> dict[str, Any]:
     """Return the contract between a stock model and its blocks, seen on a prompt of three tokens.
@@ -45,7 +51,7 @@ def probe(model: PreTrainedModel) -> dict[str, Any]:
             "Tensor" if isinstance(output, torch.Tensor) else type(output).__name__
         )
 
-    first = next(iter(blocks(model).values()))
+    first = next(iter(text_blocks(model).values()))
     handles = [
         first.register_forward_pre_hook(before, with_kwargs=True),
         first.register_forward_hook(after),

@@ -15,7 +15,7 @@ from harness.checks import Outcome
 
 def run(bench: Bench) -> Outcome:
     """Compare lengths, then contents."""
-    ours, stock = bench.streamed_decoded, bench.stock_decoded
+    stock, ours = bench.stock_decoded, bench.streamed_decoded
     seen = [[seen for seen, _ in layers] for layers in stock.lengths]
     due = [[PROMPT + step] * len(layers) for step, layers in enumerate(stock.lengths)]
     figures = {
@@ -54,11 +54,8 @@ def run(bench: Bench) -> Outcome:
 def _different(
     ours: list[torch.Tensor | None], stock: list[torch.Tensor | None], bench: Bench
 ) -> list[int]:
-    tolerance = 0.0 if bench.device.type == "cpu" else 2e-2
     return [
         layer
         for layer, (a, b) in enumerate(zip(ours, stock, strict=True))
-        if a is not None
-        and b is not None
-        and not torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+        if a is not None and b is not None and not bench.close(a, b)
     ]

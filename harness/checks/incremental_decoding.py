@@ -10,16 +10,14 @@ import torch
 
 from harness.bench import PROMPT, Bench
 from harness.checks import Outcome
-from harness.parity import compare, equal, within_tolerance, worst
+from harness.parity import compare, within_tolerance, worst
 
 
 def run(bench: Bench) -> Outcome:
     """Compare the prefill and each step."""
-    ours, stock = bench.streamed_decoded, bench.stock_decoded
+    stock, ours = bench.stock_decoded, bench.streamed_decoded
     steps = [compare(a, b) for a, b in zip(ours.logits, stock.logits, strict=True)]
-    wrong_steps = [
-        index for index, step in enumerate(steps) if not equal(step, bench.device, bench.dtype)
-    ]
+    wrong_steps = [index for index, step in enumerate(steps) if not bench.equal(step)]
     cached = compare(torch.cat(ours.logits, dim=1), bench.streamed_uncached)
     stock_cached = compare(torch.cat(stock.logits, dim=1), bench.stock_uncached)
     figures = worst(steps) | {

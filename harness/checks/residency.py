@@ -14,7 +14,7 @@ from torch import nn
 
 from harness.bench import Bench, live_storages
 from harness.checks import Outcome, verdict
-from harness.probes import blocks
+from harness.probes import text_blocks
 
 SLACK = 16 * 1024
 """Bytes beyond the plan that are no weights: alignment, position tables."""
@@ -45,7 +45,7 @@ class Watch:
 def run(bench: Bench) -> Outcome:
     """Watch one forward."""
     model, plan = bench.streamed, bench.streamed.streaming_plan
-    names = list(blocks(model))
+    names = list(text_blocks(model))
     watch = Watch(model, names)
     with hooked(model, names, watch), torch.no_grad():
         model(bench.prompt, use_cache=False)

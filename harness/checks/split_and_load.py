@@ -17,9 +17,9 @@ from rabbitllm.families import family_of
 def run(bench: Bench) -> Outcome:
     """Load the model and look at what came out."""
     row, model = bench.cell.architecture, bench.streamed
-    plan = model.streaming_plan
+    plan, names = model.streaming_plan, list(blocks(model))
     family = family_of(row.model_type)
-    resident = [name for name in blocks(bench.reference) if not _streams(name, plan.tiers)]
+    resident = [name for name in names if not _streams(name, plan.tiers)]
     wrong = []
     if not isinstance(model, stock_class(bench.cell)):
         wrong.append(f"{type(model).__name__} is no {row.model_class}")
@@ -36,11 +36,11 @@ def run(bench: Bench) -> Outcome:
     if resident:
         wrong.append(f"{', '.join(resident)} do not stream")
     figures = {
-        "blocks": len(blocks(bench.reference)),
+        "blocks": len(names),
         "stages": len(plan.tiers),
         "slots": plan.slots,
         "device_bytes": plan.device_bytes,
-        "weight_bytes": sum(p.nbytes for p in bench.reference.parameters()),
+        "weight_bytes": sum(p.nbytes for p in model.parameters()),
     }
     return verdict(not wrong, figures, "; ".join(wrong))
 

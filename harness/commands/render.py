@@ -42,6 +42,8 @@ def render_reports(reports: Path) -> list[Path]:
     order = Order(
         architectures=[row.id for row in matrix.architectures],
         backends=[row.id for row in matrix.backends],
+        original_caches={row.id: row.original_cache for row in matrix.architectures},
+        notes={row.id: row.notes for row in matrix.backends},
     )
     return render(read_records(reports / "results"), reports, order)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from typing_extensions import override
 
 from harness.references.common import Decoder, Random, llama_weights, save
@@ -90,9 +89,10 @@ class NormalisedHead(Reference):
     """Baichuan2-7B: logits are the projections on rows of length 1."""
 
     @override
-    def head(self, x: Tensor) -> Tensor:
+    def head_rows(self) -> Tensor:
         rows = self.weights["lm_head.weight"]
-        return linear(self.norm("model.norm", x), rows / rows.norm(dim=1, keepdim=True))
+        lengths: Tensor = rows.norm(dim=1, keepdim=True)
+        return rows / lengths
 
 
 class Alibi(Reference):

@@ -88,6 +88,8 @@ def write_3(folder: Path, seed: int) -> None:
 class Reference(Decoder):
     """ChatGLM3: RoPE on neighbours in the first half of a head; gate and up in one matrix."""
 
+    last_norm = "transformer.encoder.final_layernorm"
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "transformer.encoder.layers", "num_layers", "layernorm_epsilon")
 
@@ -124,9 +126,8 @@ class Reference(Decoder):
         return self.linear(f"{layer}.mlp.dense_4h_to_h", silu(gate) * up)
 
     @override
-    def head(self, x: Tensor) -> Tensor:
-        last = self.norm("transformer.encoder.final_layernorm", x)
-        return self.linear("transformer.output_layer", last)
+    def head_rows(self) -> Tensor:
+        return self.weights["transformer.output_layer.weight"]
 
 
 class Reference2(Reference):

@@ -55,7 +55,10 @@ class Decoder:
         weights: the checkpoint's tensors by their keys, float32.
         layers: what the keys of each layer begin with.
         epsilon: of the norms.
+        last_norm: the key of the norm before the head.
     """
+
+    last_norm = "model.norm"
 
     def __init__(
         self,
@@ -71,19 +74,28 @@ class Decoder:
         self.epsilon = float(self.config[epsilon])
 
     @torch.no_grad()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        kept: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
         """Logits [B, S, V] in float32, without a cache.
 
         Args:
             input_ids: [B, S].
             attention_mask: [B, S], 0 where a token is padding.
+            kept: gets what a cache keeps of each layer: keys, rotated, and values, [B, S, groups,
+                D].
         """
         x = self.embed(input_ids)
         for layer in self.layers:
             first, second = self.norms(layer)
             q, k, v = self.project(layer, self.norm(first, x))
-            bias = self.bias(input_ids.shape[1])
-            attended = attention(self.rotate(q), self.rotate(k), v, attention_mask, bias)
+            q, k, bias = self.rotate(q), self.rotate(k), self.bias(input_ids.shape[1])
+            if kept is not None:
+                kept.append((k, v))
+            attended = attention(q, k, v, attention_mask, bias)
             x = x + self.leave_attention(layer, attended)
             x = x + self.feed_forward(layer, self.norm(second, x))
         return self.head(x)
@@ -150,7 +162,12 @@ class Decoder:
 
     def head(self, x: Tensor) -> Tensor:
         """The last norm and the logits, [B, S, H] -> [B, S, V]."""
-        return self.linear("lm_head", self.norm("model.norm", x))
+        logits: Tensor = linear(self.norm(self.last_norm, x), self.head_rows())
+        return logits
+
+    def head_rows(self) -> Tensor:
+        """What the logits are projections on, [V, H]."""
+        return self.weights["lm_head.weight"]
 
 
 def angles(length: int, width: int, base: float) -> Tensor:

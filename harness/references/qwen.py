@@ -78,6 +78,8 @@ def write(folder: Path, seed: int) -> None:
 class Reference(Decoder):
     """QWen: the second of its two feed-forward matrices is the gate."""
 
+    last_norm = "transformer.ln_f"
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, layers="transformer.h", epsilon="layer_norm_epsilon")
 
@@ -106,7 +108,3 @@ class Reference(Decoder):
     def feed_forward(self, layer: str, x: Tensor) -> Tensor:
         at = f"{layer}.mlp"
         return self.gated(x, f"{at}.w2", f"{at}.w1", f"{at}.c_proj")
-
-    @override
-    def head(self, x: Tensor) -> Tensor:
-        return self.linear("lm_head", self.norm("transformer.ln_f", x))

@@ -100,7 +100,14 @@ def contents(records: Iterable[Record], order: tables.Order) -> dict[str, Any]:
             (name, [None if pd.isna(at) else rows[at] for at in positions])
             for name, positions in zip(table.index, table.to_numpy(dtype=object), strict=True)
         ]
-        matrices.append({"run_on": run_on, "releases": list(table.columns), "rows": lines})
+        matrices.append(
+            {
+                "run_on": run_on,
+                "releases": list(table.columns),
+                "rows": lines,
+                "note": order.notes.get(run_on.partition(" on ")[0], ""),
+            }
+        )
     return {
         "summary": sentences(frame, order),
         "families": tables.families(frame, order),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import cast
 from urllib.parse import quote
 
@@ -31,10 +31,15 @@ class Order:
     Attributes:
         architectures: ids, as in matrix/architectures.toml.
         backends: names, as in matrix/backends.toml.
+        original_caches: architecture -> the argument that its own code kept the cache in, for those
+            that have a standard cache instead.
+        notes: backend -> what to know about how it was measured.
     """
 
     architectures: Sequence[str] = ()
     backends: Sequence[str] = ()
+    original_caches: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def cause(record: Record) -> str:
@@ -173,6 +178,13 @@ def capability(part: pd.DataFrame, checks: Sequence[str]) -> str:
     return "yes" if all(held) else f"{sum(held)} of {len(held)} cells"
 
 
+def in_place_of(architectures: Iterable[str], order: Order) -> str:
+    """Return what to add where a standard cache takes the place of a family's own, or nothing."""
+    caches = {order.original_caches.get(name, "") for name in architectures} - {""}
+    own = " and ".join(sorted(caches))
+    return f", a standard cache where the original has {own}" if own else ""
+
+
 def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
     """Return the family table, one row for each family in the order of its first architecture."""
     rank = {name: i for i, name in enumerate(arrange(frame["architecture"], order.architectures))}
@@ -182,6 +194,7 @@ def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
     for family, part in ranked.groupby("family", sort=False):
         row = {"family": family}
         row |= {name: capability(part, checks) for name, checks in CAPABILITIES.items()}
+        row["cache"] = f"{row['cache']}{in_place_of(part['architecture'], order)}"
         row["registry class"] = ", ".join(part["family_class"].unique())
         for run_on in columns(frame, order):
             chosen = everywhere["architecture"].isin(part["architecture"])

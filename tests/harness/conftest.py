@@ -26,7 +26,7 @@ def make_cell_record(**changes: object) -> Record:
     return Record(**(values | changes))  # type: ignore[arg-type]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cell():
     return make_cell
 

@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 
 from harness.cells import MATRIX, ROOT, Backend, load_matrix, read_rows
+from harness.checks import CHECKS
+from harness.references import REFERENCES
 from harness.strict import StrictError
 
 ISSUE = {
-    "llama", "llama-tied", "qwen2", "qwen3", "qwen3_moe", "mistral", "mixtral", "gemma2", "gemma3",
-    "deepseek_v2", "deepseek_v3", "phi", "phi3", "smollm2-135m",
+    "llama2", "llama", "llama3.2", "llama-tied", "qwen2", "qwen2.5-yarn", "qwen3", "qwen3_moe",
+    "mistral", "mixtral", "internlm", "internlm2", "internlm3", "baichuan-7b", "baichuan2-7b",
+    "baichuan-13b", "baichuan2-13b", "gemma2", "gemma3", "gemma3-multimodal", "deepseek_v2",
+    "deepseek_v3", "phi", "phi3", "phi3-longrope", "phi4", "phi4-mini", "qwen", "chatglm2",
+    "chatglm2-32k", "chatglm3", "smollm2-135m",
 }  # fmt: skip
 
 
@@ -24,9 +29,33 @@ def write(folder: Path, text: str) -> Path:
 def test_the_matrix_holds_what_it_promises():
     matrix = load_matrix()
     assert {row.id for row in matrix.architectures} >= ISSUE
-    assert {row.id for row in matrix.backends} >= {"eager", "sdpa", "flash_attention_2"}
+    assert {row.id for row in matrix.backends} >= {
+        "eager", "sdpa", "flex_attention", "flash_attention_2",
+    }  # fmt: skip
     for row in matrix.architectures:
-        assert row.gguf or row.config["num_hidden_layers"] >= 4, row.id
+        assert [row.gguf is not None, bool(row.reference), bool(row.config)].count(True) == 1
+        text = row.config.get("text_config", row.config)
+        assert not text or text["num_hidden_layers"] >= 4, row.id
+
+
+def test_a_row_without_a_stock_class_has_a_reference_and_a_tolerance():
+    rows = [row for row in load_matrix().architectures if row.reference or row.tolerance]
+    assert {row.reference for row in rows} == REFERENCES.keys()
+    for row in rows:
+        assert 0 < row.tolerance < 1e-4
+        assert row.original_cache
+
+
+def test_a_backend_that_cannot_run_an_architecture_is_told(cell):
+    assert cell("baichuan-13b", "sdpa").unsupported == ""
+    why = cell("baichuan-13b", "flex_attention").unsupported
+    assert why.startswith("baichuan-13b runs on eager and sdpa only: ALiBi")
+
+
+def test_a_backend_may_add_a_check(cell):
+    assert cell("llama", "flex_attention").checks == (*CHECKS, "compiled")
+    assert cell("llama2", "flex_attention").checks == CHECKS
+    assert cell("smollm2-135m", "sdpa").checks == cell("smollm2-135m").architecture.checks
 
 
 def test_qwen2_has_the_geometry_of_14_heads_of_64():
@@ -53,7 +82,7 @@ def test_all_rows_and_releases_unless_selected():
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"Unknown architecture 'lama'. Available: llama, llama-tied"
+        ValueError, match=r"Unknown architecture 'lama'. Available: llama2, llama, llama3.2"
     ):
         load_matrix().cells(architectures=["lama"])
     with pytest.raises(

@@ -15,8 +15,9 @@ from harness import checks
 from harness.bench import Bench, Decoded
 from harness.checkpoints import checkpoint
 from harness.measure import measure
-from harness.probes import blocks, probe
+from harness.probes import blocks, probe, text_blocks
 from rabbitllm import AutoModel
+from rabbitllm.checkpoint.legacy import ops
 
 
 @pytest.fixture(scope="session")
@@ -262,6 +263,40 @@ def test_a_cell_passes_from_end_to_end(cell, cache):
     assert (found.status, found.message) == ("pass", "")
     assert list(found.checks) == list(checks.CHECKS)
     assert found.probes["layer_returns"] == "Tensor"
+
+
+def test_a_model_that_the_release_lacks_is_unsupported(cell, cache):
+    found = cell("llama", release=transformers.__version__)
+    row = replace(found.architecture, model_class="LlamaOfTomorrow")
+    measured = measure(replace(found, architecture=row), cache)
+    assert measured.status == "unsupported"
+    assert measured.message == f"transformers {transformers.__version__} has no LlamaOfTomorrow"
+
+
+def test_a_family_without_a_stock_class_is_compared_with_its_own_forward(cell, cache):
+    found = measure(cell("internlm2", release=transformers.__version__), cache)
+    assert (found.status, found.message) == ("pass", "")
+    assert found.checks["prefill_parity"].figures["relative"] < 2e-5
+    assert found.checks["speed"].status == "not-run"
+
+
+def test_a_wrong_map_of_such_a_family_is_seen(cell, cache, tmp_path, monkeypatch):
+    def groups_in_another_order(self: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = original(self, *args, **kwargs)
+        return {name: part.flip(0) for name, part in parts.items()}
+
+    original = ops.SplitGroups.convert
+    monkeypatch.setattr(ops.SplitGroups, "convert", groups_in_another_order)
+    found = measure(cell("internlm2", release=transformers.__version__), tmp_path)
+    assert found.checks["split_and_load"].status == "pass"
+    for name in ("prefill_parity", "incremental_decoding", "cache_fill", "left_padded"):
+        assert found.checks[name].status == "fail", name
+
+
+def test_a_vision_tower_does_not_run_for_a_text(bench):
+    made = bench("gemma3-multimodal")
+    assert len(blocks(made.streamed)) > len(text_blocks(made.streamed)) == 6
+    assert outcome("residency", made).status == "pass"
 
 
 def test_an_engine_that_raises_fails_the_cell_and_the_rest_is_not_run(cell, cache, monkeypatch):

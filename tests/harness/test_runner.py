@@ -160,6 +160,13 @@ def test_a_backend_without_its_device_is_not_run(monkeypatch, cell, tmp_path):
     assert record.message == "flash_attention_2 needs a cuda device"
 
 
+def test_a_backend_that_cannot_run_an_architecture_is_unsupported(monkeypatch, cell, tmp_path):
+    outcomes(monkeypatch)
+    record = run(cell("baichuan-13b", "flash_attention_2"), tmp_path)
+    assert record.status == "unsupported"
+    assert "on eager and sdpa only" in record.message
+
+
 def test_a_real_model_without_its_package_is_not_run(monkeypatch, cell, tmp_path):
     outcomes(monkeypatch)
     found = cell()

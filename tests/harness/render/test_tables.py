@@ -50,6 +50,15 @@ def test_a_check_that_failed_in_one_cell_shows_in_the_family(record):
     assert row["sdpa on cpu"] == "5.0.0; llama fail on 5.1.0"
 
 
+def test_a_standard_cache_in_place_of_a_familys_own_is_said(record):
+    order = tables.Order(original_caches={"qwen": "layer_past", "llama": ""})
+    families = {"qwen": "QWen v1", "llama": "Llama 2 / 3"}
+    frame = tables.cells(record(architecture=a, family=f) for a, f in families.items())
+    cache = tables.families(frame, order).set_index("family")["cache"]
+    assert cache["QWen v1"] == "yes, a standard cache where the original has layer_past"
+    assert cache["Llama 2 / 3"] == "yes"
+
+
 def test_the_summary_names_what_fails_and_what_to_use(three_releases):
     assert sentences(tables.cells(three_releases), ORDER) == [
         "eager on cpu: 3 of 3 architectures pass on 5.0.0 to 5.23.0 (3 releases).",

@@ -1,0 +1,15 @@
+"""Compiled by torch, the backend answers a left-padded batch differently from stock.
+
+The other checks of its cells run it uncompiled on CPU: compiling takes longer than all of them.
+"""
+
+from __future__ import annotations
+
+from harness.bench import Bench, compiling
+from harness.checks import Outcome, left_padded
+
+
+def run(bench: Bench) -> Outcome:
+    """Compare greedy generation from the batch, which compiles for the prefill and for a step."""
+    with compiling(allowed=True):
+        return left_padded.run(bench)
