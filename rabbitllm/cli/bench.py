@@ -85,7 +85,7 @@ def main(arguments: argparse.Namespace) -> int:
     limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
     results = _measure(load(arguments), "streamed", arguments, prepared, limits)
-    gc.collect()
+    _free_memory(device)
     if not arguments.no_stock and _stock_fits(prepared, device):
         results += _measure(_stock(prepared, device), "stock", arguments, prepared, limits)
     print(_shown(results, arguments.format, limits, device))
@@ -187,6 +187,15 @@ def _name(device: "torch.device") -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def _free_memory(device: "torch.device") -> None:
+    """Gives back what a model that is gone has held."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _stock_fits(prepared: "Prepared", device: "torch.device") -> bool:
     """Whether there is a stock model of this checkpoint, and memory for all of it."""
     from rabbitllm.checkpoint.config import read_fields
@@ -233,6 +242,6 @@ def _draw(arguments: argparse.Namespace) -> None:
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
     axes.set_ylabel("ms in a forward")
     axes.tick_params(axis="x", rotation=90)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(arguments.picture)
     print(f"Drawn: {arguments.picture}", file=sys.stderr)

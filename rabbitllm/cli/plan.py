@@ -119,6 +119,8 @@ def _plans(
     prepared: "Prepared", device: "torch.device", arguments: argparse.Namespace
 ) -> Iterator[tuple[str, "Prepared", "Plan"]]:
     """Placements for the asked budget, the least, and parts of the weights, each with its name."""
+    import torch
+
     from rabbitllm.auto import place
     from rabbitllm.streaming.budget import total_budget
     from rabbitllm.streaming.plan import make_plan
@@ -131,7 +133,8 @@ def _plans(
         yield str(chosen[key]), *placed
     base = prepared.base.nbytes if prepared.base else 0
     everything = base + sum(prepared.sizes().values())
-    host = total_budget(arguments.host_memory, device) if device.type == "cuda" else None
+    cpu = torch.device("cpu")
+    host = total_budget(arguments.host_memory, cpu) if device.type == "cuda" else None
     for share in SHARES:
         budget = int(share * everything)
         if budget > prepared.minimum_bytes():

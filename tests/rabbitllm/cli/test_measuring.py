@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rabbitllm.cli import doctor
 from rabbitllm.prepare import prepare
 
 Command = Callable[..., tuple[int, str, str]]
@@ -73,7 +74,12 @@ def test_doctor_compares_backends(command: Command, talker: Path) -> None:
     assert status == 0
     assert [line[:2] for line in lines] == [["auto", "sdpa"], ["sdpa", "sdpa"], ["eager", "eager"]]
     assert all(float(line[3]) > 0 for line in lines)
-    assert {line[4] for line in lines} == {"yes"}
+    assert {line[4] for line in lines} == {"all"}
+
+
+def test_backends_may_part_ways() -> None:
+    assert doctor._agreement([1, 2, 3], [1, 2, 3]) == "all"
+    assert doctor._agreement([1, 2, 3], [1, 9, 3]) == "1 of 3"
 
 
 # bench

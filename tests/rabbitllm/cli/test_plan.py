@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from rabbitllm import StreamedModel
+from rabbitllm.cli import plan as plan_module
 from rabbitllm.cli.plan import computed_bytes
+from rabbitllm.measure.limits import Limits
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
@@ -130,3 +133,26 @@ def test_a_token_is_multiplied_with_its_own_experts_only(
     assert experts
     expected = base + sum(sizes.values()) - looked_up - experts / 2  # two of four experts
     assert computed_bytes(prepared) == expected
+
+
+def test_on_a_gpu_host_memory_is_a_tier_of_its_own(checkpoint: Callable[..., Path]) -> None:
+    prepared = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False)
+    layer = prepared.sizes()["model.layers.0"]
+    cuda = torch.device("cuda:0")
+    arguments = argparse.Namespace(
+        device_memory="min", host_memory=str(6 * layer), max_seq_len=None
+    )
+    plans = {budget: plan for budget, _, plan in plan_module._plans(prepared, cuda, arguments)}
+    assert next(iter(plans)) == "min"
+    assert "100% of the weights" in plans
+    least = plans["min"]
+    assert least.on("host")
+    assert not plans["100% of the weights"].on("host", "disk")
+    limits = Limits(disk=1e-3, pinned=2e-3, compute=1e9)
+    row = plan_module._row("min", prepared, least, cuda, limits)
+    hosted = sum(prepared.sizes()[name] for name in least.on("host"))
+    on_disk = sum(prepared.sizes()[name] for name in least.on("disk"))
+    assert row["host memory"] == f"{format_size(hosted)} ({len(least.on('host'))})"
+    assert row["moved a token"] == format_size(hosted + on_disk)
+    seconds = max(on_disk / 1e6, (hosted + on_disk) / 2e6)
+    assert float(row["tokens/s, at best"]) == pytest.approx(1 / seconds, abs=0.01)
