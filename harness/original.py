@@ -57,7 +57,7 @@ class OriginalModel:
             for layer, pair in enumerate(kept):
                 keys, values = (part[:, new].transpose(1, 2).to(self.device) for part in pair)
                 past_key_values.update(keys, values, layer)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(logits=logits)
 
     @torch.no_grad()
     def generate(
