@@ -184,7 +184,7 @@ def _name(device: "torch.device") -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, threads: {torch.get_num_threads()}"
 
 
 def _free_memory(device: "torch.device") -> None:
