@@ -96,10 +96,6 @@ class Bench:
         """Return whether figures of `harness.parity.compare` are those of equal answers."""
         return equal(figures, self.tolerance)
 
-    def close(self, ours: Tensor, stock: Tensor) -> bool:
-        """Return whether two tensors of one shape hold the same values."""
-        return bool((ours - stock).abs().max() <= self.tolerance * stock.abs().max())
-
     @cached_property
     def reference(self) -> Any:
         """The stock model, fully loaded, or an `OriginalModel` for a family that has none."""

@@ -58,6 +58,11 @@ KNOWN = (
         "read, or it did not wait until they had arrived.",
     ),
     Known(
+        r"Diagnosis: .*holds other values than stock's",
+        "A layer's weights are not the checkpoint's: they were read, cast or converted wrongly, or "
+        "used before all of them had arrived.",
+    ),
+    Known(
         r"Diagnosis: .*experts [\d and]+ exchanged",
         "Experts of a mixture are in the wrong order: the checkpoint's were fused in another "
         "order than transformers fuses them.",

@@ -63,6 +63,19 @@ def equal(figures: dict[str, Any], tolerance: float) -> bool:
     return bool(figures["finite"] and close)
 
 
+def close(ours: Tensor, stock: Tensor, tolerance: float) -> bool:
+    """Return whether two tensors hold the same values.
+
+    Args:
+        ours: any shape.
+        stock: another shape is another value.
+        tolerance: largest difference, as a fraction of the largest value of `stock`.
+    """
+    if ours.shape != stock.shape:
+        return False
+    return bool((ours - stock).abs().max() <= tolerance * stock.abs().max())
+
+
 def worst(figures: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of the comparison that is furthest apart.
 

@@ -11,6 +11,7 @@ import torch
 
 from harness.bench import PROMPT, Bench
 from harness.checks import Outcome
+from harness.parity import close
 
 
 def run(bench: Bench) -> Outcome:
@@ -57,5 +58,5 @@ def _different(
     return [
         layer
         for layer, (a, b) in enumerate(zip(ours, stock, strict=True))
-        if a is not None and b is not None and not bench.close(a, b)
+        if a is not None and b is not None and not close(a, b, bench.tolerance)
     ]

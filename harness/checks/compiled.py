@@ -5,11 +5,19 @@ The other checks of its cells run it uncompiled on CPU: compiling takes longer t
 
 from __future__ import annotations
 
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+
 from harness.bench import Bench, compiling
 from harness.checks import Outcome, left_padded
 
 
 def run(bench: Bench) -> Outcome:
     """Compare greedy generation from the batch, which compiles for the prefill and for a step."""
+    if bench.device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return Outcome("not-run", message="torch finds no C++ compiler")
     with compiling(allowed=True):
         return left_padded.run(bench)

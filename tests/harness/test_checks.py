@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch._inductor.exc import InvalidCxxCompiler
 from transformers import Cache
 
 from harness import checks
-from harness.bench import Bench, Decoded
+from harness.bench import Bench, Decoded, compiling
 from harness.checkpoints import checkpoint
+from harness.checks import left_padded
 from harness.measure import measure
 from harness.probes import blocks, probe, text_blocks
 from rabbitllm import AutoModel
@@ -55,7 +57,7 @@ def test_a_sound_model_passes_every_check(bench, architecture):
         assert (found.status, found.message) == ("pass", ""), name
 
 
-@pytest.mark.parametrize("name", [*checks.CHECKS, "chat_answer"])
+@pytest.mark.parametrize("name", [*checks.CHECKS, "chat_answer", "compiled"])
 def test_every_check_has_a_sentence(name):
     sentence = checks.load(name)[1]
     assert sentence.endswith(".")
@@ -245,6 +247,25 @@ def test_speed_keeps_samples_of_all_three(bench):
         assert 1 <= len(figures[f"{name}_tokens_per_second"]) <= 3
         assert min(figures[f"{name}_tokens_per_second"]) > 0
     assert figures["bytes_from_disk_per_forward"] > 0
+
+
+def test_compiled_lets_torch_compile_and_needs_a_compiler(bench, monkeypatch):
+    made, modes = bench(), []
+
+    def look(self: Any, *_: Any) -> None:
+        modes.append(torch._dynamo.eval_frame._stance.stance)
+
+    monkeypatch.setattr(left_padded, "run", look)
+    with compiling(allowed=False):
+        outcome("compiled", made)
+    assert modes == ["default"]
+
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("harness.checks.compiled.get_cpp_compiler", none)
+    found = outcome("compiled", made)
+    assert (found.status, found.message) == ("not-run", "torch finds no C++ compiler")
 
 
 def test_probes_describe_the_contract(bench):

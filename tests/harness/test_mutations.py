@@ -435,4 +435,4 @@ def test_a_missing_wait_on_the_copy_event_is_seen(cell, tmp_path, monkeypatch):
     monkeypatch.setattr(CudaTransfer, "wait", wait)
     found = measure(here, tmp_path)
     assert "prefill_parity" in red(found)
-    assert "weights" in explanation(found.exception, found.message), found.message
+    assert "arrived" in explanation(found.exception, found.message), found.message

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.parity import compare, equal, first_divergent, within_tolerance, worst
+from harness.parity import close, compare, equal, first_divergent, within_tolerance, worst
 
 
 def logits(seed: int = 0) -> torch.Tensor:
@@ -42,6 +42,15 @@ def test_nan_is_never_equal():
 def test_a_lost_dimension_is_an_error():
     with pytest.raises(ValueError, match=r"shape \[5, 16\], stock's \[1, 5, 16\]"):
         compare(logits()[0], logits())
+
+
+def test_close_goes_by_the_largest_value_and_the_shape():
+    stock = torch.tensor([1.0, -100.0])
+    assert close(stock, stock, 0)
+    assert close(stock + 0.05, stock, 1e-3)
+    assert not close(stock + 0.2, stock, 1e-3)
+    assert not close(stock[:1], stock[:1].expand(2), 1)
+    assert not close(stock * float("nan"), stock, 1)
 
 
 def test_worst_is_the_furthest_apart():
