@@ -31,6 +31,8 @@ def run(bench: Bench) -> Outcome:
     """Time a few short generations of each."""
     if bench.cell.architecture.reference:
         return Outcome("not-run", message="stock transformers has no such model to compare with")
+    if bench.cell.device in bench.cell.backend.uncompiled:
+        return Outcome("not-run", message="the backend runs uncompiled here, slower than it is")
     before = bench.streamed.streaming_stats()
     samples: dict[str, list[float]] = {"streamed": [], "stock": [], "accelerate": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -249,6 +249,12 @@ def test_speed_keeps_samples_of_all_three(bench):
     assert figures["bytes_from_disk_per_forward"] > 0
 
 
+def test_speed_of_an_uncompiled_backend_says_nothing(bench, cell):
+    made = bench()
+    made.cell = cell("llama", "flex_attention")
+    assert outcome("speed", made).status == "not-run"
+
+
 def test_compiled_lets_torch_compile_and_needs_a_compiler(bench, monkeypatch):
     made, modes = bench(), []
 
