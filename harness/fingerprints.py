@@ -88,7 +88,7 @@ KNOWN = (
         "A layer gets another attention mask than stock's: padding is seen, or tokens are not.",
     ),
     Known(
-        r"Diagnosis: .*called without .*past_key_values"
+        r"Diagnosis: .*called without .*(past_key_values|\bcache\b)"
         r"|past_key_value\b.*unexpected|cache .*not filled|cache lengths differ",
         "The cache did not reach a layer: its keyword is past_key_values, and a wrong one is "
         "swallowed by **kwargs.",

@@ -72,7 +72,10 @@ def batch_stripped(patch: Patch) -> None:
 
 def wrong_cache_keyword(patch: Patch) -> None:
     def rename(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args, kwargs | {"past_key_value": kwargs.get("past_key_values")} | NO_CACHE
+        keyword = cache_keyword(kwargs)
+        if keyword is None:
+            return None
+        return args, kwargs | {"past_key_value": kwargs[keyword], keyword: None}
 
     def change(model: Any) -> None:
         for block in text_blocks(model).values():
@@ -81,7 +84,9 @@ def wrong_cache_keyword(patch: Patch) -> None:
     change_model(patch, change)
 
 
-NO_CACHE = {"past_key_values": None}
+def cache_keyword(kwargs: dict[str, Any]) -> str | None:
+    """Up to 5.23 it is past_key_values, from 5.24 cache."""
+    return next((n for n, value in kwargs.items() if isinstance(value, transformers.Cache)), None)
 
 
 def stale_weights(patch: Patch) -> None:
@@ -107,7 +112,9 @@ def positions_shifted(patch: Patch) -> None:
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         if ids.shape[1] > 1:
             return None
-        past = kwargs["past_key_values"].get_seq_length()
+        keyword = cache_keyword(kwargs)
+        assert keyword is not None
+        past = kwargs[keyword].get_seq_length()
         return args, kwargs | {"position_ids": torch.full_like(ids, past + 1)}
 
     change_model(
@@ -254,7 +261,7 @@ MUTATIONS = (
         wrong_cache_keyword,
         "llama",
         {"incremental_decoding", "cache_fill", "left_padded"},
-        r"model\.layers\.0 was called without past_key_values",
+        r"model\.layers\.0 was called without (past_key_values|cache)",
         "The cache did not reach a layer",
     ),
     Mutation(
