@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -11,39 +12,40 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from rabbitllm.checkpoint.source import WEIGHTS_INDEX
 from rabbitllm.streaming.stages import find_stages
 
+
+def _qwen2(**sizes: Any) -> Qwen2Config:
+    """A Qwen2 of these sizes; the rest is the same in all of them."""
+    rope = {"rope_theta": 1e6, "rope_type": "default"}
+    return Qwen2Config(max_position_embeddings=32768, rope_parameters=rope, **sizes)
+
+
 SHAPES: dict[str, PretrainedConfig] = {
-    "qwen2-7b": Qwen2Config(
+    "qwen2-7b": _qwen2(
         vocab_size=152064,
         hidden_size=3584,
         intermediate_size=18944,
         num_hidden_layers=28,
         num_attention_heads=28,
         num_key_value_heads=4,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
         tie_word_embeddings=False,
     ),
-    "qwen2-1.5b": Qwen2Config(
+    "qwen2-1.5b": _qwen2(
         vocab_size=151936,
         hidden_size=1536,
         intermediate_size=8960,
         num_hidden_layers=28,
         num_attention_heads=12,
         num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
         tie_word_embeddings=True,
     ),
     # Eight of the 80 layers: what a 72B model costs for each layer, in a checkpoint of 19 GB.
-    "qwen2-72b-8-layers": Qwen2Config(
+    "qwen2-72b-8-layers": _qwen2(
         vocab_size=152064,
         hidden_size=8192,
         intermediate_size=29568,
         num_hidden_layers=8,
         num_attention_heads=64,
         num_key_value_heads=8,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
         tie_word_embeddings=False,
     ),
     "tiny": LlamaConfig(

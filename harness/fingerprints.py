@@ -90,8 +90,8 @@ KNOWN = (
     Known(
         r"Diagnosis: .*called without .*(past_key_values|\bcache\b)"
         r"|past_key_value\b.*unexpected|cache .*not filled|cache lengths differ",
-        "The cache did not reach a layer: its keyword is past_key_values, and a wrong one is "
-        "swallowed by **kwargs.",
+        "The cache did not reach a layer: its keyword is past_key_values, from 5.24 on cache, "
+        "and a wrong one is swallowed by **kwargs.",
     ),
     Known(
         r"Diagnosis: .*gave shape \[\d+, \d+\], stock's shape \[\d+, \d+, \d+\]",
