@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rabbitllm.errors import BudgetError, CheckpointError
+from rabbitllm.older import rename
 
 if TYPE_CHECKING:
     from rabbitllm.auto import AutoModel
@@ -42,10 +43,12 @@ _HOMES = {"AutoModel": "rabbitllm.auto", "StreamedModel": "rabbitllm.model"}
 
 
 def __getattr__(name: str) -> Any:
-    # torch and transformers take seconds to import; `rabbitllm --help` needs neither.
-    if name not in __all__:
+    if (new := rename(name)) in globals():
+        return globals()[new]
+    if new not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES.get(name, "rabbitllm.families")), name)
+    # torch and transformers take seconds to import; `rabbitllm --help` needs neither.
+    return getattr(importlib.import_module(_HOMES.get(new, "rabbitllm.families")), new)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from transformers import GenerationConfig
 
 from rabbitllm.model import StreamedModel
+from rabbitllm.older import accept_arguments
 from rabbitllm.prepare import Prepared, prepare
 from rabbitllm.streaming.budget import total_budget, weights_budget, working_bytes
 from rabbitllm.streaming.engine import stream
@@ -36,6 +37,7 @@ class AutoModel:
         profiling_mode: bool = False,
         max_seq_len: int | None = None,
         prefetching: bool = True,
+        **older: object,
     ) -> StreamedModel:
         """Loads a checkpoint as a model of its stock class, streaming what does not fit.
 
@@ -62,13 +64,16 @@ class AutoModel:
             profiling_mode: time every layer, in `streaming_stats()["stages"]`. Slower.
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
+            older: arguments of rabbitllm 1.1 that do nothing any more; each one warns.
 
         Raises:
             CheckpointError: the checkpoint is absent, incomplete, damaged or of an unknown
                 architecture.
             BudgetError: a budget is too small; the message states the minimum.
-            ValueError: an argument is not understood.
+            ValueError: an argument's value is not understood.
+            TypeError: there is no such argument.
         """
+        accept_arguments(older)
         target = pick_device(device)
         prepared = prepare(
             pretrained_model_name_or_path,

@@ -38,6 +38,19 @@ class StreamedModel(_Stock):
     _trust_remote_code: bool
     _loaded: set[nn.Module]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Makes instances of `streamed_class` only.
+
+        Raises:
+            TypeError: the class is a family's own, which loaded models up to release 1.1.
+        """
+        if not issubclass(cls, PreTrainedModel):
+            raise TypeError(
+                f"{cls.__name__} only says of which family a model is. Load it with "
+                "AutoModel.from_pretrained."
+            )
+        return super().__new__(cls)
+
     def attach(
         self, plan: Plan, stats: Stats, folder: Path, device: torch.device, trust_remote_code: bool
     ) -> None:

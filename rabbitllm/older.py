@@ -1,0 +1,60 @@
+"""What the package of this name had up to release 1.1, and what stands in its place."""
+
+import warnings
+from collections.abc import Mapping
+
+ARGUMENTS = {
+    "cache_layers": "host_memory, a size, says how much of the weights stays in RAM; 'auto' takes "
+    "what is free",
+    "compression": "weights stream as the checkpoint has them; dtype= chooses another precision",
+    "kv_cache_dir": "generate(cache_implementation='offloaded') keeps the cache in host memory",
+    "offload_small_layers": "device_memory, a size, places embedding and head like every layer",
+    "offload_small_layers_use_cpu_cache": "host_memory, a size, says how much of the weights stays "
+    "in RAM",
+    "persister": "layer_shards_saving_path says where the layer store lies",
+    "prefetch_pin_memory": "copies always go through page-locked memory; host_memory bounds it",
+    "use_gds": "files are always read past the page cache where that is faster",
+}
+"""Argument of `AutoModel.from_pretrained` -> what does its work now."""
+
+NAMES = {
+    "NotEnoughSpaceException": "BudgetError",
+    "RabbitLLMBaseModel": "StreamedModel",
+    "RabbitLLMQWen3": "RabbitLLMQWen2",
+}
+"""Name in `rabbitllm` -> the one that means the same now."""
+
+CALLER = 3
+"""The frame that a warning points at: the user's, who called what calls a function below."""
+
+
+def accept_arguments(given: Mapping[str, object]) -> None:
+    """Warns of arguments that no longer do anything, and names what does.
+
+    Args:
+        given: keyword arguments that a function does not have.
+
+    Raises:
+        TypeError: one of them never was an argument.
+    """
+    for name, value in given.items():
+        if name not in ARGUMENTS:
+            raise TypeError(f"from_pretrained() got an unexpected keyword argument {name!r}")
+        # FutureWarning and not DeprecationWarning, which Python hides from all but test runners.
+        warnings.warn(
+            f"{name}={value!r} has no effect since rabbitllm 2.0: {ARGUMENTS[name]}.",
+            FutureWarning,
+            stacklevel=CALLER,
+        )
+
+
+def rename(name: str) -> str:
+    """The name that `name` has now, with a warning if that is another one."""
+    if name not in NAMES:
+        return name
+    warnings.warn(
+        f"rabbitllm.{name} is named {NAMES[name]} since rabbitllm 2.0.",
+        FutureWarning,
+        stacklevel=CALLER,
+    )
+    return NAMES[name]
