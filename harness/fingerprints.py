@@ -205,6 +205,12 @@ def scrub(text: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     text = "".join(char for char in text if char in "\n\t" or char.isprintable())
     text = text.replace(f"{ROOT}/", "")
-    text = re.sub(r"(/[^\s'\":,()]+)+/(site-packages|dist-packages)/", "", text)
+    # From a run's first slash on. The lookbehind allows one try for each run, the groups one way to
+    # divide it, so hostile text takes linear time.
+    text = re.sub(
+        r"(?<![^\s'\":,()])([^\s'\":,()/]*)/[^\s'\":,()]+/(?:site-packages|dist-packages)/",
+        r"\1",
+        text,
+    )
     # Any other absolute path, but not the part of a URL behind its scheme.
     return re.sub(r"(?<![\w.>/:])/(?:[^\s'\":,()/]+/)+", "<path>/", text)

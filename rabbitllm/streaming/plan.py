@@ -71,7 +71,7 @@ def make_plan(
         raise BudgetError(
             f"A budget of {format_size(budget)} for weights is too small: this model needs at "
             "least "
-            f"{format_size(minimum)} ({minimum} bytes). Raise it, or leave it at 'auto'."
+            f"{format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free memory."
         )
     resident = _resident(stages, base_bytes, budget, rows)
     streamed = {n: size for n, size in stages.items() if n not in resident and n not in rows}

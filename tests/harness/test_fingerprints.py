@@ -97,9 +97,17 @@ def test_hostile_exceptions_are_described(error):
         (f'File "{ROOT}/harness/cells.py"', 'File "harness/cells.py"'),
         ("/venv/lib/python3.11/site-packages/torch/nn/a.py:3", "torch/nn/a.py:3"),
         ("cannot open /home/someone/models/x.safetensors", "cannot open <path>/x.safetensors"),
+        ("in=/a/site-packages/b/site-packages/c.py", "in=c.py"),
         ("see https://example.org/a/b#c", "see https://example.org/a/b#c"),
         ("a/b and 1/2", "a/b and 1/2"),
     ],
 )
 def test_scrub_removes_local_paths_only(text, clean):
     assert scrub(text) == clean
+
+
+@pytest.mark.parametrize("piece", ["/a", "a/", "/", "/site-packages", "/site-packages/ ", "\x1b["])
+def test_hostile_text_is_scrubbed_in_linear_time(piece):
+    long = piece * (100_000 // len(piece))  # more than linear time is minutes to years here
+    assert len(scrub(long)) <= len("<path>") + len(long)
+    assert scrub(f"{long} /usr/lib/x.so /venv/site-packages/a.py").endswith(" <path>/x.so a.py")

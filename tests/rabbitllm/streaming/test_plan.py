@@ -68,7 +68,8 @@ def test_the_minimum_works_and_less_does_not(case: Case) -> None:
     least = case.plan("min")
     assert least.device_bytes == case.minimum
     assert case.plan(case.minimum) == least
-    with pytest.raises(BudgetError, match=rf"at least .* \({case.minimum} bytes\)"):
+    message = rf"at least .* \({case.minimum} bytes\)\. Raise it; where it is 'auto', free memory\."
+    with pytest.raises(BudgetError, match=message):
         case.plan(case.minimum - 1)
 
 
