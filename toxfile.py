@@ -6,6 +6,7 @@ tox loads this file as a plugin. For each release of transformers it adds an env
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -58,17 +59,27 @@ def requirements(*extras: str, root: Path = ROOT) -> list[str]:
     return [requirement for extra in extras for requirement in listed[extra]]
 
 
+def candidates() -> dict[str, str]:
+    """Return release -> requirement of releases beside the table, which the harness asks for."""
+    return dict(json.loads(os.environ.get("MATRIX_CANDIDATES", "{}")))
+
+
 def cell_environment(
-    release: str, arguments: Sequence[str] = (), root: Path = ROOT
+    release: str, requirement: str = "", arguments: Sequence[str] = (), root: Path = ROOT
 ) -> dict[str, Any]:
     """Return the tox settings of the environment that measures one release of transformers.
 
     Everything is one list of requirements, so that uv resolves it at once: an old release then
     gets the huggingface_hub and tokenizers that it accepts. The package itself is run from the
-    checkout, which spares a build for each environment. `arguments` follow the pytest command.
+    checkout, which spares a build for each environment. `requirement` is where the release comes
+    from if not from the index, `arguments` follow the pytest command.
     """
     package = read_toml(root / "pyproject.toml")["project"]["dependencies"]
-    deps = [*package, *requirements(*CELL_EXTRAS, root=root), f"transformers=={release}"]
+    deps = [
+        *package,
+        *requirements(*CELL_EXTRAS, root=root),
+        requirement or f"transformers=={release}",
+    ]
     return {
         "description": f"run cells of the matrix with transformers {release}",
         "labels": {"cells"},
@@ -82,7 +93,7 @@ def cell_environment(
 @impl
 def tox_extend_envs() -> list[str]:
     """Name one environment for each release."""
-    return [f"tf{release}" for release in releases()]
+    return [f"tf{release}" for release in dict.fromkeys([*releases(), *candidates()])]
 
 
 @impl
@@ -93,8 +104,10 @@ def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
         # pip separates places by spaces, uv by commas.
         os.environ.setdefault("UV_FIND_LINKS", ",".join(os.environ["PIP_FIND_LINKS"].split()))
     loaders = state.conf.memory_seed_loaders
-    for release in releases():
-        settings = cell_environment(release, state.conf.pos_args(None) or ())
+    extra = candidates()
+    for release in dict.fromkeys([*releases(), *extra]):
+        arguments = state.conf.pos_args(None) or ()
+        settings = cell_environment(release, extra.get(release, ""), arguments)
         loaders[f"tf{release}"].append(MemoryLoader(**settings))
     for name in LIGHT_ENVIRONMENTS:
         loaders[name].append(MemoryLoader(deps="\n".join(requirements("harness"))))

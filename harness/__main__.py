@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from harness import commands
+from harness.planning.environments import OrchestrationError
 
 EXAMPLE = "example: python -m harness run --arch llama,qwen2 --attn sdpa"
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         return int(args.run(args))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, OrchestrationError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
 

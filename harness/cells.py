@@ -190,7 +190,7 @@ def read_rows(cls: type[Row], path: Path, kind: str, key: str | None = "id") -> 
         cls: the dataclass of a row.
         path: the file.
         kind: the name of its array of tables, the only thing that it may hold.
-        key: XX
+        key: what no two rows may share; None if rows have no name.
 
     Raises:
         StrictError: naming file, row and what is wrong.

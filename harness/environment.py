@@ -29,7 +29,9 @@ PACKAGES = (
 )
 """Distributions whose versions can change a result."""
 MEASURING = ("*.py", "checks/*.py", "references/*.py")
-"""Files in harness/ that can change a result; what renders or plans cannot."""
+"""Files in harness/ that can change a result; what plans, keeps, judges or renders cannot."""
+ENGINE = ("*.py", "checkpoint/**/*.py", "streaming/**/*.py", "utils/*.py")
+"""Files in rabbitllm/ that can; the command line and the server cannot."""
 
 
 @cache
@@ -44,14 +46,21 @@ def hardware(device: str) -> str:
     """Return the class of machine: enough to tell whether speeds compare, no name of a host."""
     import torch  # the environment that plans a run has no torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {cores} cores"
+    capability = torch.backends.cpu.get_cpu_capability()
+    cpu = f"cpu {platform.machine()} {capability} {cores()} cores"
     return f"{torch.cuda.get_device_name()}, {cpu}" if device == "cuda" else cpu
 
 
-def hash_files(root: Path, patterns: Iterable[str], extra: str = "") -> str:
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hash_files(root: Path, patterns: Iterable[str]) -> str:
     """Return 16 hexadecimal digits that change when one of the files does, in content or name."""
-    digest = hashlib.sha256(extra.encode())
+    digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
         content = path.read_bytes()
         digest.update(f"\0{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
@@ -62,7 +71,7 @@ def hash_files(root: Path, patterns: Iterable[str], extra: str = "") -> str:
 @cache
 def engine_hash() -> str:
     """Return the hash of the engine's source."""
-    return hash_files(ROOT / "rabbitllm", ["**/*.py"])
+    return hash_files(ROOT / "rabbitllm", ENGINE)
 
 
 def recipe(architecture: Architecture) -> str:
@@ -70,10 +79,17 @@ def recipe(architecture: Architecture) -> str:
     return json.dumps(dataclasses.asdict(architecture), sort_keys=True)
 
 
+@cache
+def measuring_hash() -> str:
+    """Return the hash of the measuring source."""
+    return hash_files(ROOT / "harness", MEASURING)
+
+
 def check_hash(cell: Cell) -> str:
     """Return the hash of the measuring source and of the cell's rows."""
     backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
-    return hash_files(ROOT / "harness", MEASURING, recipe(cell.architecture) + backend)
+    text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def unmet(cell: Cell) -> str:

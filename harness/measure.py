@@ -17,7 +17,7 @@ from harness.checkpoints import checkpoint
 from harness.diagnosis import diagnose
 from harness.fingerprints import Failure, describe, fingerprint
 from harness.probes import probe
-from harness.results import CheckResult, Status
+from harness.records import CheckResult, Status
 
 WORST_FIRST: tuple[Status, ...] = (
     "reference-broken",

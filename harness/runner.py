@@ -20,7 +20,7 @@ from typing import Any
 from harness import environment
 from harness.cells import Cell
 from harness.fingerprints import explanation, fingerprint, scrub
-from harness.results import FAILED, Record, Status, to_json
+from harness.records import FAILED, Record, Status, to_json
 from harness.strict import build
 
 TIME_LIMIT = 300.0

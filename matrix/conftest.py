@@ -11,9 +11,9 @@ import pytest
 import transformers
 
 from harness.cells import ROOT, Cell, load_matrix
-from harness.results import Store
+from harness.judging.verdict import Expected, load_expected, problems
+from harness.records import Store
 from harness.runner import TIME_LIMIT
-from harness.verdict import Expected, load_expected, problems
 
 CELLS = pytest.StashKey[list[Cell]]()
 
@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("matrix")
     group.addoption("--arch", help="architectures, separated by commas (default: all)")
     group.addoption("--attn", help="attention backends, separated by commas (default: all)")
+    group.addoption("--cells", help="cells by name, separated by commas (default: all of these)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"))
     group.addoption("--release", help="the transformers that must be the installed one")
     group.addoption("--results", type=Path, default=ROOT / "reports" / "results", metavar="DIR")
@@ -40,7 +41,7 @@ def selected(config: pytest.Config) -> list[Cell]:
     if asked not in (None, installed):
         raise pytest.UsageError(f"--release {asked}, but transformers {installed} is installed")
     try:
-        return load_matrix().cells(
+        cells = load_matrix().cells(
             [installed],
             _names(config.getoption("arch")),
             _names(config.getoption("attn")),
@@ -48,6 +49,12 @@ def selected(config: pytest.Config) -> list[Cell]:
         )
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    chosen = _names(config.getoption("cells"))
+    if chosen is None:
+        return cells
+    if strangers := set(chosen) - {cell.id for cell in cells}:
+        raise pytest.UsageError(f"--cells {', '.join(sorted(strangers))}: no such cells here")
+    return [cell for cell in cells if cell.id in chosen]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,10 +85,8 @@ def list_problems(expected: tuple[Expected, ...]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def store(pytestconfig: pytest.Config) -> Store:
-    """Return where records go; a damaged one fails at once, not after the first cell."""
-    store = Store(pytestconfig.getoption("results"), transformers.__version__)
-    store.read()
-    return store
+    """Return where records go."""
+    return Store(pytestconfig.getoption("results"), transformers.__version__)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from harness.cells import Cell
-from harness.report import report
-from harness.results import Store
+from harness.judging.report import report
+from harness.judging.verdict import Expected, fails_run, judge
+from harness.records import Store
 from harness.runner import run
-from harness.verdict import Expected, fails_run, judge
 
 
 def test_expected_failures_are_current(list_problems: list[str]) -> None:
@@ -24,8 +24,9 @@ def test_cell(
     store: Store,
     pytestconfig: pytest.Config,
 ) -> None:
-    record = judge(run(cell, checkpoints, pytestconfig.getoption("time_limit")), expected)
-    store.put([record])
+    measured = run(cell, checkpoints, pytestconfig.getoption("time_limit"))
+    store.put([measured])
+    record = judge(measured, expected)
     if fails_run(record):
         pytest.fail(report(record), pytrace=False)
     if record.status == "xfail" or record.expected:

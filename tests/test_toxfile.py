@@ -57,7 +57,7 @@ def test_tests_run_on_the_newest_release_of_the_table(root):
 
 
 def test_arguments_reach_the_command_as_they_are(root):
-    (command,) = toxfile.cell_environment("5.1.0", ["--arch", "a b"], root)["commands"]
+    (command,) = toxfile.cell_environment("5.1.0", "", ["--arch", "a b"], root)["commands"]
     assert command.args[-4:] == ["--release", "5.1.0", "--arch", "a b"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.results import Status
+from harness.records import Status
 
 if TYPE_CHECKING:
     from harness.bench import Bench

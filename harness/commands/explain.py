@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from harness.cells import ROOT
-from harness.report import report
-from harness.results import Store
+from harness.judging.report import report
+from harness.judging.verdict import judge, load_expected
+from harness.records import Store
 
 HELP = "print all that is recorded about a cell, such as qwen2@5.23.0/sdpa/cpu"
 
@@ -27,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     architecture, _, rest = args.cell.partition("@")
     release, *key = rest.split("/")
     store = Store(args.results, release)
-    for record in store.read():
+    expected = load_expected()
+    for record in (judge(record, expected) for record in store.read()):
         if [record.architecture, record.backend, record.device] == [architecture, *key]:
             print(report(record))
             return 0

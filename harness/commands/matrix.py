@@ -8,7 +8,9 @@ from pathlib import Path
 
 from harness.cells import ROOT, load_matrix
 from harness.commands.render import render_reports
-from harness.orchestrate import measure, select_releases
+from harness.environment import cores
+from harness.planning.orchestrate import Work, measure
+from harness.planning.selection import parse_shard, select_releases
 
 HELP = "measure architectures x releases x attention backends, and render the reports"
 
@@ -43,6 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     parser.add_argument(
+        "--shard",
+        type=parse_shard,
+        metavar="N/COUNT",
+        help="run this share of the cells; `python -m harness merge` brings shares together",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="releases that run at the same time (default: one for each core; on cuda, 1)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="run cells, too, whose records are current"
+    )
+    parser.add_argument(
         "--reports",
         type=Path,
         default=ROOT / "reports",
@@ -55,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, render, and say what is not as expected.
 
     Raises:
+        OrchestrationError: tox failed, not a cell.
         ValueError: a name in the selection is unknown; the message lists those that are known.
     """
     started = time.monotonic()
@@ -63,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
     cells = matrix.cells(releases, args.arch, args.attn, args.device)
     if not cells:
         raise ValueError("The selection holds no cell: --arch or --attn is empty.")
-    arguments = ["--attn", ",".join(args.attn), "--device", args.device]
-    if args.arch is not None:
-        arguments += ["--arch", ",".join(args.arch)]
+    if args.shard:
+        cells = args.shard.of(cells)
     reports = args.reports.resolve()
-    problems = measure(cells, arguments, reports / "results")
+    jobs = args.jobs or (1 if args.device == "cuda" else cores())
+    problems = measure(cells, Work(reports / "results", jobs, args.force))
     for path in render_reports(reports):
         print(path)
     for problem in problems:

@@ -14,7 +14,7 @@ from typing import Any
 from packaging.version import Version
 
 from harness.cells import MATRIX
-from harness.results import write_atomically
+from harness.records import write_atomically
 
 if sys.version_info >= (3, 11):
     import tomllib

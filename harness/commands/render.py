@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from harness.cells import ROOT, load_matrix
+from harness.judging.verdict import load_judged
 from harness.render.pages import render
 from harness.render.tables import Order
-from harness.results import Record, Store
 
 HELP = "render the reports again, from the records"
 
@@ -35,7 +35,7 @@ def render_reports(reports: Path) -> list[Path]:
     """Render all records below the folder of the reports into it; return the paths written.
 
     Raises:
-        StoreError: a record is not readable.
+        FileNotFoundError: there is no folder of records.
         ValueError: there are no records.
     """
     matrix = load_matrix()
@@ -45,11 +45,4 @@ def render_reports(reports: Path) -> list[Path]:
         original_caches={row.id: row.original_cache for row in matrix.architectures},
         notes={row.id: row.notes for row in matrix.backends},
     )
-    return render(read_records(reports / "results"), reports, order)
-
-
-def read_records(results: Path) -> list[Record]:
-    """Return the records of all releases."""
-    names = sorted(path.stem for path in results.glob("transformers-*.jsonl"))
-    stores = [Store(results, name.removeprefix("transformers-")) for name in names]
-    return [record for store in stores for record in store.read()]
+    return render(load_judged(reports / "results"), reports, order)

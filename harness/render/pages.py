@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harness.records import Record, write_atomically
 from harness.render import tables
 from harness.render.markdown import escape_markdown, markdown_table, shorten
 from harness.render.statuses import LOOKS, look
 from harness.render.summary import sentences
-from harness.results import Record, write_atomically
 
 PAGES = ("compatibility.md", "compatibility.html")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.records import write_atomically
 from harness.render.markdown import shorten
 from harness.render.pages import environment
 from harness.render.tables import by_version
-from harness.results import write_atomically
 from harness.sweep.results import MEANINGS, Result, read
 
 PAGE = "sweep.md"

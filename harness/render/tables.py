@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pandas as pd
 from packaging.version import InvalidVersion, Version
 
+from harness.records import Record
 from harness.render.ranges import in_words
 from harness.render.statuses import look
-from harness.results import Record
 
 KEY = ["architecture", "release", "backend", "device"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from filelock import FileLock
 
-from harness.results import to_json, write_atomically
+from harness.records import to_json, write_atomically
 from harness.strict import StrictError, build
 
 Outcome = Literal["bit-equal", "no-blocks", "not-buildable", "reference-broken", "fails"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from harness.cells import Cell, load_matrix
-from harness.results import CheckResult, Record
+from harness.records import CheckResult, Record
 
 
 def make_cell(architecture: str = "llama", backend: str = "sdpa", release: str = "5.0.0") -> Cell:

@@ -124,7 +124,8 @@ def test_a_bad_file_is_named_with_row_and_reason(tmp_path, text, message):
 
 def test_planning_needs_no_torch():
     code = (
-        "import sys; import harness.__main__, harness.cells, harness.verdict, harness.commands.run;"
+        "import sys; import harness.__main__, harness.cells, harness.planning.orchestrate;"
+        "import harness.judging.verdict, harness.commands.run;"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

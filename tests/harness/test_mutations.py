@@ -17,7 +17,7 @@ from harness.checks import CHECKS
 from harness.fingerprints import KNOWN, explanation
 from harness.measure import Measurement, measure
 from harness.probes import text_blocks
-from harness.results import FAILED
+from harness.records import FAILED
 from rabbitllm import prepare
 from rabbitllm.streaming import engine, pipeline
 from rabbitllm.streaming.pipeline import Pipeline

@@ -6,6 +6,8 @@ import pytest
 
 from harness.__main__ import main
 from harness.commands import matrix
+from harness.environment import cores
+from harness.planning.orchestrate import Work
 
 
 @pytest.fixture
@@ -13,8 +15,8 @@ def measured(monkeypatch):
     """Record what would be measured instead of measuring it."""
     calls = []
 
-    def measure(cells, arguments, results):
-        calls.append((cells, arguments, results))
+    def measure(cells, work):
+        calls.append((cells, work))
         return []
 
     monkeypatch.setattr(matrix, "measure", measure)
@@ -24,21 +26,19 @@ def measured(monkeypatch):
 
 def test_the_default_is_the_sentinels_with_eager_and_sdpa_on_a_cpu(measured):
     assert main(["matrix"]) == 0
-    ((cells, arguments, results),) = measured
+    ((cells, work),) = measured
     assert {cell.backend.id for cell in cells} == {"eager", "sdpa"}
     assert {cell.device for cell in cells} == {"cpu"}
     assert {cell.release for cell in cells} >= {"5.0.0"}
-    assert arguments == ["--attn", "eager,sdpa", "--device", "cpu"]
-    assert results == matrix.ROOT / "reports" / "results"
+    assert work == Work(matrix.ROOT / "reports" / "results", cores())
 
 
 def test_a_selection_reaches_the_cells_and_their_command(measured, tmp_path):
     selection = ["--releases", "oldest", "--arch", "llama, qwen2", "--attn", "sdpa"]
     assert main(["matrix", *selection, "--reports", str(tmp_path)]) == 0
-    ((cells, arguments, results),) = measured
+    ((cells, work),) = measured
     assert [cell.id for cell in cells] == ["llama@5.0.0/sdpa/cpu", "qwen2@5.0.0/sdpa/cpu"]
-    assert arguments == ["--attn", "sdpa", "--device", "cpu", "--arch", "llama,qwen2"]
-    assert results == tmp_path / "results"
+    assert work.results == tmp_path / "results"
 
 
 def test_a_problem_makes_the_exit_status_1_and_is_printed(measured, monkeypatch, capsys):
@@ -64,3 +64,17 @@ def test_a_name_that_is_not_there_is_an_error_with_the_alternatives(
     assert main(["matrix", *selection]) == 2
     assert not measured
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_shards_together_are_the_run(measured):
+    selection = ["--releases", "5.0,newest", "--arch", "llama,qwen2", "--attn", "sdpa"]
+    for shard in ([], ["--shard", "1/2"], ["--shard", "2/2"]):
+        assert main(["matrix", *selection, *shard]) == 0
+    whole, first, second = (cells for cells, _ in measured)
+    assert [*first, *second] == whole
+
+
+def test_a_gpu_runs_one_release_at_a_time(measured):
+    main(["matrix", "--releases", "oldest", "--device", "cuda"])
+    ((_, work),) = measured
+    assert work.jobs == 1

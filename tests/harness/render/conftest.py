@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from harness.results import CheckResult, Record
+from harness.records import CheckResult, Record
 
 RELEASES = ("5.0.0", "5.1.0", "5.23.0")
 CHECKS = {

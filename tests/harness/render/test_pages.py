@@ -8,9 +8,9 @@ from typing import get_type_hints
 
 import pytest
 
+from harness.records import CheckResult, Record
 from harness.render.pages import figure, render
 from harness.render.tables import Order
-from harness.results import CheckResult, Record
 
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;{{ 7*7 }}{% raw %}\n"

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from harness.records import CheckResult
 from harness.render import tables
 from harness.render.summary import sentences
-from harness.results import CheckResult
 
 ORDER = tables.Order(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 

@@ -6,9 +6,9 @@ from datetime import date
 import pytest
 
 from harness.cells import load_matrix
-from harness.results import CheckResult
+from harness.judging.verdict import Expected, fails_run, judge, load_expected, problems
+from harness.records import CheckResult
 from harness.strict import StrictError
-from harness.verdict import Expected, fails_run, judge, load_expected, problems
 
 ENTRY = Expected(
     architecture="llama*",

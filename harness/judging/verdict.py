@@ -13,7 +13,7 @@ from typing import Literal
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness.cells import MATRIX, Cell, read_rows
-from harness.results import FAILED, Record
+from harness.records import FAILED, Record, read_all
 from harness.strict import StrictError
 
 PLACE = "matrix/expected_failures.toml"
@@ -115,6 +115,17 @@ def judge(record: Record, entries: Iterable[Expected]) -> Record:
     why = " ".join(dict.fromkeys(f"{e.why} ({e.side}; {e.link})" for e in explaining))
     status = record.status if record.status == "reference-broken" else "xfail"
     return replace(record, status=status, expected=why)
+
+
+def load_judged(results: Path) -> list[Record]:
+    """Return the records of all releases in a folder, judged by the list of expected failures.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        StrictError: the list is not as `Expected` says.
+    """
+    expected = load_expected()
+    return [judge(record, expected) for record in read_all(results)]
 
 
 def failures(record: Record) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.results import Record
+from harness.records import Record
 
 
 def report(record: Record) -> str:

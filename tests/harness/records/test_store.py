@@ -1,25 +1,12 @@
 from __future__ import annotations
 
-import json
 import os
+import re
 import threading
 
 import pytest
 
-from harness.results import Store, StoreError, from_json, to_json, write_atomically
-from harness.strict import StrictError
-
-
-def test_a_record_survives_json(cell_record):
-    record = cell_record(message="line\nline", probes={"cache_lengths": [3, 3]})
-    assert from_json(to_json(record), "here") == record
-
-
-def test_json_is_one_line_whatever_a_message_holds(cell_record):
-    text = to_json(cell_record(message="\ud800 \u2028 \x85 \r\n", probes={"nan": float("nan")}))
-    assert "\n" not in text
-    assert json.loads(text)["probes"] == {"nan": None}
-    text.encode("utf-8")
+from harness.records import RecordError, Store, read_all, write_atomically
 
 
 def test_a_store_keeps_a_line_for_each_cell_in_order(tmp_path, cell_record):
@@ -61,27 +48,45 @@ def test_writers_do_not_lose_each_others_records(tmp_path, cell_record):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"schema": 1, "arch', r"transformers-5.0.0.jsonl:2: .*Delete that line"),
-        ('{"schema": 99}', r"jsonl:2: schema 99, expected 1"),
-        ('["schema"]', r"jsonl:2: expected a record"),
-        ("<<<<<<< HEAD", r"jsonl:2: "),
+        (b'{"schema": 1, "arch', r"transformers-5.0.0.jsonl:2 is no record .*Unterminated string"),
+        (b'{"schema": 99}', r"jsonl:2 is no record .*schema 99, expected 1"),
+        (b'["schema"]', r"jsonl:2 .*must be object"),
+        (b"<<<<<<< HEAD", r"jsonl:2 .*Expecting value"),
+        (b"\xff\xfe", r"jsonl:2 .*can't decode"),
     ],
 )
-def test_a_corrupt_line_is_named_and_nothing_is_lost(tmp_path, cell_record, line, message):
+def test_a_damaged_line_is_named_and_kept_aside(tmp_path, cell_record, caplog, line, message):
     store = Store(tmp_path, "5.0.0")
     store.put([cell_record()])
-    with store.path.open("a") as file:
-        file.write(f"{line}\n")
+    with store.path.open("ab") as file:
+        file.write(line + b"\n")
+    assert store.read() == [cell_record()]
+    assert len(caplog.messages) == 1
+    assert re.search(message, caplog.messages[0])
+    store.put([cell_record(architecture="qwen2")])
+    assert [record.architecture for record in store.read()] == ["llama", "qwen2"]
+    assert store.damaged.read_bytes() == line + b"\n"
+    assert len(caplog.messages) == 2  # reading the mended store had nothing to say
+
+
+def test_what_is_no_record_is_not_written(tmp_path, cell_record):
+    store = Store(tmp_path, "5.0.0")
+    store.put([cell_record()])
     before = store.path.read_bytes()
-    with pytest.raises(StoreError, match=message):
-        store.put([cell_record(architecture="qwen2")])
+    with pytest.raises(RecordError, match="status must be one of"):
+        store.put([cell_record(architecture="qwen2", status="xfail")])
     assert store.path.read_bytes() == before
 
 
-def test_an_unknown_status_is_no_record(cell_record):
-    text = to_json(cell_record()).replace('"status": "pass"', '"status": "fine"')
-    with pytest.raises(StrictError, match=r"Unknown value 'fine'. Available: pass"):
-        from_json(text, "here")
+def test_a_folder_holds_the_records_of_all_releases(tmp_path, cell_record):
+    for release in ("5.1.0", "5.0.0"):
+        Store(tmp_path, release).put([cell_record(release=release)])
+    assert [record.release for record in read_all(tmp_path)] == ["5.0.0", "5.1.0"]
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder of records"):
+        read_all(tmp_path / "nowhere")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

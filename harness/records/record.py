@@ -1,20 +1,17 @@
-"""Records of cells, and their store: JSON lines, one file for each release."""
+"""The record of a cell, and its JSON, which schema.json describes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
-from harness.strict import StrictError, build
+import fastjsonschema
 
 SCHEMA = 1
 Status = Literal[
@@ -35,6 +32,8 @@ FAILED = frozenset(
     {"degraded", "fail", "flaky", "env-error", "timeout", "crash", "reference-broken"}
 )
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+"""JSON Schema (draft 7) of a stored record."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,15 @@ class Record:
 
     Attributes:
         release: of transformers.
-        status: of the cell: the worst of its checks', or why there are none.
+        status: of the cell: the worst of its checks', or why there are none. xfail and xpass are
+            never stored: `harness.judging.verdict.judge` gives them to a record that was read.
         message: of the first failure, one line or a few.
         exception: its type's name.
         fingerprint: equal for failures with the same cause; empty when nothing failed.
         explanation: a sentence about that cause, when it is a known one.
         traceback: the end of it, without local paths.
         stderr: the end of what the process wrote, without local paths.
-        expected: why the failure was expected, from matrix/expected_failures.toml.
+        expected: why the failure was expected, from matrix/expected_failures.toml; never stored.
         checks: check name -> result, in the order in which they ran.
         probes: contract probes, see `harness.probes`.
         versions: package -> version.
@@ -112,13 +112,18 @@ class Record:
     schema: int = SCHEMA
 
     @property
+    def cell(self) -> str:
+        """The cell's name, such as "qwen2@5.23.0/sdpa/cpu"."""
+        return f"{self.architecture}@{self.release}/{self.backend}/{self.device}"
+
+    @property
     def key(self) -> tuple[str, str, str]:
         """What a store holds one record for; the release names the file."""
         return self.architecture, self.backend, self.device
 
 
-class StoreError(ValueError):
-    """A store holds a line that is no record; the message names file, line and the way out."""
+class RecordError(ValueError):
+    """This is no record; the message says what about it is wrong."""
 
 
 def to_json(value: Any) -> str:
@@ -126,81 +131,41 @@ def to_json(value: Any) -> str:
     return json.dumps(_plain(dataclasses.asdict(value)), allow_nan=False, ensure_ascii=False)
 
 
-def from_json(text: str, where: str) -> Record:
+def from_json(text: str) -> Record:
     """Return the record on one line of JSON.
 
     Raises:
-        StrictError: it is not JSON, of another schema, or no record.
+        RecordError: it is not JSON, of another schema, or no record.
     """
     try:
         table = json.loads(text)
     except json.JSONDecodeError as error:
-        raise StrictError(f"{where}: {error}") from error
-    if not isinstance(table, dict):
-        raise StrictError(f"{where}: expected a record, got {text[:40]!r}")
-    if table.get("schema") != SCHEMA:
-        raise StrictError(f"{where}: schema {table.get('schema')!r}, expected {SCHEMA}")
-    return build(Record, table, where)
+        raise RecordError(str(error)) from error
+    if isinstance(table, dict) and table.get("schema") != SCHEMA:
+        raise RecordError(f"schema {table.get('schema')!r}, expected {SCHEMA}")
+    validate(table)
+    checks = {name: CheckResult(**result) for name, result in table["checks"].items()}
+    return Record(**{**table, "checks": checks})
 
 
-class Store:
-    """The records of one release in `folder/transformers-<release>.jsonl`.
+def validate(table: Any) -> None:
+    """Check a record's JSON against the schema.
 
-    Writers may be several processes: each write reads the file, replaces the records that it brings
-    and keeps all others, under a lock; readers never see half a file.
+    Raises:
+        RecordError: it does not fit; the message names the place in it.
     """
-
-    def __init__(self, folder: Path, release: str) -> None:
-        self.path = folder / f"transformers-{release}.jsonl"
-
-    def read(self) -> list[Record]:
-        """Return all records, in the order of their keys.
-
-        Raises:
-            StoreError: a line is no record.
-        """
-        if not self.path.exists():
-            return []
-        try:
-            return [
-                from_json(line, f"{self.path}:{number}")
-                for number, line in enumerate(self.path.read_text("utf-8").split("\n"), start=1)
-                if line
-            ]
-        except (StrictError, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"{error}. Delete that line, or {self.path}, and run again."
-            ) from error
-
-    def put(self, records: Iterable[Record]) -> None:
-        """Write records, each in place of the one with its key.
-
-        Raises:
-            StoreError: the file holds a line that is no record; nothing is written.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.parent / ".lock"):
-            merged = {record.key: record for record in self.read()}
-            merged |= {record.key: record for record in records}
-            lines = [to_json(merged[key]) + "\n" for key in sorted(merged)]
-            write_atomically(self.path, "".join(lines))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is the old one or the whole new one, whenever the machine stops."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(
-            name, 0o644
-        )  # mkstemp makes it private; the umask of the checkout does not reach here
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        _validator()(table)
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise RecordError(error.message) from error
+
+
+@cache
+def _validator() -> Callable[[Any], Any]:
+    validator: Callable[[Any], Any] = fastjsonschema.compile(
+        json.loads(SCHEMA_FILE.read_text("utf-8"))
+    )
+    return validator
 
 
 def _plain(value: Any) -> Any:

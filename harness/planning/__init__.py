@@ -1,0 +1,1 @@
+"""A whole run: which cells, in which environments, in what order."""

@@ -1,0 +1,29 @@
+"""What is known about cells, and where it is kept."""
+
+from harness.records.record import (
+    FAILED,
+    SCHEMA,
+    CheckResult,
+    Record,
+    RecordError,
+    Status,
+    from_json,
+    to_json,
+    validate,
+)
+from harness.records.store import Store, read_all, write_atomically
+
+__all__ = [
+    "FAILED",
+    "SCHEMA",
+    "CheckResult",
+    "Record",
+    "RecordError",
+    "Status",
+    "Store",
+    "from_json",
+    "read_all",
+    "to_json",
+    "validate",
+    "write_atomically",
+]

@@ -1,0 +1,103 @@
+"""The store of records: JSON lines, one file for each release."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.records.record import Record, RecordError, from_json, to_json, validate
+
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """The records of one release in `folder/transformers-<release>.jsonl`.
+
+    Writers may be several processes: each write reads the file, replaces the records that it brings
+    and keeps all others, under a lock; readers never see half a file. A line that is no record is
+    reported, and the next write keeps it aside in `transformers-<release>.jsonl.damaged`.
+    """
+
+    def __init__(self, folder: Path, release: str) -> None:
+        self.path = folder / f"transformers-{release}.jsonl"
+        self.damaged = folder / f"{self.path.name}.damaged"
+
+    def read(self) -> list[Record]:
+        """Return all records, in the order of their keys; warn of every line that is none."""
+        return self._read()[0]
+
+    def put(self, records: Iterable[Record]) -> None:
+        """Write records, each in place of the one with its key.
+
+        Raises:
+            RecordError: one of them does not fit the schema; nothing is written.
+        """
+        texts = {record.key: to_json(record) for record in records}
+        for text in texts.values():
+            validate(json.loads(text))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.parent / ".lock"):
+            kept, damaged = self._read()
+            if damaged:
+                with self.damaged.open("ab") as aside:
+                    aside.write(b"".join(line + b"\n" for line in damaged))
+                    aside.flush()
+                    os.fsync(aside.fileno())
+            merged = {record.key: to_json(record) for record in kept} | texts
+            write_atomically(self.path, "".join(f"{merged[key]}\n" for key in sorted(merged)))
+
+    def _read(self) -> tuple[list[Record], list[bytes]]:
+        """Return the records, and the lines that are none."""
+        records, damaged = [], []
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line:
+                continue
+            try:
+                records.append(from_json(line.decode("utf-8")))
+            except (RecordError, UnicodeDecodeError) as error:
+                damaged.append(line)
+                logger.warning(
+                    "%s:%d is no record and was left out: %s. The next run of that cell writes it "
+                    "again and keeps the line in %s.",
+                    self.path,
+                    number,
+                    error,
+                    self.damaged.name,
+                )
+        return records, damaged
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Return the records of all releases in a folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder of records; run `tox -e matrix` first.")
+    names = sorted(path.stem for path in folder.glob("transformers-*.jsonl"))
+    stores = [Store(folder, name.removeprefix("transformers-")) for name in names]
+    return [record for store in stores for record in store.read()]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is the old one or the whole new one, whenever the machine stops."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes it private; the umask of the checkout does not reach here.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
