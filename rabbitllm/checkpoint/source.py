@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -32,6 +34,8 @@ CODE_PATTERNS = ("*.py",)
 PICKLES = ("*.bin", "*.pt", "*.pth")
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit on a header."""
+MAX_ELEMENTS = 2**63
+"""Of a tensor, in any order of its dimensions."""
 
 MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 """What reading JSON, and numbers out of it, raises when a file is not what it should be."""
@@ -40,6 +44,9 @@ MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
     "I8": torch.int8,
     "I16": torch.int16,
     "I32": torch.int32,
@@ -50,6 +57,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
     "F64": torch.float64,
+    "C64": torch.complex64,
 }
 
 
@@ -165,8 +173,10 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
         return read_header(folder / WEIGHTS)
     weight_map = _weight_map(folder)
     tensors: dict[str, TensorEntry] = {}
+    # Names are compared, not tried: an index may hold some that no file system takes.
+    files = {path.name for path in folder.iterdir() if path.is_file()}
     for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).is_file():
+        if shard not in files:
             missing = sum(1 for s in weight_map.values() if s == shard)
             raise CheckpointError(
                 f"Shard {shard} ({missing} tensors) is missing from {folder}. Download the "
@@ -199,39 +209,40 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         fields = json.loads(header)
         fields.pop("__metadata__", None)
-        tensors = {
-            key: TensorEntry(
-                file=file,
-                offset=8 + length + int(value["data_offsets"][0]),
-                nbytes=int(value["data_offsets"][1]) - int(value["data_offsets"][0]),
-                dtype=DTYPES[value["dtype"]],
-                shape=tuple(int(n) for n in value["shape"]),
-            )
-            for key, value in fields.items()
-        }
-    except (*MALFORMED, AttributeError, IndexError) as error:
+        tensors = {key: _entry(file, 8 + length, value) for key, value in fields.items()}
+    except (*MALFORMED, AttributeError) as error:
         raise CheckpointError(f"The header of {file} is malformed: {error!r}.") from error
-    for key, entry in tensors.items():
-        _check_entry(key, entry, 8 + length, size)
+    end = 8 + length
+    # As the format asks: the tensors follow one another without holes, up to the file's end.
+    for key, entry in sorted(tensors.items(), key=lambda pair: (pair[1].offset, pair[1].nbytes)):
+        if entry.offset != end or not _fits(entry):
+            raise CheckpointError(f"{file}: tensor {key} has an impossible place or shape.")
+        end += entry.nbytes
+    if end != size:
+        raise CheckpointError(
+            f"{file} is {'truncated' if size < end else 'damaged'}: it has {size:,} bytes, its "
+            f"header describes {end:,}. Download it again."
+        )
     return tensors
 
 
-def _check_entry(key: str, entry: TensorEntry, start: int, size: int) -> None:
+def _entry(file: Path, start: int, value: Mapping[str, Any]) -> TensorEntry:
+    """A header's entry, for data that begin at byte `start`; raises one of `MALFORMED`."""
+    first, end = map(index, value["data_offsets"])
+    if value["dtype"] not in DTYPES:
+        raise ValueError(f"no dtype {value['dtype']!r} is known")
+    shape = tuple(index(size) for size in value["shape"])
+    return TensorEntry(file, start + first, end - first, DTYPES[value["dtype"]], shape)
+
+
+def _fits(entry: TensorEntry) -> bool:
+    """Whether a shape has as many elements as there are bytes for."""
     elements = 1
     for n in entry.shape:
+        if n < 0 or elements > MAX_ELEMENTS:  # before a long product of long numbers takes minutes
+            return False
         elements *= n
-    if (
-        entry.offset < start
-        or entry.nbytes != elements * entry.dtype.itemsize
-        or min(entry.shape, default=0) < 0
-    ):
-        raise CheckpointError(f"{entry.file}: tensor {key} has an impossible place or shape.")
-    if entry.offset + entry.nbytes > size:
-        raise CheckpointError(
-            f"{entry.file} is truncated: tensor {key} ends at byte "
-            f"{entry.offset + entry.nbytes:,}, the file at "
-            f"{size:,}. Download it again."
-        )
+    return entry.nbytes == elements * entry.dtype.itemsize
 
 
 def _patterns(trust_remote_code: bool) -> list[str]:
@@ -247,7 +258,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor key -> shard name; a name may not lead out of the folder."""
     path = folder / WEIGHTS_INDEX
     try:
-        weight_map = dict(json.loads(path.read_text())["weight_map"])
+        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
     except MALFORMED as error:
         raise CheckpointError(f"{path} is no index of shards: {error!r}.") from error
     for shard in weight_map.values():

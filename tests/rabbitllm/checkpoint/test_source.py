@@ -89,10 +89,33 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         read_index(sharded)
 
 
-def test_a_truncated_shard_is_named_with_the_tensor(sharded: Path) -> None:
+@pytest.mark.parametrize("left", [-1, -10_000, 1000])
+def test_a_truncated_shard_is_named_with_both_sizes(sharded: Path, left: int) -> None:
     cut = sorted(sharded.glob("*.safetensors"))[1]
-    cut.write_bytes(cut.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=rf"{cut.name} is truncated: tensor \S+ ends at byte"):
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:left])
+    if left > 0:  # not even the whole header
+        message = rf"{cut.name} is no safetensors file or is truncated \(1,000 bytes\)"
+    else:
+        message = (
+            rf"{cut.name} is truncated: it has {len(whole) + left:,} bytes, its header describes "
+            rf"{len(whole):,}\."
+        )
+    with pytest.raises(CheckpointError, match=message):
+        read_index(sharded)
+
+
+def test_a_shard_with_something_behind_its_data_is_refused(sharded: Path) -> None:
+    grown = sorted(sharded.glob("*.safetensors"))[1]
+    grown.write_bytes(grown.read_bytes() + b"more")
+    with pytest.raises(CheckpointError, match=rf"{grown.name} is damaged: it has .* bytes, its"):
+        read_index(sharded)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "\ud800", "\0"], ids=["long", "surrogate", "nul"])
+def test_a_shard_whose_name_no_file_has_is_missing(sharded: Path, name: str) -> None:
+    shard(sharded, {"w": f"{name}.safetensors"})
+    with pytest.raises(CheckpointError, match=r"safetensors \(1 tensors\) is missing from"):
         read_index(sharded)
 
 
@@ -210,6 +233,11 @@ def test_a_header_length_that_cannot_be_is_refused(tmp_path: Path, length: int) 
         {"w": GOOD | {"shape": [float("inf")]}},
         {"w": GOOD | {"data_offsets": []}},
         {"w": GOOD | {"data_offsets": [0]}},
+        {"w": GOOD | {"data_offsets": [0, 24, 24]}},
+        {"w": GOOD | {"data_offsets": [0.0, 24.0]}},
+        {"w": GOOD | {"shape": [2.0, 3]}},
+        {"w": GOOD | {"shape": "23"}},
+        {"w": GOOD | {"shape": {"2": 0, "3": 1}}},
         {"w": GOOD | {"data_offsets": {}}},
         {"w": GOOD | {"data_offsets": ["a", "b"]}},
         {"w": GOOD | {"data_offsets": [0, float("inf")]}},
@@ -233,6 +261,9 @@ def test_a_malformed_header_is_refused(tmp_path: Path, header: object) -> None:
         {"data_offsets": [-24, 0]},
         {"data_offsets": [-4, 20]},
         {"data_offsets": [-(2**70), 0]},
+        {"data_offsets": [4, 28]},
+        {"data_offsets": [2**80, 2**80 + 24]},
+        pytest.param({"shape": [10**300] * 200_000}, id="hours to multiply"),
     ],
     ids=repr,
 )
@@ -244,11 +275,25 @@ def test_a_tensor_whose_place_contradicts_its_shape_is_refused(
         read_header(file)
 
 
-@pytest.mark.parametrize("start", [1, 4, 2**40, 2**80])
-def test_a_tensor_behind_the_end_of_its_file_is_refused(tmp_path: Path, start: int) -> None:
-    file = write(tmp_path / "f", {"w": GOOD | {"data_offsets": [start, start + 24]}})
-    with pytest.raises(CheckpointError, match="is truncated: tensor w ends at byte"):
+@pytest.mark.parametrize("places", [([0, 24], [0, 24]), ([0, 24], [20, 44]), ([0, 24], [28, 52])])
+def test_tensors_that_overlap_or_leave_holes_are_refused(
+    tmp_path: Path, places: tuple[list[int], list[int]]
+) -> None:
+    header = {key: GOOD | {"data_offsets": place} for key, place in zip("vw", places, strict=True)}
+    with pytest.raises(CheckpointError, match="tensor w has an impossible place or shape"):
+        read_header(write(tmp_path / "f", header, places[1][1]))
+
+
+def test_a_tensor_behind_the_end_of_its_file_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "f", {"v": GOOD, "w": GOOD | {"data_offsets": [24, 48]}})
+    with pytest.raises(CheckpointError, match=r"f is truncated: it has \d+ bytes, its header"):
         read_header(file)
+
+
+def test_an_empty_tensor_takes_no_place(tmp_path: Path) -> None:
+    empty = {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [24, 24]}
+    tensors = read_header(write(tmp_path / "f", {"e": empty, "w": GOOD}))
+    assert (tensors["e"].shape, tensors["e"].nbytes) == ((2**40, 0), 0)
 
 
 @pytest.mark.parametrize("seed", range(8))
