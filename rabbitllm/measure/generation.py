@@ -2,10 +2,12 @@
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import BaseStreamer
+from typing_extensions import override
 
 
 @dataclass(frozen=True)
@@ -15,29 +17,41 @@ class Timing:
     Attributes:
         tokens: the generated ids of the first sequence.
         prefill_seconds: from the call to the first token.
-        step_seconds: between tokens.
+        step_seconds: between arrivals of tokens. One token arrives at a time, or several where a
+            step accepts guesses.
+        first: tokens that came with the prefill.
     """
 
     tokens: list[int]
     prefill_seconds: float
     step_seconds: list[float]
+    first: int = 1
 
     def tokens_per_second(self, batch: int = 1) -> float:
-        """Of decoding: the prefill is left out."""
-        return batch * len(self.step_seconds) / sum(self.step_seconds)
+        """Of decoding: the prefill is left out, and what came with it."""
+        return batch * (len(self.tokens) - self.first) / sum(self.step_seconds)
 
 
-class _Clock(StoppingCriteria):
-    """Notes when each token is there; never stops."""
+class _Clock(BaseStreamer):
+    """Notes when tokens are there.
+
+    They come as copies on the host, for which `generate` has waited. A device-wide wait would also
+    wait for the copies of the next stages, and so leave the link idle between tokens: 4 ms of the
+    244 that a token of a 7B model takes (H100, PCIe 5).
+    """
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.counts: list[int] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize(input_ids.device)
+    @override
+    def put(self, value: torch.Tensor) -> None:
         self.times.append(time.perf_counter())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        self.counts.append(value.shape[-1] if value.dim() > 1 else 1)
+
+    @override
+    def end(self) -> None:
+        """Nothing is left to note."""
 
 
 def generate(model: Any, prompt: torch.Tensor, new_tokens: int, **options: Any) -> Timing:
@@ -57,8 +71,11 @@ def generate(model: Any, prompt: torch.Tensor, new_tokens: int, **options: Any) 
         do_sample=False,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
-        stopping_criteria=StoppingCriteriaList([clock]),
+        streamer=clock,
         **options,
     )
-    steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
-    return Timing(output[0, prompt.shape[1] :].tolist(), clock.times[0] - begun, steps)
+    prefill, *decoding = clock.times[1:]  # the prompt itself comes first
+    steps = [b - a for a, b in pairwise([prefill, *decoding])]
+    return Timing(
+        output[0, prompt.shape[1] :].tolist(), prefill - begun, steps, first=clock.counts[1]
+    )

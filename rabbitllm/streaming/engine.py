@@ -15,7 +15,7 @@ from rabbitllm.streaming.pipeline import Options, Pipeline, bind
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
-from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Slot, Transfer
+from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Transfer
 
 
 def stream(
@@ -70,7 +70,7 @@ def stream(
             assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
             transfer.keep(stage)
             bar.update(stage.nbytes)
-    slots = [Slot(transfer.allocate(plan.slot_bytes)) for _ in range(plan.slots)]
+    slots = [transfer.slot(plan.slot_bytes) for _ in range(plan.slots)]
     Pipeline(model, streamed, slots, transfer, stats, options).start()
     return stats
 

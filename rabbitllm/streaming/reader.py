@@ -58,10 +58,14 @@ class Reader:
         self._files: dict[tuple[Path, bool], int] = {}
         self._maps: dict[Path, torch.Tensor] = {}
         self._chunks: dict[Stage, list[_Chunk]] = {}
+        self._preparing = threading.Lock()
         self._bounce = threading.local()
 
     def read_stage(self, stage: Stage, buffer: torch.Tensor, direct: bool) -> None:
         """Fills a buffer with a stage's weights, as the stage lays them out.
+
+        Several threads may call it: the reads of one stage begin behind those of the other, so
+        that the disk is kept busy while the last reads of a stage come in.
 
         Args:
             stage: what to read.
@@ -71,18 +75,16 @@ class Reader:
         Raises:
             CheckpointError: a file ends before its tensor does.
         """
-        if stage not in self._chunks:
-            self._chunks[stage] = self._cut(stage)
-        chunks = self._chunks[stage]
-        for chunk in chunks:
-            self._open(chunk.file, direct)
-        if len(chunks) == 1:
-            self._read(chunks[0], buffer, direct)
-        else:
+        with self._preparing:
+            if stage not in self._chunks:
+                self._chunks[stage] = self._cut(stage)
+            chunks = self._chunks[stage]
+            for chunk in chunks:
+                self._open(chunk.file, direct)
             reads = [self._pool.submit(self._read, chunk, buffer, direct) for chunk in chunks]
-            wait(reads)  # all of them, also when one fails: the buffer is then free to fill again
-            for read in reads:
-                read.result()
+        wait(reads)  # all of them, also when one fails: the buffer is then free to fill again
+        for read in reads:
+            read.result()
 
     def view(self, name: str) -> torch.Tensor:
         """A weight as a view of its mapped file: nothing is read before it is used."""
@@ -146,7 +148,7 @@ class Reader:
     def _read(self, chunk: _Chunk, buffer: torch.Tensor, direct: bool) -> None:
         if not hasattr(self._bounce, "memory"):
             self._bounce.memory = mmap.mmap(-1, CHUNK + BLOCK)  # on a page boundary
-            self._bounce.tensor = torch.frombuffer(self._bounce.memory, dtype=torch.uint8)
+            self._bounce.array = torch.frombuffer(self._bounce.memory, dtype=torch.uint8).numpy()
         descriptor, view = self._files[chunk.file, direct], memoryview(self._bounce.memory)
         needed = max(offset + nbytes for offset, _, nbytes in chunk.pieces) - chunk.start
         done = 0
@@ -160,6 +162,8 @@ class Reader:
                     "Was it replaced while in use?"
                 )
             done += count
+        # By numpy, which copies in this thread alone: torch would set a team of threads to each.
+        target_bytes = buffer.numpy()
         for offset, target, nbytes in chunk.pieces:
-            source = self._bounce.tensor[offset - chunk.start : offset - chunk.start + nbytes]
-            buffer[target : target + nbytes].copy_(source)
+            begin = offset - chunk.start
+            target_bytes[target : target + nbytes] = self._bounce.array[begin : begin + nbytes]
