@@ -3,8 +3,8 @@
 import os
 
 import torch
-from transformers import GenerationConfig
 
+from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.model import StreamedModel
 from rabbitllm.older import accept_arguments
 from rabbitllm.prepare import Prepared, prepare
@@ -84,14 +84,15 @@ class AutoModel:
             trust_remote_code,
         )
         model, folder = prepared.model, prepared.folder
+        generation = load_generation_config(folder)
         placed, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
         located = prepared.locate(layer_shards_saving_path, delete_original)
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
         make_idle(model, target)
         stats = stream(model, placed.base, placed.stages, located, plan, target, options)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+        if generation is not None:
+            model.generation_config = generation
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
         model.attach(plan, stats, folder, target, trust_remote_code)
         return model

@@ -17,6 +17,7 @@ from rabbitllm.checkpoint.config import (
     read_fields,
     repair_head_dim,
     stock_class,
+    valid_config,
 )
 from rabbitllm.checkpoint.convert import (
     Recipe,
@@ -166,11 +167,13 @@ def prepare(
     def build(attention: str) -> StreamedModel:
         return _skeleton(streamed, config, weights_dtype, attention, inputs)
 
-    model = build_with_attention(build, attn_implementation, device, weights_dtype, inputs)
+    with valid_config(fields):
+        model = build_with_attention(build, attn_implementation, device, weights_dtype, inputs)
     # A store that took the originals' place holds parameters, which need no map.
     recipes = recipes_for(model, entries, row.weights if row and not moved else ())
     if repair_head_dim(config, model, recipes, entries):
-        model = build(model.active_attention_implementation)
+        with valid_config(fields):
+            model = build(model.active_attention_implementation)
     check_shapes(model, recipes, {key: entry.shape for key, entry in entries.items()}, folder)
     tied = resolve_ties(model, recipes, Reader(entries).view)
     check_complete(model, recipes, folder)

@@ -2,14 +2,23 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -24,12 +33,24 @@ INVALID = (
     StrictDataclassError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    AssertionError,
+    RuntimeError,
 )
-"""What transformers raises for a config whose fields have wrong types or values."""
+"""What transformers and torch raise for fields of wrong types or values, or at odds with another.
+
+Neither checks them all before it computes with them: a name that is none is a KeyError, 0 heads a
+ZeroDivisionError, a padding token beyond the vocabulary an AssertionError, a negative size or one
+that no memory holds torch's RuntimeError. OSError, ImportError and MemoryError are not among them,
+for they tell of the machine.
+"""
+COUNTS = re.compile(r"(^|_)(layers?|experts|labels)$")
+MOST = 10_000
+"""Of what `COUNTS` matches: models have hundreds, and each costs time and memory to build."""
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""What models compute in; torch has narrower types, for storage."""
 
 
 class Fields(dict[str, Any]):
@@ -53,7 +74,7 @@ def read_fields(folder: Path) -> Fields:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: it is no transformers checkpoint.")
     try:
-        fields = Fields(json.loads(path.read_text()), path)
+        fields = Fields(json.loads(path.read_text(encoding="utf-8")), path)
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     fields["model_type"] = str(fields.get("model_type"))
@@ -79,15 +100,54 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
             f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, "
             "unquantised one."
         )
-    try:
+    with valid_config(fields):
+        _check_counts(fields)
         return _config(folder, fields, trust_remote_code)
+
+
+def load_generation_config(folder: Path) -> GenerationConfig | None:
+    """The checkpoint's own settings for generating; None if it has none.
+
+    Raises:
+        CheckpointError: its generation_config.json is malformed.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (*INVALID, OSError) as error:  # the latter also if it is no JSON
+        raise CheckpointError(f"{path} is no valid generation config: {_reason(error)}") from error
+
+
+@contextmanager
+def valid_config(fields: Fields) -> Iterator[None]:
+    """Turns an error over a config, or in a model's own constructor, into one that names the file.
+
+    Raises:
+        CheckpointError: for anything that `INVALID` lists.
+    """
+    try:
+        yield
     except CheckpointError:
         raise
     except INVALID as error:
-        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{fields.path} is no valid config of {fields['model_type']!r}: {reason}."
+            f"{fields.path} is no valid config of {fields['model_type']!r}: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Type and text, which may come with a stack of C++ frames."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 500)
+
+
+def _check_counts(fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            _check_counts(value)
+        elif isinstance(value, int) and value > MOST and COUNTS.search(name):
+            raise ValueError(f"{name}={value} is beyond what any model has")
 
 
 def _config(folder: Path, fields: Fields, trust_remote_code: bool) -> PretrainedConfig:
@@ -128,18 +188,22 @@ def pick_dtype(
     """The dtype of the running model's weights: asked, else the config's, else the checkpoint's.
 
     Raises:
-        ValueError: not the name of a floating point dtype.
+        ValueError: `asked` is no floating point dtype that models compute in, nor its name.
+        CheckpointError: the config's or the checkpoint's is none.
     """
+    kind: type[ValueError] = ValueError
+    place = ""
     if asked in ("auto", None):
+        kind, place = CheckpointError, f" (so says {config.name_or_path})"
         asked = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if asked is None:
         floats = [entry.dtype for entry in entries.values() if entry.dtype.is_floating_point]
         asked = floats[0] if floats else torch.float32
     dtype = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(
-            f"dtype={asked!r} is no floating point dtype. Use 'auto', 'bfloat16', 'float16' or "
-            "'float32'."
+    if dtype not in FLOATS:
+        raise kind(
+            f"dtype={asked!r}{place} is no floating point dtype to compute in. Pass dtype= with "
+            "'bfloat16', 'float16' or 'float32'."
         )
     return dtype
 

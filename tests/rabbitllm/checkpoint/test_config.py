@@ -85,6 +85,76 @@ def test_a_field_of_the_wrong_type_is_named_with_its_file(
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "cause"),
+    [
+        ("hidden_size", -64, RuntimeError),
+        ("hidden_size", 2**40, RuntimeError),
+        ("hidden_size", 2**62, RuntimeError),
+        ("hidden_size", 2**70, TypeError),
+        ("head_dim", 0, ZeroDivisionError),
+        ("vocab_size", 0, IndexError),
+        ("pad_token_id", 10**9, AssertionError),
+        ("hidden_act", "swish-swash", KeyError),
+        ("experts_implementation", "mine", ValueError),
+        ("text_config", {"hidden_size": 3}, AttributeError),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_named(
+    copied: Callable[..., Path],
+    configure: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    field: str,
+    value: object,
+    cause: type[Exception],
+) -> None:
+    folder = copied()
+    configure(folder, **{field: value})
+    with pytest.raises(CheckpointError, match=rf"^{folder}/config\.json is no valid ") as caught:
+        streamed(folder)
+    assert isinstance(caught.value.__cause__, cause)
+    assert len(str(caught.value)) < 1000  # no stack of C++ frames
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_labels": 10**7},
+        {"model_type": "qwen2", "n_layer": 10**9},
+        {"model_type": "gemma3", "text_config": {"num_hidden_layers": 2**70}},
+    ],
+    ids=repr,
+)
+def test_more_layers_than_any_model_has_are_refused_before_they_are_built(
+    copied: Callable[..., Path], configure: Callable[..., None], fields: dict[str, Any]
+) -> None:
+    folder = copied()
+    configure(folder, **fields)
+    with pytest.raises(CheckpointError, match=r"config\.json .*=\d+ is beyond what any model has"):
+        load_config(folder, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "\xff",
+        '{"temperature": "warm", "max_new_tokens": "few"}',
+        '{"cache_implementation": "mine"}',
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
+def test_a_malformed_generation_config_is_named(
+    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], text: str
+) -> None:
+    path = copied() / "generation_config.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=rf"^{path} is no valid generation config: \w+: "):
+        streamed(path.parent)
+
+
+@pytest.mark.parametrize(
     ("quantization", "method"),
     [({"quant_method": "gptq"}, "gptq"), ({"a": 1}, "unknown"), (3, "unk")],
 )
@@ -191,10 +261,25 @@ def test_dtype_is_the_asked_else_the_configs_else_the_checkpoints(
     assert pick_dtype(asked, config, entries) == expected
 
 
-@pytest.mark.parametrize("asked", ["int8", "half a float", "nn", torch.int64, 3])
+NO_FLOATS = ["int8", "half a float", "nn", torch.int64, 3, "float8_e4m3fn", ["float32"], {"a": 1}]
+
+
+@pytest.mark.parametrize("asked", NO_FLOATS, ids=repr)
 def test_what_is_no_float_dtype_is_refused(asked: Any) -> None:
-    with pytest.raises(ValueError, match=r"is no floating point dtype\. Use 'auto', 'bfloat16'"):
+    message = r"is no floating point dtype to compute in\. Pass dtype= with 'bfloat16'"
+    with pytest.raises(ValueError, match=message) as caught:
         pick_dtype(asked, PretrainedConfig(), {})
+    assert not isinstance(caught.value, CheckpointError)
+
+
+@pytest.mark.parametrize("stated", NO_FLOATS, ids=repr)
+def test_a_dtype_that_the_config_states_is_the_checkpoints_fault(stated: Any) -> None:
+    config = PretrainedConfig(name_or_path="some/folder")
+    config.dtype = stated
+    with pytest.raises(CheckpointError, match=r"\(so says some/folder\) is no floating point"):
+        CheckpointError, match=r"\(so says some/folder\) is no floating point dtype"
+    ):
+        pick_dtype("auto", config, {})
 
 
 # head_dim
