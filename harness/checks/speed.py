@@ -1,14 +1,17 @@
 """Decoding could not be timed.
 
-Tokens per second of the streamed model, of stock fully loaded and of accelerate's disk offload, in
-turns in one process. It records and never judges: at the tiny sizes of the matrix, overhead is what
-is measured.
+Tokens per second, and CPU seconds per token, of the streamed model, of stock fully loaded and of
+accelerate's disk offload, in turns in one process. It records and never judges: at the tiny sizes
+of the matrix, overhead is what is measured. `harness.judging.speed` compares records.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +21,11 @@ from harness.checkpoints import stock_class
 from harness.checks import Outcome
 from harness.probes import blocks
 
-ROUNDS = 3
+PAIR = ("streamed", "stock")
+ROUNDS = 12
+"""Of `PAIR`, by which records are compared later."""
+ACCELERATE_EVERY = 4
+"""Rounds for one of accelerate, which takes several times as long."""
 BUDGET = 2.0
 """Seconds after which no further round begins; the first is always kept."""
 COUNTERS = ("forwards", "bytes_from_disk", "bytes_to_device", "wait_seconds", "seconds")
@@ -34,25 +41,13 @@ def run(bench: Bench) -> Outcome:
     if bench.cell.device in bench.cell.backend.uncompiled:
         return Outcome("not-run", message="the backend runs uncompiled here, slower than it is")
     before = bench.streamed.streaming_stats()
-    samples: dict[str, list[float]] = {"streamed": [], "stock": [], "accelerate": []}
-    with tempfile.TemporaryDirectory() as folder:
-        models: dict[str, Any] = {"streamed": bench.streamed, "stock": bench.reference}
+    with tempfile.TemporaryDirectory() as folder, uncollected():
         with reference_side():
-            models["accelerate"] = offloaded(bench, folder)
-            bench.generate(models["accelerate"], 1)
-        bench.generate(bench.reference, 1)  # the first forward is slower
-        bench.generate(bench.streamed, 1)
-        begun = time.perf_counter()
-        while len(samples["stock"]) < ROUNDS and (
-            not samples["stock"] or time.perf_counter() < begun + BUDGET
-        ):
-            for name, model in models.items():
-                samples[name].append(tokens_per_second(bench, model))
+            accelerate = offloaded(bench, folder)
+            bench.generate(accelerate, 1)
+        figures = rounds(bench, accelerate)
     after = bench.streamed.streaming_stats()
     change = {name: after[name] - before[name] for name in COUNTERS}
-    figures: dict[str, Any] = {
-        f"{name}_tokens_per_second": rates for name, rates in samples.items()
-    }
     figures |= {
         f"{name}_per_forward": value / change["forwards"]
         for name, value in change.items()
@@ -79,10 +74,40 @@ def offloaded(bench: Bench, folder: str) -> Any:
     )
 
 
-def tokens_per_second(bench: Bench, model: Any) -> float:
-    """Return the rate of one short greedy generation, prefill included."""
+def rounds(bench: Bench, accelerate: Any) -> dict[str, Any]:
+    """Return the samples of all rounds, by the names of their figures."""
+    models = {"streamed": bench.streamed, "stock": bench.reference, "accelerate": accelerate}
+    for name in PAIR:
+        bench.generate(models[name], 1)  # the first forward is slower
+    figures: dict[str, Any] = {}
     begun = time.perf_counter()
+    for number in range(ROUNDS):
+        if number and time.perf_counter() > begun + BUDGET:
+            break
+        # Who goes first changes, so that neither always finds the caches as the other left them.
+        names = PAIR if number % 2 else PAIR[::-1]
+        for name in (*names, "accelerate") if number % ACCELERATE_EVERY == 0 else names:
+            seconds, cpu_seconds = timed(bench, models[name])
+            figures.setdefault(f"{name}_tokens_per_second", []).append(LENGTH / seconds)
+            figures.setdefault(f"{name}_cpu_seconds_per_token", []).append(cpu_seconds / LENGTH)
+    return figures
+
+
+def timed(bench: Bench, model: Any) -> tuple[float, float]:
+    """Return wall and CPU seconds, of all threads, of one short greedy generation with prefill."""
+    begun, cpu_begun = time.perf_counter(), time.process_time()
     bench.generate(model, LENGTH)
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
-    return LENGTH / (time.perf_counter() - begun)
+    return time.perf_counter() - begun, time.process_time() - cpu_begun
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from running in some rounds and not in others."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

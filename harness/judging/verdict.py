@@ -96,25 +96,26 @@ def judge(record: Record, entries: Iterable[Expected]) -> Record:
     own; a pass that an entry does not expect becomes xpass. Anything else stays as it is, and fails
     the run if it is a failure.
     """
-    entries = [
-        e
-        for e in entries
-        if e.selects(record.architecture, record.release, record.backend, record.device)
-    ]
-    if record.status == "pass" and entries:
-        message = f"{PLACE}, {entries[0].name}: passes now; remove the entry or end its range"
+    selecting = _selecting(record, entries)
+    if record.status == "pass" and selecting:
+        message = f"{PLACE}, {selecting[0].name}: passes now; remove the entry or end its range"
         return replace(record, status="xpass", message=message)
-    if record.status not in FAILED:
-        return record
-    found = [
-        next((e for e in entries if e.explains(*failure)), None) for failure in failures(record)
-    ]
-    explaining = [entry for entry in found if entry is not None]
-    if len(explaining) < len(found) or not found:
+    explaining = entries_for(record, selecting) if record.status in FAILED else ()
+    if not explaining:
         return record
     why = " ".join(dict.fromkeys(f"{e.why} ({e.side}; {e.link})" for e in explaining))
     status = record.status if record.status == "reference-broken" else "xfail"
     return replace(record, status=status, expected=why)
+
+
+def entries_for(record: Record, entries: Iterable[Expected]) -> tuple[Expected, ...]:
+    """Return the entries that explain a cell's failures; none unless they explain all of them."""
+    selecting = _selecting(record, entries)
+    found = [
+        next((e for e in selecting if e.explains(*failure)), None) for failure in failures(record)
+    ]
+    explaining = [entry for entry in found if entry is not None]
+    return tuple(dict.fromkeys(explaining)) if len(explaining) == len(found) else ()
 
 
 def load_judged(results: Path) -> list[Record]:
@@ -161,3 +162,8 @@ def problems(entries: Sequence[Expected], cells: Sequence[Cell], today: date) ->
         ):
             found.append(f"{PLACE}, {entry.name}: matches no cell of the matrix")
     return found
+
+
+def _selecting(record: Record, entries: Iterable[Expected]) -> list[Expected]:
+    place = record.architecture, record.release, record.backend, record.device
+    return [entry for entry in entries if entry.selects(*place)]
