@@ -261,7 +261,16 @@ def test_dtype_is_the_asked_else_the_configs_else_the_checkpoints(
     assert pick_dtype(asked, config, entries) == expected
 
 
-NO_FLOATS = ["int8", "half a float", "nn", torch.int64, 3, "float8_e4m3fn", ["float32"], {"a": 1}]
+NO_FLOATS: list[Any] = [
+    "int8",
+    "half a float",
+    "nn",
+    torch.int64,
+    3,
+    "float8_e4m3fn",
+    ["float32"],
+    {"a": 1},
+]
 
 
 @pytest.mark.parametrize("asked", NO_FLOATS, ids=repr)
@@ -277,8 +286,6 @@ def test_a_dtype_that_the_config_states_is_the_checkpoints_fault(stated: Any) ->
     config = PretrainedConfig(name_or_path="some/folder")
     config.dtype = stated
     with pytest.raises(CheckpointError, match=r"\(so says some/folder\) is no floating point"):
-        CheckpointError, match=r"\(so says some/folder\) is no floating point dtype"
-    ):
         pick_dtype("auto", config, {})
 
 
