@@ -1,0 +1,69 @@
+"""What differs between two releases, or two sets of records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.cells import ROOT
+from harness.judging.compare import KINDS, compare
+from harness.judging.sides import load_side
+from harness.judging.verdict import load_expected
+
+HELP = "compare two releases or two sets of records: what regressed, was lost, was fixed"
+EXIT_STATUS = """\
+exit status:
+  0  nothing is worse
+  1  a cell regressed or was lost
+  2  the command is wrong
+  3  cells regressed or were lost, and matrix/expected_failures.toml accounts for all of them
+  4  streaming became slower, and nothing else is worse"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the two sides and how to print."""
+    kinds = "\n".join(f"  {kind:15} {meaning}" for kind, meaning in KINDS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  python -m harness diff 5.20.2 5.21.1\n"
+        "  python -m harness diff git:HEAD reports/results --format md\n\n"
+        f"kinds:\n{kinds}\n\n{EXIT_STATUS}"
+    )
+    side = "a release, a folder of records, or git:REVISION for the records committed there"
+    parser.add_argument("before", metavar="A", help=side)
+    parser.add_argument("after", metavar="B", help="likewise")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "reports" / "results",
+        metavar="DIR",
+        help="where the records of releases are (default: reports/results)",
+    )
+    parser.add_argument("--format", choices=("text", "md", "json"), default="text")
+    parser.add_argument(
+        "--retry",
+        action="store_true",
+        help="run what regressed once more; what works then is spurious",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the comparison; return what it amounts to, see `EXIT_STATUS`.
+
+    Raises:
+        OrchestrationError: --retry could not run tox.
+        ValueError: a side is no such thing, or --retry would say nothing about a cell.
+    """
+    # The environments that only run cells need none of these.
+    from harness.judging.speed import compare_speed
+    from harness.judging.wording import FORMATS, Comparison
+    from harness.planning.retry import retry
+
+    before, after = (load_side(text, args.results) for text in (args.before, args.after))
+    changes = compare(before.records, after.records, load_expected())
+    if args.retry:
+        changes = retry(changes, {})
+    found = Comparison(before.name, after.name, changes, compare_speed(changes))
+    print(FORMATS[args.format](found))
+    return found.exit_status
