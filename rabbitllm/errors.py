@@ -1,5 +1,7 @@
 """Errors that a user can act on: each names the thing, its place and the way out."""
 
+import textwrap
+
 
 class CheckpointError(ValueError):
     """A checkpoint is absent, incomplete, damaged, or does not fit its own config."""
@@ -12,3 +14,8 @@ class BudgetError(ValueError):
 def first_line(error: Exception) -> str:
     """What an error says, without the lines of explanation below."""
     return str(error).partition("\n")[0]
+
+
+def summary(error: Exception) -> str:
+    """An error's type and what it says, on one line; torch's may come with a stack of C++ frames."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 500)

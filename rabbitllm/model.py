@@ -1,7 +1,6 @@
 """What a streamed model adds to the stock transformers class that it is an instance of."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,10 +11,12 @@ from transformers import GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
-from rabbitllm.stats import Stats
+from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import Plan
 
 if TYPE_CHECKING:
+    from rabbitllm.measure.limits import Limits
+
     # At run time the stock class comes in by `streamed_class`; a type checker sees what every one
     # of them has.
     class _Stock(PreTrainedModel, GenerationMixin): ...
@@ -34,7 +35,7 @@ class StreamedModel(_Stock):
     streaming_plan: Plan
     checkpoint_folder: Path
     _streaming_device: torch.device
-    _stats: Stats
+    _meter: Meter
     _trust_remote_code: bool
     _loaded: set[nn.Module]
 
@@ -52,12 +53,12 @@ class StreamedModel(_Stock):
         return super().__new__(cls)
 
     def attach(
-        self, plan: Plan, stats: Stats, folder: Path, device: torch.device, trust_remote_code: bool
+        self, plan: Plan, meter: Meter, folder: Path, device: torch.device, trust_remote_code: bool
     ) -> None:
         """Records how the model streams, once it has been started."""
         self.streaming_plan = plan
         self.checkpoint_folder = folder
-        self._stats = stats
+        self._meter = meter
         self._streaming_device = device
         self._trust_remote_code = trust_remote_code
         self._loaded = set(self.modules())
@@ -72,8 +73,9 @@ class StreamedModel(_Stock):
         """The checkpoint's own tokenizer, loaded at first use.
 
         Raises:
-            CheckpointError: the checkpoint has none, or its code would have to be trusted.
-            OSError: the checkpoint has none.
+            CheckpointError: the checkpoint has none, a malformed one, or one whose code would have
+                to be trusted.
+            ImportError: the library that reads it is not installed.
         """
         return load_tokenizer(self.checkpoint_folder, self._trust_remote_code)
 
@@ -112,9 +114,17 @@ class StreamedModel(_Stock):
                 nn.Module._apply(module, fn, recurse=False)
         return self
 
-    def streaming_stats(self) -> dict[str, Any]:
-        """Counts since loading: see `rabbitllm.stats.Stats` for the names and units."""
-        return asdict(self._stats)
+    def streaming_stats(self, limits: "Limits | None" = None) -> dict[str, Any]:
+        """What was moved, waited for and computed since loading, and how fast.
+
+        See `rabbitllm.stats.Stats` for the names and units. On CUDA it waits for what is launched.
+
+        Args:
+            limits: of this machine, from `rabbitllm.measure.limits.measure_limits`: to know what
+                share of them was reached.
+        """
+        self._meter.settle(wait=True)
+        return self._meter.stats.figures(limits)
 
 
 _CLASSES: dict[tuple[type, type], type[StreamedModel]] = {}

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.source import TensorEntry
-from rabbitllm.errors import CheckpointError
+from rabbitllm.errors import CheckpointError, summary
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def load_generation_config(folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(folder)
     except (*INVALID, OSError) as error:  # the latter also if it is no JSON
-        raise CheckpointError(f"{path} is no valid generation config: {_reason(error)}") from error
+        raise CheckpointError(f"{path} is no valid generation config: {summary(error)}") from error
 
 
 @contextmanager
@@ -133,13 +132,8 @@ def valid_config(fields: Fields) -> Iterator[None]:
         raise
     except INVALID as error:
         raise CheckpointError(
-            f"{fields.path} is no valid config of {fields['model_type']!r}: {_reason(error)}"
+            f"{fields.path} is no valid config of {fields['model_type']!r}: {summary(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Type and text, which may come with a stack of C++ frames."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 500)
 
 
 def _check_counts(fields: Mapping[str, Any]) -> None:

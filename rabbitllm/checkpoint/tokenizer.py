@@ -5,17 +5,32 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rabbitllm.checkpoint import legacy
-from rabbitllm.checkpoint.config import read_fields
+from rabbitllm.checkpoint.config import INVALID, read_fields
+from rabbitllm.errors import CheckpointError, summary
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; of a legacy family without its authors' code, whoever is trusted.
 
     Raises:
-        CheckpointError: a legacy family's file is missing or not what it should be.
-        ImportError: the library that reads that file is not installed.
-        OSError: there is no tokenizer.
+        CheckpointError: there is none, its files are not what they should be, or it needs the
+            authors' code, which is not trusted.
+        ImportError: the library that reads them is not installed.
     """
+    try:
+        return _load(folder, trust_remote_code)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # The tokenizers library has no errors of its own: it raises bare Exceptions.
+        if not isinstance(error, (*INVALID, OSError)) and type(error) is not Exception:
+            raise
+        raise CheckpointError(
+            f"{folder} has no tokenizer that transformers can load: {summary(error)}"
+        ) from error
+
+
+def _load(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     row = legacy.row_of(read_fields(folder))
     tokenizer: PreTrainedTokenizerBase
     if row is None:

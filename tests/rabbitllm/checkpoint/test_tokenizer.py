@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rabbitllm import CheckpointError
+from rabbitllm.checkpoint.tokenizer import load_tokenizer
+
+
+def test_the_tokenizer_is_that_of_the_folder(talker: Path) -> None:
+    tokenizer = load_tokenizer(talker, False)
+    assert tokenizer.decode(tokenizer("hello").input_ids) == "hello"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer.json": "{"},
+        {"tokenizer.json": "[1]"},
+        {"tokenizer.json": "{}"},
+        pytest.param({"tokenizer.json": "[" * 100_000}, id="deep"),
+        {"tokenizer_config.json": "{"},
+        {"tokenizer_config.json": "[1]"},
+        {"tokenizer_config.json": '{"tokenizer_class": 3}'},
+        {"tokenizer_config.json": '{"tokenizer_class": "os.system"}'},
+        {
+            "tokenizer_config.json": '{"tokenizer_class": "GPT2Tokenizer"}',
+            "vocab.json": "[]",  # a bare Exception of the tokenizers library
+            "merges.txt": "x",
+        },
+    ],
+    ids=str,
+)
+def test_a_malformed_tokenizer_names_the_folder(
+    copied: Callable[..., Path], files: dict[str, str]
+) -> None:
+    folder = copied()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    message = f"^{folder} has no tokenizer that transformers can load: "
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(folder, False)
+
+
+def test_a_tokenizers_code_does_not_run_unless_trusted(
+    copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = copied()
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="custom code .*trust_remote_code=True"):
+        load_tokenizer(folder, False)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_an_error_that_is_not_the_checkpoints_stays_what_it_is(
+    copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unforeseen(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Unforeseen
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(Unforeseen):
+        load_tokenizer(copied(), False)
