@@ -17,5 +17,5 @@ def first_line(error: Exception) -> str:
 
 
 def summary(error: Exception) -> str:
-    """An error's type and what it says, on one line; torch's may come with a stack of C++ frames."""
+    """An error's type and what it says, on one line: torch's may bring a stack of C++ frames."""
     return textwrap.shorten(f"{type(error).__name__}: {error}", 500)

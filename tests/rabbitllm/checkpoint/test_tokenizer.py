@@ -53,7 +53,7 @@ def test_a_tokenizers_code_does_not_run_unless_trusted(
     (folder / "own.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
     config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="custom code .*trust_remote_code=True"):
+    with pytest.raises(CheckpointError, match=r"custom code .*trust_remote_code=True"):
         load_tokenizer(folder, False)
     assert not (tmp_path / "trace").exists()
 
@@ -61,12 +61,12 @@ def test_a_tokenizers_code_does_not_run_unless_trusted(
 def test_an_error_that_is_not_the_checkpoints_stays_what_it_is(
     copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unforeseen(Exception):
+    class UnforeseenError(Exception):
         pass
 
     def fail(*_: object, **__: object) -> None:
-        raise Unforeseen
+        raise UnforeseenError
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
-    with pytest.raises(Unforeseen):
+    with pytest.raises(UnforeseenError):
         load_tokenizer(copied(), False)
