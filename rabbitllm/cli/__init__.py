@@ -5,6 +5,7 @@ status. What takes seconds to import is imported inside `main`, so that `--help`
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -13,10 +14,17 @@ from types import ModuleType
 
 from rabbitllm import __version__
 from rabbitllm.cli import bench, cache, chat, doctor, plan, run, serve, split
+from rabbitllm.errors import first_line
 
 COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve)
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 """Exit statuses: something went wrong; what was asked cannot be; Ctrl-C."""
+OUT_OF_MEMORY = {
+    "OutOfMemoryError": "Lower --device-memory or --max-seq-len, or free memory on the device.",
+    "MemoryError": "Lower --host-memory, or free memory.",
+    "DefaultCPUAllocator": "Lower --host-memory, or free memory.",
+}
+"""What an error of torch or Python says when memory is used up, and the way out."""
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 logger = logging.getLogger(__name__)
@@ -28,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; None takes the process's own.
     """
+    _prepare_streams()
     arguments = _parser().parse_args(argv)
     logging.basicConfig(
         level=LEVELS[min(arguments.verbose, len(LEVELS) - 1)],
@@ -49,11 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error, MISUSED)
     except (OSError, ImportError) as error:
         return _report(error, FAILED)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # of torch, which may not be imported
+    except (RuntimeError, MemoryError) as error:
+        said = f"{type(error).__name__}: {error}"
+        hint = next((hint for sign, hint in OUT_OF_MEMORY.items() if sign in said), None)
+        if hint is None:
             raise
-        hint = "Lower --device-memory or --max-seq-len, or free memory on the device."
-        return _report(RuntimeError(f"{str(error).splitlines()[0]} {hint}"), FAILED)
+        return _report(RuntimeError(f"{first_line(error) or 'Out of memory.'} {hint}"), FAILED)
+
+
+def _prepare_streams() -> None:
+    """Makes streams that a caller closed swallow everything, and stdout print what it can.
+
+    Models write every alphabet, terminals may have one.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:

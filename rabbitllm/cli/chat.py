@@ -5,9 +5,10 @@ Ctrl-C ends an answer, /clear begins a new conversation, Ctrl-D leaves.
 
 import argparse
 import contextlib
+import io
 import sys
 
-from rabbitllm.cli.options import add_model_arguments, load, positive
+from rabbitllm.cli.options import add_model_arguments, load, positive, prose
 
 EXAMPLE = '  rabbitllm chat Qwen/Qwen2.5-7B-Instruct --system "Answer briefly."'
 
@@ -15,7 +16,9 @@ EXAMPLE = '  rabbitllm chat Qwen/Qwen2.5-7B-Instruct --system "Answer briefly."'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's arguments."""
     add_model_arguments(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system message before everything")
+    parser.add_argument(
+        "--system", type=prose, metavar="TEXT", help="a system message before everything"
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=positive,
@@ -31,6 +34,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     with contextlib.suppress(ImportError):  # gives input() editing and history
         import readline  # noqa: F401
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # which `prose` makes good
     model = load(arguments)
     if not model.tokenizer.chat_template:
         raise ValueError(
@@ -54,7 +59,7 @@ def _ask() -> str | None:
     """The next line, without the white space around it; None at the end of the input."""
     terminal = sys.stdin.isatty()
     try:
-        return input("> " if terminal else "").strip()
+        return prose(input("> " if terminal else "").strip())
     except EOFError:
         if terminal:
             print()

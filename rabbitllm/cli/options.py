@@ -1,6 +1,7 @@
 """What sub-commands share: the arguments that say which model runs how, and what they load."""
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -97,7 +98,29 @@ def prepare_only(
 
 def positive(text: str) -> int:
     """The type of an argument that is a whole number above zero."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above zero")
-    return number
+    return _whole(text, 1, math.inf, "above zero")
+
+
+def not_negative(text: str) -> int:
+    """The type of an argument that is zero or a whole number above it."""
+    return _whole(text, 0, math.inf, "from zero up")
+
+
+def port(text: str) -> int:
+    """The type of an argument that is a TCP port, or zero for any."""
+    return _whole(text, 0, 65535, "from 0 to 65535")
+
+
+def prose(text: str) -> str:
+    """The type of an argument in a human language, whatever encoding Python took it for.
+
+    Bytes that are no text in the locale's encoding arrive as lone surrogates (PEP 383), which no
+    tokenizer takes. They are text in UTF-8, or become replacement characters.
+    """
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _whole(text: str, least: int, most: float, range_: str) -> int:
+    if not text.lstrip("+-").isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number {range_}")
+    return int(text)

@@ -8,7 +8,7 @@ import argparse
 import sys
 import time
 
-from rabbitllm.cli.options import add_model_arguments, load, positive
+from rabbitllm.cli.options import add_model_arguments, load, positive, prose
 
 EXAMPLE = (
     '  rabbitllm run Qwen/Qwen2.5-7B-Instruct "What is the capital of France?" --device-memory 4GiB'
@@ -18,8 +18,10 @@ EXAMPLE = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's arguments."""
     add_model_arguments(parser)
-    parser.add_argument("prompt", metavar="PROMPT", help="what to answer or continue")
-    parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument("prompt", type=prose, metavar="PROMPT", help="what to answer or continue")
+    parser.add_argument(
+        "--system", type=prose, metavar="TEXT", help="a system message before the prompt"
+    )
     parser.add_argument(
         "--max-new-tokens", type=positive, default=512, metavar="N", help="(%(default)s)"
     )

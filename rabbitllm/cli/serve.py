@@ -10,7 +10,7 @@ import socket
 import sys
 from pathlib import Path
 
-from rabbitllm.cli.options import add_model_arguments, load, positive
+from rabbitllm.cli.options import add_model_arguments, load, not_negative, port, positive
 
 EXAMPLE = """\
   rabbitllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument(
-        "--port", type=int, default=8000, help="port to listen on; 0 takes a free one (%(default)s)"
+        "--port",
+        type=port,
+        default=8000,
+        help="port to listen on; 0 takes a free one (%(default)s)",
     )
     parser.add_argument("--name", help="what clients call the model (MODEL; a folder's last part)")
     parser.add_argument(
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--queue",
-        type=int,
+        type=not_negative,
         default=8,
         metavar="N",
         help="requests that may wait while one is answered; others get status 429 (%(default)s)",
@@ -60,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise ImportError(f"{error}. Serving needs: pip install 'rabbitllm[serve]'") from error
     from rabbitllm.cli.aloud import placement
 
-    listener = socket.create_server((arguments.host, arguments.port))
+    listener = _listen(arguments.host, arguments.port)
     model = load(arguments)
     folder = Path(arguments.model).expanduser()
     name = arguments.name or (folder.resolve().name if folder.is_dir() else arguments.model)
@@ -71,11 +74,33 @@ def main(arguments: argparse.Namespace) -> int:
         waiting=arguments.queue,
         max_new_tokens=arguments.max_new_tokens,
     )
-    host, port = listener.getsockname()[:2]
+    host, taken = listener.getsockname()[:2]
     print(f"Loaded: {placement(model)}", file=sys.stderr)
-    print(f"Serving {name} on http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    print(f"Serving {name} on http://{_bracketed(host)}:{taken}/v1", file=sys.stderr, flush=True)
     if not arguments.api_key and not ipaddress.ip_address(host).is_loopback:
         print("Anybody who reaches this address may use it: pass --api-key.", file=sys.stderr)
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=GRACE)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _listen(host: str, number: int) -> socket.socket:
+    """A socket that listens on an address of either protocol.
+
+    Raises:
+        OSError: the address is taken, is not this machine's, or is none.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]
+        raise OSError(
+            f"Cannot listen on {_bracketed(host)}:{number}: {reason}. Choose another address with "
+            "--host and --port; port 0 takes a free one."
+        ) from error
+
+
+def _bracketed(host: str) -> str:
+    """A host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host

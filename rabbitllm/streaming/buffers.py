@@ -6,6 +6,7 @@ import weakref
 import torch
 from torch import nn
 
+from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.stages import ALIGNMENT, Stage
 
 HUGE_PAGE = 2 << 20
@@ -36,13 +37,13 @@ def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
     when `owner` dies.
 
     Raises:
-        RuntimeError: the system does not let so much memory be locked.
+        BudgetError: the system does not let so much memory be locked.
     """
     buffer = _huge_pages(nbytes)
     runtime = torch.cuda.cudart()
     code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, 0))
     if code:
-        raise RuntimeError(
+        raise BudgetError(
             f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or "
             "raise the limit (ulimit -l)."
         )

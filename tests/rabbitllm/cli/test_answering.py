@@ -74,6 +74,15 @@ def test_run_with_a_system_message(
     assert out == expected("<system>Brief\n<user>Hi\n<assistant>", 9) + "\n"
 
 
+def test_run_takes_a_prompt_that_is_no_text_in_the_locale(
+    command: Command, talker: Path, expected: Callable[[str, int], str]
+) -> None:
+    accented = "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    escaped = accented.encode().decode("ascii", "surrogateescape")  # as in an ASCII locale
+    _, out, _ = command("run", talker, escaped, "--max-new-tokens", "9", *LEAST)
+    assert out == expected(f"<user>{accented}\n<assistant>", 9) + "\n"
+
+
 def test_run_without_a_chat_template_continues_the_text(
     command: Command, copied_talker: Path, expected: Callable[[str, int], str]
 ) -> None:
@@ -116,6 +125,18 @@ def test_chat_goes_on_after_ctrl_c(
     status, out, _ = command("chat", talker, "--max-new-tokens", "99", "--device", "cpu")
     assert status == 0
     assert [len(line) for line in out.splitlines()] == [3, 3]
+
+
+def test_chat_takes_bytes_that_are_no_text(
+    command: Command,
+    talker: Path,
+    expected: Callable[[str, int], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8"))
+    status, out, _ = command("chat", talker, "--max-new-tokens", "6", "--device", "cpu")
+    assert status == 0
+    assert out == expected("<user>caf\N{REPLACEMENT CHARACTER}\n<assistant>", 6) + "\n"
 
 
 def test_chat_needs_a_chat_template(command: Command, copied_talker: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -82,7 +83,19 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout == f"rabbitllm {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["run", "model"], ["cache"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["run", "model"],
+        ["cache"],
+        ["run", "model", "Hi", "--max-new-tokens", "0"],
+        ["run", "model", "Hi", "--max-seq-len", "many"],
+        ["serve", "model", "--port", "65536"],
+        ["serve", "model", "--queue", "-1"],
+    ],
+)
 def test_misuse_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -123,6 +136,8 @@ def test_tracebacks_are_for_those_who_ask(command: Command, capsys: object) -> N
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (ImportError("needs a package"), 1, "needs a package"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "Lower --device-memory"),
+        (MemoryError(), 1, "Out of memory. Lower --host-memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "Lower --host-memory"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -153,6 +168,28 @@ def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
     done = subprocess.run(arguments, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
     os.close(pipe)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(closed: str, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "rabbitllm", "cache", "ls", "--store", str(tmp_path)]
+    command = f"{shlex.join(arguments)} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert not done.stderr
+    assert not done.stdout
+
+
+def test_what_a_terminal_cannot_show_is_a_question_mark(tmp_path: Path) -> None:
+    store = tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    done = subprocess.run(
+        [sys.executable, "-m", "rabbitllm", "cache", "ls", "--store", store],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.stdout == f"No layer stores in {tmp_path}/caf?.\n"
 
 
 def test_the_commands_are_modules_named_after_them() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from rabbitllm.streaming.buffers import as_parameters, host_buffer
+from rabbitllm import BudgetError
+from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
 from rabbitllm.streaming.stages import ALIGNMENT, Stage, Weight
 
 
@@ -16,6 +19,13 @@ def test_host_buffers_have_the_size_asked_for_and_are_aligned(nbytes: int) -> No
         assert buffer.data_ptr() % ALIGNMENT == 0 or nbytes == 0
         buffer.fill_(n)
     assert all((buffer == n).all() for n, buffer in enumerate(buffers))
+
+
+def test_memory_that_may_not_be_locked_is_a_budget_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = SimpleNamespace(cudaHostRegister=lambda *_: 2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: refusing)
+    with pytest.raises(BudgetError, match=r"4,096 bytes \(error 2\)\. Lower host_memory"):
+        pinned_buffer(4096, object())
 
 
 def test_alignment_suits_the_widest_vector_instructions() -> None:
