@@ -26,6 +26,11 @@ EXAMPLE = "  rabbitllm bench Qwen/Qwen2.5-7B-Instruct --device-memory 4GiB -p 51
 WARM_UP = 8
 """Tokens of prompt before the clock runs."""
 MOVED = ("bytes_from_disk", "bytes_to_device")
+BARS = {
+    -0.2: {"wait": "waiting", "compute": "computing"},
+    0.2: {"read": "reading from disk", "copy": "copying to the device"},
+}
+"""Of a layer in the picture: how far from its place -> its times, and what they are called."""
 ROOM = 1.25
 """Stock transformers runs where this many times the model's bytes are free."""
 
@@ -221,7 +226,7 @@ def _stock(prepared: "Prepared", device: "torch.device") -> Any:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    """Saves a bar for each layer: how long a forward waited for it, and computed with it."""
+    """Saves two bars for each layer: its turn in a forward, and how it got there meanwhile."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -231,17 +236,21 @@ def _draw(arguments: argparse.Namespace) -> None:
     model = load(arguments, profiling_mode=True)
     generate(model, _prompt(model, WARM_UP), arguments.new_tokens)
     stats = model.streaming_stats()
-    if not stats["stages"]:
+    stages = stats["stages"]
+    if not stages:
         raise ValueError("Nothing streams with these budgets, so there is nothing to draw.")
-    figure = Figure(figsize=(max(6.0, len(stats["stages"]) / 3), 4), layout="constrained")
+    figure = Figure(figsize=(max(6.0, len(stages) / 3), 4), layout="constrained")
     axes = figure.subplots()
-    bottom = [0.0] * len(stats["stages"])
-    for kind in next(iter(stats["stages"].values())):
-        heights = [times[kind] / stats["forwards"] * 1e3 for times in stats["stages"].values()]
-        axes.bar(list(stats["stages"]), heights, bottom=bottom, label=kind)
-        bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+    for side, kinds in BARS.items():
+        bottom = [0.0] * len(stages)
+        for kind, label in kinds.items():
+            heights = [times[kind] / stats["forwards"] * 1e3 for times in stages.values()]
+            if any(heights):
+                places = [place + side for place in range(len(stages))]
+                axes.bar(places, heights, width=0.4, bottom=bottom, label=label)
+            bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+    axes.set_xticks(range(len(stages)), list(stages), rotation=90)
     axes.set_ylabel("ms in a forward")
-    axes.tick_params(axis="x", rotation=90)
-    figure.legend(loc="outside upper center", ncols=2)
+    figure.legend(loc="outside upper center", ncols=4)
     figure.savefig(arguments.picture)
     print(f"Drawn: {arguments.picture}", file=sys.stderr)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 from typing_extensions import override
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from tqdm import tqdm
 
 from rabbitllm.checkpoint.source import TensorEntry
-from rabbitllm.stats import Stats
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
 from rabbitllm.streaming.lookup import RowLookup
+from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline, bind
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.reader import Reader
@@ -26,8 +26,8 @@ def stream(
     plan: Plan,
     device: torch.device,
     options: Options,
-) -> Stats:
-    """Makes a model on the meta device ready to run on `device`; returns its counters.
+) -> Meter:
+    """Makes a model on the meta device ready to run on `device`; returns its meter.
 
     Args:
         model: its parameters are on the meta device, its buffers on the host.
@@ -38,7 +38,7 @@ def stream(
         device: a CPU or CUDA device.
         options: see `Options`.
     """
-    reader, stats = Reader(entries), Stats()
+    reader, meter = Reader(entries), Meter(device, options.profiling)
     _load_buffers(model, reader, device)
     resident = [stage for stage in stages if plan.tiers[stage.name] == "device"]
     streamed = []
@@ -52,9 +52,9 @@ def stream(
     hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
     on_disk = [stage.nbytes for stage in streamed if plan.tiers[stage.name] == "disk"]
     transfer: Transfer = (
-        CudaTransfer(reader, stats, device, max(on_disk, default=0))
+        CudaTransfer(reader, meter, device, max(on_disk, default=0))
         if device.type == "cuda"
-        else CpuTransfer(reader, stats)
+        else CpuTransfer(reader, meter)
     )
     to_load = [*([base] if base else []), *resident]
     with _progress(sum(stage.nbytes for stage in [*to_load, *hosted])) as bar:
@@ -71,8 +71,8 @@ def stream(
             transfer.keep(stage)
             bar.update(stage.nbytes)
     slots = [transfer.slot(plan.slot_bytes) for _ in range(plan.slots)]
-    Pipeline(model, streamed, slots, transfer, stats, options).start()
-    return stats
+    Pipeline(model, streamed, slots, transfer, meter, options).start()
+    return meter
 
 
 def _load(stage: Stage, reader: Reader, target: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ last stage of one token comes the first stage of the next, so loading never paus
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from rabbitllm.stats import StageTimes, Stats
+from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.transfer import Slot, Transfer
 
@@ -27,7 +26,7 @@ class Options:
     Attributes:
         prefetching: load ahead. Without it each stage loads when it is needed.
         progress: show a bar over the stages of each forward, on a terminal.
-        profiling: time each stage; on CUDA this waits for the device after every stage.
+        profiling: take the times of each stage.
     """
 
     prefetching: bool = True
@@ -43,7 +42,7 @@ class Pipeline:
         stages: the streamed stages, in the order of the modules: the first guess at the forward's.
         slots: two or more buffers, unless no stage streams.
         transfer: fills them.
-        stats: counts what happens.
+        meter: counts what happens.
         options: see `Options`.
     """
 
@@ -53,16 +52,16 @@ class Pipeline:
         stages: list[Stage],
         slots: list[Slot],
         transfer: Transfer,
-        stats: Stats,
+        meter: Meter,
         options: Options,
     ) -> None:
-        self.stats = stats
+        self.meter = meter
         self._slots = slots
         self._transfer = transfer
         self._options = options
         self._ring = list(stages)
         self._position = -1
-        self._running: dict[Stage, tuple[Slot, list[nn.Parameter | None], float]] = {}
+        self._running: dict[Stage, tuple[Slot, list[nn.Parameter | None], Mark]] = {}
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
         self._bar: tqdm[Any] | None = None
@@ -82,17 +81,15 @@ class Pipeline:
             self._seen.append(stage)
         self._advance(stage)
         slot = self._holder(stage) or self._load(stage)
-        begun = time.perf_counter()
+        begun = self.meter.mark()
         try:
             self._transfer.wait(slot)
         except BaseException:
             slot.stage = None  # whatever is in it is not the stage; the next forward loads it again
             raise
         slot.busy = True
-        arrived = time.perf_counter()
-        self.stats.wait_seconds += arrived - begun
-        if self._options.profiling:
-            self.stats.stages.setdefault(stage.name, StageTimes()).wait += arrived - begun
+        arrived = self.meter.mark()
+        self.meter.wait(stage.name, begun, arrived)
         meta = bind(stage, slot.parameters_of(stage))
         self._running[stage] = slot, meta, arrived
         self._prefetch()
@@ -106,9 +103,7 @@ class Pipeline:
         self._transfer.computed(slot)
         slot.busy = False
         if self._options.profiling:
-            if slot.buffer.is_cuda:
-                torch.cuda.synchronize(slot.buffer.device)
-            self.stats.stages[stage.name].compute += time.perf_counter() - arrived
+            self.meter.compute(stage.name, arrived, self.meter.mark())
         if self._bar is not None:
             self._bar.update()
         self._prefetch()
@@ -186,7 +181,8 @@ class Pipeline:
         def whole(*args: Any, **kwargs: Any) -> Any:
             with self._turn:
                 self._seen = []
-                begun = time.perf_counter()
+                self.meter.settle()
+                begun = self.meter.mark()
                 try:
                     with self._bar_over_stages() as self._bar:
                         output = forward(*args, **kwargs)
@@ -198,8 +194,7 @@ class Pipeline:
                     self._seen = self._bar = None
                     for stage in list(self._running):  # none, but behind an interrupt
                         self.release(stage)
-                    self.stats.forwards += 1
-                    self.stats.seconds += time.perf_counter() - begun
+                    self.meter.forward(begun, self.meter.mark(), _sequences(args, kwargs))
 
         return whole
 
@@ -215,6 +210,12 @@ def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., Non
         action(stage)
 
     return hook
+
+
+def _sequences(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """How many a forward is given: as many as the first of its tensors has rows."""
+    tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
+    return next((tensor.shape[0] for tensor in tensors if tensor.dim() > 1), 0)
 
 
 def bind(stage: Stage, parameters: Sequence[nn.Parameter | None]) -> list[nn.Parameter | None]:

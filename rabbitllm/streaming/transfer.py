@@ -1,5 +1,6 @@
 """How one stage gets into one slot: by reading on CPU, by a copy stream on CUDA."""
 
+import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from rabbitllm.stats import Stats
 from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
+from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import SLOTS
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
@@ -50,9 +51,9 @@ class Slot:
 class Transfer(ABC):
     """Moves stages into slots, in the background and in the order asked for."""
 
-    def __init__(self, reader: Reader, stats: Stats) -> None:
+    def __init__(self, reader: Reader, meter: Meter) -> None:
         self.reader = reader
-        self.stats = stats
+        self.meter = meter
         # A thread for each slot: where stages come from disk, the reads of the next one line up
         # behind those of the one that is arriving.
         self._workers = ThreadPoolExecutor(SLOTS, thread_name_prefix="rabbitllm-stream")
@@ -77,6 +78,11 @@ class Transfer(ABC):
     def computed(self, slot: Slot) -> None:
         """The stage in `slot` is launched to its end: once that has run, overwrite it."""
 
+    def _read(self, stage: Stage, buffer: torch.Tensor) -> None:
+        begun = time.perf_counter()
+        self.reader.read_stage(stage, buffer, direct=True)
+        self.meter.read(stage.name, begun, time.perf_counter())
+
 
 class CpuTransfer(Transfer):
     """Reads from disk straight into the slots, on threads."""
@@ -87,8 +93,8 @@ class CpuTransfer(Transfer):
 
     @override
     def start(self, stage: Stage, slot: Slot) -> None:
-        self.stats.bytes_from_disk += stage.nbytes
-        slot.arrival = self._workers.submit(self.reader.read_stage, stage, slot.buffer, True)
+        self.meter.load(stage.name, stage.nbytes, from_disk=True, to_device=False)
+        slot.arrival = self._workers.submit(self._read, stage, slot.buffer)
 
     @override
     def wait(self, slot: Slot) -> None:
@@ -109,9 +115,9 @@ class CudaTransfer(Transfer):
     """
 
     def __init__(
-        self, reader: Reader, stats: Stats, device: torch.device, staging_bytes: int
+        self, reader: Reader, meter: Meter, device: torch.device, staging_bytes: int
     ) -> None:
-        super().__init__(reader, stats)
+        super().__init__(reader, meter)
         self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pinned: dict[str, torch.Tensor] = {}
@@ -137,12 +143,12 @@ class CudaTransfer(Transfer):
 
     @override
     def start(self, stage: Stage, slot: Slot) -> None:
-        self.stats.bytes_to_device += stage.nbytes
-        if stage.name in self._pinned:
+        hosted = stage.name in self._pinned
+        self.meter.load(stage.name, stage.nbytes, from_disk=not hosted, to_device=True)
+        if hosted:
             slot.arrival = None
             self._copy(self._pinned[stage.name], stage, slot)
         else:
-            self.stats.bytes_from_disk += stage.nbytes
             slot.arrival = self._workers.submit(self._read_and_copy, stage, slot)
 
     @override
@@ -160,14 +166,17 @@ class CudaTransfer(Transfer):
         assert slot.staging is not None
         if id(slot) in self._copied:
             self._copied[id(slot)].synchronize()  # of a copy that may come from the same staging
-        self.reader.read_stage(stage, slot.staging, direct=True)
+        self._read(stage, slot.staging)
         self._copy(slot.staging, stage, slot)
 
     def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot) -> None:
         if id(slot) in self._computed:
             self._stream.wait_event(self._computed[id(slot)])
+        begun = self.meter.mark(self._stream) if self.meter.profiling else None
         with torch.cuda.stream(self._stream):
             for begin in range(0, stage.nbytes, COPY):
                 part = slice(begin, min(begin + COPY, stage.nbytes))
                 slot.buffer[part].copy_(source[part], non_blocking=True)
+        if begun is not None:
+            self.meter.copy(stage.name, begun, self.meter.mark(self._stream))
         self._copied.setdefault(id(slot), torch.cuda.Event()).record(self._stream)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from rabbitllm.stats import Stats
+from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.stages import Stage, Weight
 from rabbitllm.streaming.transfer import Slot, Transfer
@@ -104,7 +104,8 @@ def stages_of(model: Toy) -> list[Stage]:
 def run(model: Toy, slots: int = 2, broken: str = "", **options: bool) -> tuple[Store, Pipeline]:
     store = Store(model.truth, broken)
     buffers = [Slot(store.allocate(NBYTES)) for _ in range(slots)]
-    pipeline = Pipeline(model, stages_of(model), buffers, store, Stats(), Options(**options))
+    meter = Meter(torch.device("cpu"), options.get("profiling", False))
+    pipeline = Pipeline(model, stages_of(model), buffers, store, meter, Options(**options))
     pipeline.start()
     return store, pipeline
 
@@ -390,7 +391,7 @@ def test_two_threads_get_the_right_answers() -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
-    assert pipeline.stats.forwards == 80
+    assert pipeline.meter.stats.forwards == 80
     assert model.bound() == []
 
 
@@ -422,16 +423,17 @@ def test_forwards_are_counted_and_timed() -> None:
     model = Toy(3)
     _, pipeline = run(model)
     check(model, 4)
-    assert pipeline.stats.forwards == 4
-    assert 0 < pipeline.stats.wait_seconds <= pipeline.stats.seconds
-    assert pipeline.stats.stages == {}
+    assert pipeline.meter.stats.forwards == 4
+    assert pipeline.meter.stats.tokens == 4 * len(INPUT)
+    assert 0 < pipeline.meter.stats.wait_seconds <= pipeline.meter.stats.seconds
+    assert pipeline.meter.stats.stages == {}
 
 
 def test_profiling_times_every_stage() -> None:
     model = Toy(3)
     _, pipeline = run(model, profiling=True)
     check(model, 2)
-    assert list(pipeline.stats.stages) == list("012")
-    waits = [times.wait for times in pipeline.stats.stages.values()]
-    assert sum(waits) == pytest.approx(pipeline.stats.wait_seconds)
-    assert all(times.compute > 0 for times in pipeline.stats.stages.values())
+    assert list(pipeline.meter.stats.stages) == list("012")
+    waits = [times.wait for times in pipeline.meter.stats.stages.values()]
+    assert sum(waits) == pytest.approx(pipeline.meter.stats.wait_seconds)
+    assert all(times.compute > 0 for times in pipeline.meter.stats.stages.values())
