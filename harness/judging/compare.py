@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.judging.verdict import Expected, entries_for
@@ -55,7 +55,7 @@ class Change:
     """What became of one cell.
 
     Attributes:
-        cell: its name on the side that has it, the later one if both have.
+        cell: its name on the later side, even if it is not there.
         kind: see `KINDS`.
         why: in words; empty if there is nothing to say.
         side: whose fault a regression is: rabbitllm, transformers or environment; else empty.
@@ -90,21 +90,32 @@ def compare(
     alone = all(len({record.release for record in side}) <= 1 for side in sides)
     old, new = ({_key(record, alone): record for record in side} for side in sides)
     order = list(KINDS)
-    changes = [change_of(old.get(key), new.get(key), entries) for key in sorted({*old, *new})]
+    later = next((record.release for record in sides[1]), "") if alone else ""
+    changes = [
+        change_of(old.get(key), new.get(key), entries, later) for key in sorted({*old, *new})
+    ]
     return sorted(changes, key=lambda change: order.index(change.kind))
 
 
-def change_of(before: Record | None, after: Record | None, entries: Sequence[Expected]) -> Change:
-    """Return what became of one cell, which at least one side has."""
+def change_of(
+    before: Record | None, after: Record | None, entries: Sequence[Expected], later: str = ""
+) -> Change:
+    """Return what became of one cell, which at least one side has.
+
+    Args:
+        before: its record on the first side.
+        after: on the second.
+        entries: matrix/expected_failures.toml.
+        later: the second side's release, if it has only one.
+    """
     kind = kind_of(before, after)
     named = after or before
     assert named is not None  # the caller has a record of it
+    name = replace(named, release=later or named.release).cell
     failing = after if after is not None and after.status in FAILED else None
     found = entries_for(failing, entries) if failing else ()
     side = side_of(failing, found) if failing else ""
-    return Change(
-        named.cell, kind, _why(kind, before, after, found), side, bool(found), before, after
-    )
+    return Change(name, kind, _why(kind, before, after, found), side, bool(found), before, after)
 
 
 def kind_of(before: Record | None, after: Record | None) -> Kind:

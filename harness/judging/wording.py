@@ -114,17 +114,17 @@ def details(change: Change) -> list[str]:
     for name, (old, new) in changed_probes(change.before, change.after).items():
         lines.append(f"probe {name}: {old} -> {new}")
     if change.kind in WORSE:
-        lines.append(f"again: {again(change)}")
+        lines.append(f"again: {again(change.cell)}")
     return lines
 
 
-def again(change: Change) -> str:
-    """Return the line that measures a cell again, on the later side if it is there."""
-    record = change.after or change.before
-    assert record is not None  # a change is one of a record
+def again(cell: str) -> str:
+    """Return the line that measures a cell again."""
+    architecture, _, rest = cell.partition("@")
+    release, backend, device = rest.split("/")
     return (
-        f"tox -e matrix -- --releases {record.release} --arch {record.architecture}"
-        f" --attn {record.backend} --device {record.device} --force"
+        f"tox -e matrix -- --releases {release} --arch {architecture}"
+        f" --attn {backend} --device {device} --force"
     )
 
 

@@ -75,6 +75,15 @@ def test_one_release_each_is_compared_across_releases(cell_record):
     assert (change.kind, change.cell) == ("same", "llama@5.1.0/sdpa/cpu")
 
 
+def test_a_lost_cell_is_named_by_the_release_that_lacks_it(cell_record):
+    others = [cell_record(release="5.1.0", backend="eager")]
+    changes = compare([cell_record(release="5.0.0")], others)
+    assert [(c.kind, c.cell) for c in changes] == [
+        ("lost", "llama@5.1.0/sdpa/cpu"),
+        ("new", "llama@5.1.0/eager/cpu"),
+    ]
+
+
 def test_several_releases_are_compared_each_with_itself(cell_record):
     both = [cell_record(release=release) for release in ("5.0.0", "5.1.0")]
     changes = compare(both, both[1:])
