@@ -1,0 +1,72 @@
+"""What the benchmark on CPU measures besides the peers, each in a process of its own.
+
+python -m benchmarks.cpu_child direct-reads --folder /data/qwen2-1.5b --out reads.json
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers_child import PROMPT, WARM_UP, draw_prompt
+from benchmarks.peers_rows import PEERS
+from rabbitllm.measure.generation import generate
+from rabbitllm.measure.limits import direct_read_bandwidth
+
+ROUNDS = 6
+TOKENS = 9
+"""Of one generation: a prefill and eight steps."""
+
+
+def direct_reads(folder: Path) -> dict[str, Any]:
+    """GB/s of reading the checkpoint around the page cache."""
+    return {"gb_per_second": direct_read_bandwidth(sorted(folder.glob("*.safetensors")))}
+
+
+def fits(folder: Path) -> dict[str, Any]:
+    """Stock and streamed in one process, everything in memory, generating in turns.
+
+    Who goes first changes from round to round. The ratio is the median of the rounds' ratios, so
+    that a disturbance has to last for half of them to count.
+    """
+    names = ("stock", "rabbitllm")
+    models = {name: PEERS[name].load(folder, "cpu", folder) for name in names}
+    prompt = draw_prompt(folder, PROMPT)
+    tokens = {name: generate(model, prompt, WARM_UP).tokens for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(ROUNDS):
+        for name in names[:: 1 if number % 2 else -1]:
+            timing = generate(models[name], prompt, TOKENS)
+            tokens[name] = timing.tokens
+            seconds[name].append(statistics.median(timing.step_seconds))
+    ratios = [a / b for a, b in zip(seconds["stock"], seconds["rabbitllm"], strict=True)]
+    return {
+        "tokens": tokens,
+        "tokens_per_second": {name: 1 / statistics.median(s) for name, s in seconds.items()},
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "direct-reads": direct_reads,
+    "fits": fits,
+}
+
+
+def main() -> None:
+    """Parses the arguments, measures, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("--folder", type=Path, required=True, help="the checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="JSON is written here")
+    arguments = parser.parse_args()
+    arguments.out.write_text(json.dumps(SCENARIOS[arguments.scenario](arguments.folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Who runs the same checkpoint, and how each is told to keep its layers off the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+ATTENTION = "sdpa"
+"""The backend of all of them: it is the one that airllm picks."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to run a checkpoint.
+
+    Attributes:
+        load: folder, device ("cuda:0" or "cpu"), a scratch folder -> a model with `generate`.
+        how: what it does with the weights, for the table.
+        requirements: what its environment needs besides torch, transformers and accelerate.
+        devices: where it runs.
+        slower: it is asked for so many times fewer tokens than the fast ones.
+    """
+
+    load: Callable[[Path, str, Path], Any]
+    how: str
+    requirements: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cuda", "cpu")
+    slower: int = 1
+
+
+def load_stock(folder: Path, device: str, scratch: Path) -> Any:
+    """The stock model: copied to a CUDA device; on CPU, mapped files."""
+    placement = {} if device == "cpu" else {"device_map": {"": device}}
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", attn_implementation=ATTENTION, **placement
+    )
+
+
+def load_offloaded(where: str) -> Callable[[Path, str, Path], Any]:
+    """A loader that gives accelerate the layers to keep on "cpu" or "disk"."""
+
+    def load(folder: Path, device: str, scratch: Path) -> Any:
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        blocks = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, GradientCheckpointingLayer)
+        ]
+        others = [
+            name
+            for name, module in model.named_modules()
+            if not any(module.children()) and not name.startswith(tuple(f"{b}." for b in blocks))
+        ]
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto",
+            attn_implementation=ATTENTION,
+            device_map=dict.fromkeys(others, device) | dict.fromkeys(blocks, where),
+            offload_folder=scratch,
+        )
+
+    return load
+
+
+def load_airllm(folder: Path, device: str, scratch: Path) -> Any:
+    """The class that airllm's AutoModel picks for a llama-like checkpoint, with its defaults."""
+    from airllm import AirLLMBaseModel
+
+    class Untokenized(AirLLMBaseModel):  # type: ignore[misc]  # it has no types
+        """Checkpoints with random weights have no tokenizer, and none is needed."""
+
+        def get_tokenizer(self, hf_token: str | None = None) -> None: ...
+
+    return Untokenized(folder, device=device, layer_shards_saving_path=scratch)
+
+
+def load_streamed(**budgets: Any) -> Callable[[Path, str, Path], Any]:
+    """A loader of the streamed model with these budgets."""
+
+    def load(folder: Path, device: str, scratch: Path) -> Any:
+        from rabbitllm import AutoModel  # the environments of others need not have what it needs
+
+        return AutoModel.from_pretrained(
+            folder,
+            device=device,
+            attn_implementation=ATTENTION,
+            layer_shards_saving_path=scratch,
+            max_seq_len=256,
+            show_layer_progress=False,
+            **budgets,
+        )
+
+    return load
+
+
+PEERS: dict[str, Peer] = {
+    "stock": Peer(load_stock, "everything on the device"),
+    "accelerate-cpu": Peer(
+        load_offloaded("cpu"), "layers in host memory", devices=("cuda",), slower=8
+    ),
+    "accelerate-disk": Peer(load_offloaded("disk"), "layers on disk", slower=8),
+    "airllm": Peer(load_airllm, "all on disk", requirements=("airllm==4.0.0",), slower=16),
+    "rabbitllm": Peer(load_streamed(device_memory="min"), "layers in host memory"),
+    "rabbitllm-disk": Peer(
+        load_streamed(device_memory="min", host_memory="min"), "layers on disk", slower=8
+    ),
+}
