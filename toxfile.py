@@ -6,6 +6,7 @@ tox loads this file as a plugin. For each release of transformers it adds an env
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -72,7 +73,7 @@ def cell_environment(
     Everything is one list of requirements, so that uv resolves it at once: an old release then
     gets the huggingface_hub and tokenizers that it accepts. The package itself is run from the
     checkout, which spares a build for each environment. `requirement` is where the release comes
-    from if not from the index, `arguments` follow the pytest command.
+    from if not from the index, and what else it needs; `arguments` follow the pytest command.
     """
     package = read_toml(root / "pyproject.toml")["project"]["dependencies"]
     deps = [
@@ -107,7 +108,12 @@ def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
     extra = candidates()
     for release in dict.fromkeys([*releases(), *extra]):
         arguments = state.conf.pos_args(None) or ()
-        settings = cell_environment(release, extra.get(release, ""), arguments)
+        requirement = extra.get(release, "")
+        settings = cell_environment(release, requirement, arguments)
+        if requirement:
+            # A folder of its own, so that the table's environment of that release stays as it is.
+            mark = hashlib.sha256(requirement.encode()).hexdigest()[:8]
+            settings["env_dir"] = state.conf.work_dir / f"tf{release}-{mark}"
         loaders[f"tf{release}"].append(MemoryLoader(**settings))
     for name in LIGHT_ENVIRONMENTS:
         loaders[name].append(MemoryLoader(deps="\n".join(requirements("harness"))))

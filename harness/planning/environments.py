@@ -67,7 +67,7 @@ def make_environments(
         report = Path(folder) / "tox.json"
         options = ["--notest", "--parallel-no-spinner", "--result-json", str(report)]
         command = tox("run-parallel", "-e", ",".join(names), *options)
-        made = subprocess.run(command, cwd=ROOT, env=variables(candidates))
+        made = subprocess.run(command, cwd=ROOT, env=variables(candidates), stdout=sys.stderr)
         if not report.exists():
             raise OrchestrationError(f"tox made no environment: exit status {made.returncode}")
         reported = json.loads(report.read_text("utf-8"))["testenvs"]

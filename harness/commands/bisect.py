@@ -1,0 +1,123 @@
+"""The release in which a cell broke."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from harness.cells import ROOT, Cell, Device, load_matrix
+from harness.commands.releases import ask_index
+from harness.judging.compare import cause, changed_probes
+from harness.judging.naming import SHAPE, find, parse_cell
+from harness.judging.verdict import entries_for, load_expected
+from harness.planning.bisection import Found, between, bisect, ends, is_bad, is_good
+from harness.planning.index import of_its_time
+from harness.planning.orchestrate import Work, measure
+from harness.records import Record, Store, read_all
+
+HELP = "find the release in which a cell broke, patches and pre-releases included"
+BISECTED = "bisected"
+"""Folder in that of the records for what is measured here: with other packages than the rest."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the cell and where the records are."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "example:\n  python -m harness bisect gemma2/sdpa\n\n"
+        "Looks between the newest good and the oldest bad release that have records. Each release\n"
+        "is installed with the dependencies of the day when it came out.\n\n"
+        "exit status: 0 if the release was found, 1 if it is not a release that broke the cell,\n"
+        "2 if there is nothing to look between, or the index was not reached"
+    )
+    parser.add_argument("cell", help=f"{SHAPE}; the release is the bad one")
+    parser.add_argument("--results", type=Path, default=ROOT / "reports" / "results", metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure as few releases as can tell, and print the two between which the cell broke.
+
+    Raises:
+        OrchestrationError: tox failed, not a cell.
+        ValueError: there is nothing to look between, or the index was not reached.
+    """
+    begun = time.monotonic()
+    name = parse_cell(args.cell)
+    of_cell = find(replace(name, release=""), read_all(args.results), str(args.results))
+    good, bad = ends(of_cell, name.release)
+    releases = between(ask_index(pre=True), good.release, bad.release)
+    print(f"{good.cell} is good, {bad.release} is bad; between: {', '.join(releases) or 'nothing'}")
+    found = search(good, bad, releases, args.results / BISECTED)
+    print("\n".join(in_words(found) if isinstance(found, Found) else [found]))
+    print(f"{time.monotonic() - begun:.0f} s")
+    return 0 if isinstance(found, Found) else 1
+
+
+def search(good: Record, bad: Record, releases: list[str], results: Path) -> Found | str:
+    """Return where the cell broke, or why it was no release that broke it.
+
+    The two ends are measured again first, with the dependencies of their time.
+    """
+    first, last = (measured(record.release, record, results) for record in (good, bad))
+    if not is_bad(last):
+        blamed = differing(last, bad)
+        return f"{bad.release} works with the packages of its time; newer ones broke it: {blamed}"
+    if not is_good(first):
+        blamed = differing(first, good)
+        return f"{good.release} fails with the packages of its time; newer ones mended it: {blamed}"
+
+    def look(release: str) -> Record:
+        record = measured(release, good, results)
+        probes = changed_probes(first, record)
+        seen = ", ".join(f"{n} {old} -> {new}" for n, (old, new) in probes.items())
+        print(f"{release}: {record.status}; probes: {seen or f'as in {good.release}'}", flush=True)
+        return record
+
+    return bisect(releases, first, last, look)
+
+
+def measured(release: str, like: Record, results: Path) -> Record:
+    """Return the record of a cell in a release, with the dependencies of that release's day."""
+    day, requirements = of_its_time(release)
+    cell = cell_in(release, like)
+    print(f"{cell.id}, with the packages of {day}", flush=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        measure([cell], Work(results, candidates={release: requirements}))
+    return next(r for r in Store(results, release).read() if r.key == like.key)
+
+
+def cell_in(release: str, like: Record) -> Cell:
+    """Return the cell that a record is of, in another release."""
+    device: Device = "cuda" if like.device == "cuda" else "cpu"
+    (cell,) = load_matrix().cells([release], [like.architecture], [like.backend], device)
+    return cell
+
+
+def differing(one: Record, other: Record) -> str:
+    """Return the packages whose versions differ."""
+    names = sorted({*one.versions, *other.versions})
+    pairs = [(n, one.versions.get(n), other.versions.get(n)) for n in names]
+    return ", ".join(f"{n} {a} -> {b}" for n, a, b in pairs if a != b) or "none that is known"
+
+
+def in_words(found: Found) -> list[str]:
+    """Return what was found, in lines."""
+    good, bad = found.good, found.bad
+    entries = entries_for(bad, load_expected())
+    probes = changed_probes(good, bad)
+    lines = [
+        f"last good: {good.release}, first bad: {bad.release} ({bad.status})",
+        *(f"  could not be measured: {release}" for release in found.skipped),
+        f"cause: {cause(bad, entries)}",
+        *(f"side: {entry.side}; expected: {entry.name}; {entry.link}" for entry in entries),
+        f"packages: {differing(good, bad)}",
+        *(f"probe {name}: {old} -> {new}" for name, (old, new) in probes.items()),
+    ]
+    if not probes:
+        what = "are the same" if bad.probes else f"of {bad.release}: none, stock could not be built"
+        lines.append(f"probes {what}")
+    return lines

@@ -1,0 +1,84 @@
+"""The name of a cell, as users type it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from harness.records import Record
+
+SHAPE = "ARCHITECTURE[@RELEASE]/BACKEND[/DEVICE], such as qwen2@5.24.0/sdpa/cpu"
+_PARTS = re.compile(
+    r"(?P<arch>[^@/\s]+)(@(?P<release>[^@/\s]+))?/(?P<backend>[^@/\s]+)(/(?P<device>cpu|cuda))?"
+)
+
+
+@dataclass(frozen=True)
+class CellName:
+    """A cell of one release, or of all.
+
+    Attributes:
+        architecture: id.
+        release: of transformers; empty for any.
+        backend: id.
+        device: cpu unless it says otherwise.
+    """
+
+    architecture: str
+    release: str
+    backend: str
+    device: str
+
+    def __str__(self) -> str:
+        """Return the name without what is empty."""
+        release = f"@{self.release}" if self.release else ""
+        return f"{self.architecture}{release}/{self.backend}/{self.device}"
+
+    def names(self, record: Record) -> bool:
+        """Return whether a record is of this cell."""
+        key = self.architecture, self.backend, self.device
+        return record.key == key and self.release in ("", record.release)
+
+
+def parse_cell(text: str) -> CellName:
+    """Return what a name means.
+
+    Raises:
+        ValueError: it is not of that shape.
+    """
+    found = _PARTS.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is no name of a cell: {SHAPE}")
+    return CellName(
+        found["arch"], found["release"] or "", found["backend"], found["device"] or "cpu"
+    )
+
+
+def find(name: CellName, records: Iterable[Record], place: str) -> list[Record]:
+    """Return the records of a cell.
+
+    Args:
+        name: which.
+        records: to look in.
+        place: where these are, for the message.
+
+    Raises:
+        ValueError: there are none; the message has the nearest names that there are.
+    """
+    known = list(records)
+    found = [record for record in known if name.names(record)]
+    if found:
+        return found
+    cells = dict.fromkeys(
+        record.cell if name.release else str(CellName(record.key[0], "", *record.key[1:]))
+        for record in known
+    )
+    near = get_close_matches(str(name), cells, n=4, cutoff=0.5)
+    hint = f" Near: {', '.join(near)}." if near else ""
+    release = f"--releases {name.release} " if name.release else ""
+    raise ValueError(
+        f"{place} has no record of {name}.{hint} Measure it: tox -e matrix -- {release}"
+        f"--arch {name.architecture} --attn {name.backend} --device {name.device}"
+    )

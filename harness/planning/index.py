@@ -1,0 +1,43 @@
+"""What the package index knows of a release: when it came, and what it was installed with then."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+PACKAGE = "transformers"
+
+
+def upload_date(version: str) -> str:
+    """Return the day when a release of transformers came out, such as "2026-10-26".
+
+    Raises:
+        ValueError: the index was not reached, or has no such release.
+    """
+    locked = _compile(version, "--no-deps", "--format", "pylock.toml")
+    days = re.findall(r"upload-time = (\d{4}-\d\d-\d\d)T", locked)
+    if not days:
+        raise ValueError(f"The index does not say when {PACKAGE} {version} came out.")
+    return str(max(days))
+
+
+def of_its_time(version: str) -> tuple[str, str]:
+    """Return the day of a release, and the requirements that it was installed with on that day.
+
+    Those are its own dependencies; torch is none of them and stays the one of all environments.
+
+    Raises:
+        ValueError: the index was not reached, or has no such release.
+    """
+    day = upload_date(version)
+    return day, _compile(version, "--exclude-newer", day, "--no-header", "--no-annotate").strip()
+
+
+def _compile(version: str, *options: str) -> str:
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", *options, "-"]
+    asked = subprocess.run(command, input=f"{PACKAGE}=={version}", capture_output=True, text=True)
+    if asked.returncode:
+        said = " ".join(asked.stderr.split()) or f"exit status {asked.returncode}"
+        raise ValueError(f"uv could not resolve {PACKAGE}=={version}: {said}")
+    return asked.stdout
