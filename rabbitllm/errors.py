@@ -11,7 +11,7 @@ class BudgetError(ValueError):
     """A memory or disk budget is too small; the message states what is needed."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without the lines of explanation below."""
     return str(error).partition("\n")[0]
 

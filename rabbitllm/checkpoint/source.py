@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's or httpx2's
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 
-from rabbitllm.errors import CheckpointError, first_line
+from rabbitllm.errors import CheckpointError, first_line, summary
 
 logger = logging.getLogger(__name__)
 
@@ -149,15 +151,21 @@ def hub_errors(repo: str) -> Iterator[None]:
             "repository needs token=... "
             "or HF_TOKEN."
         ) from error
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(
-            f"{repo} is not, or not whole, in the local cache and the hub cannot be reached. Check "
-            "the network and HF_HUB_OFFLINE."
+            f"{repo} is not, or not whole, in the local cache, and the hub does not give it: "
+            f"{first_line(error.__cause__ or error)} Check the network, HF_HUB_OFFLINE and the "
+            "token, then load it again."
         ) from error
     except HfHubHTTPError as error:
         raise CheckpointError(
             f"The hub refuses {repo}: {first_line(error)}. An expired token, in token=... or "
             "HF_TOKEN, is one cause."
+        ) from error
+    except HTTPError as error:
+        raise CheckpointError(
+            f"The connection to the hub broke while {repo} was fetched: {summary(error)}. Load it "
+            "again: the files that have arrived are kept."
         ) from error
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,12 +33,24 @@ EXTRAS = (
 
 
 class Hub:
-    """Repositories by id, who may read them, and what was asked."""
+    """Repositories by id, who may read them, and what was asked.
+
+    Attributes:
+        repos: id -> folder.
+        gated: ids that need the token "let-me-in".
+        expired: tokens that are refused.
+        cut: names of files whose connection breaks half way.
+        failing: name of a file -> the HTTP status it gets.
+        tokens: of all requests.
+        fetched: names of the files whose contents were asked for.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Path] = {}
         self.gated: set[str] = set()
         self.expired: set[str] = set()
+        self.cut: set[str] = set()
+        self.failing: dict[str, int] = {}
         self.tokens: list[str | None] = []
         self.fetched: list[str] = []
         hub = self
@@ -64,7 +77,9 @@ class Hub:
                     self.send_header(name, value)
                 self.end_headers()
                 if with_body:
-                    self.wfile.write(body)
+                    cut = Path(self.path).name in hub.cut
+                    self.wfile.write(body[: len(body) // 2] if cut else body)
+                    self.close_connection |= cut
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -76,6 +91,8 @@ class Hub:
         api = path.startswith("/api/models/")
         parts = path.removeprefix("/api/models/" if api else "/").split("/")
         repo, rest = "/".join(parts[:2]), parts[2:]
+        if status := self.failing.get(rest[-1] if rest else ""):
+            return status, {}, b""
         if token in self.expired:
             return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
         if repo not in self.repos:
@@ -256,6 +273,41 @@ def test_without_hub_and_cache_the_error_says_so(
     message = "tiny/llama is not, or not whole, in the local cache.*HF_HUB_OFFLINE"
     with pytest.raises(CheckpointError, match=message):
         resolve("tiny/llama", None, False)
+
+
+def test_an_incomplete_snapshot_says_so_without_the_hub(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = sorted(resolve("tiny/shards", None, False).glob("*.safetensors"))[1]
+    lost.unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = "tiny/shards is not, or not whole, in the local cache.* offline mode"
+    with pytest.raises(CheckpointError, match=message):
+        read_index(resolve("tiny/shards", None, False))
+    with pytest.raises(CheckpointError, match=message):
+        fetch_headers("tiny/shards", None, False, _empty(tmp_path / "hollow"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_the_hub_forbids_says_why(hub: Hub, name: str) -> None:
+    hub.failing[name] = 403
+    with pytest.raises(CheckpointError, match=r"tiny/llama is not, or not whole.*403 Forbidden"):
+        resolve("tiny/llama", None, False)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_connection_that_breaks_is_an_error_and_is_gone_on_from(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's, between its own attempts
+    hub.cut.add(name)
+    with pytest.raises(CheckpointError, match=r"broke while tiny/llama was fetched: .*again"):
+        resolve("tiny/llama", None, False)
+    hub.cut.clear()
+    hub.fetched.clear()
+    folder = resolve("tiny/llama", None, False)
+    assert name in hub.fetched
+    assert read_index(folder).keys() == read_index(hub.repos["tiny/llama"]).keys()
 
 
 # headers alone
