@@ -205,11 +205,12 @@ def scrub(text: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     text = "".join(char for char in text if char in "\n\t" or char.isprintable())
     text = text.replace(f"{ROOT}/", "")
-    # From a run's first slash on. The lookbehind allows one try for each run, the groups one way to
-    # divide it, so hostile text takes linear time.
+    # From a run's first slash on, and what is before it if that is a folder (.tox/tf5.0.0/...).
+    # The lookbehind allows one try for each run, the groups one way to divide it, so hostile text
+    # takes linear time.
     text = re.sub(
         r"(?<![^\s'\":,()])([^\s'\":,()/]*)/[^\s'\":,()]+/(?:site-packages|dist-packages)/",
-        r"\1",
+        lambda found: "" if re.fullmatch(r"[\w.-]+", found[1]) else found[1],
         text,
     )
     # Any other absolute path, but not the part of a URL behind its scheme.

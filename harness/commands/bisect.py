@@ -14,14 +14,12 @@ from harness.commands.releases import ask_index
 from harness.judging.compare import cause, changed_probes
 from harness.judging.naming import SHAPE, find, parse_cell
 from harness.judging.verdict import entries_for, load_expected
-from harness.planning.bisection import Found, between, bisect, ends, is_bad, is_good
+from harness.planning.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
 from harness.planning.index import of_its_time
 from harness.planning.orchestrate import Work, measure
 from harness.records import Record, Store, read_all
 
 HELP = "find the release in which a cell broke, patches and pre-releases included"
-BISECTED = "bisected"
-"""Folder in that of the records for what is measured here: with other packages than the rest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +70,9 @@ def search(good: Record, bad: Record, releases: list[str], results: Path) -> Fou
 
     def look(release: str) -> Record:
         record = measured(release, good, results)
-        probes = changed_probes(first, record)
-        seen = ", ".join(f"{n} {old} -> {new}" for n, (old, new) in probes.items())
-        print(f"{release}: {record.status}; probes: {seen or f'as in {good.release}'}", flush=True)
+        print(
+            f"{release}: {'; '.join([*probes_in_words(first, record), record.status])}", flush=True
+        )
         return record
 
     return bisect(releases, first, last, look)
@@ -108,16 +106,22 @@ def in_words(found: Found) -> list[str]:
     """Return what was found, in lines."""
     good, bad = found.good, found.bad
     entries = entries_for(bad, load_expected())
-    probes = changed_probes(good, bad)
-    lines = [
+    return [
         f"last good: {good.release}, first bad: {bad.release} ({bad.status})",
         *(f"  could not be measured: {release}" for release in found.skipped),
+        *probes_in_words(good, bad),
+        f"packages: {differing(good, bad)}",
         f"cause: {cause(bad, entries)}",
         *(f"side: {entry.side}; expected: {entry.name}; {entry.link}" for entry in entries),
-        f"packages: {differing(good, bad)}",
-        *(f"probe {name}: {old} -> {new}" for name, (old, new) in probes.items()),
     ]
-    if not probes:
-        what = "are the same" if bad.probes else f"of {bad.release}: none, stock could not be built"
-        lines.append(f"probes {what}")
-    return lines
+
+
+def probes_in_words(one: Record, other: Record) -> list[str]:
+    """Return a line for each contract probe that differs, or one that says why there is none."""
+    lacking = [record.release for record in (one, other) if not record.probes]
+    if lacking:
+        return [f"no probes of {' and '.join(lacking)}: stock could not be built"]
+    pairs = changed_probes(one, other).items()
+    return [f"probe {name}: {old} -> {new}" for name, (old, new) in pairs] or [
+        f"probes as in {one.release}"
+    ]

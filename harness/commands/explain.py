@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+from packaging.version import Version
+
 from harness.cells import ROOT
+from harness.judging.naming import SHAPE, find, parse_cell
 from harness.judging.report import report
-from harness.judging.verdict import judge, load_expected
-from harness.records import Store
+from harness.judging.verdict import PLACE, entries_for, judge, load_expected
+from harness.planning.bisection import BISECTED, ends, is_bad
+from harness.records import Record, read_all
 
 HELP = "print all that is recorded about a cell, such as qwen2@5.23.0/sdpa/cpu"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the cell and where its record is."""
-    parser.add_argument("cell", help="ARCHITECTURE@RELEASE/BACKEND/DEVICE")
+    parser.epilog = "example: python -m harness explain gemma2/sdpa"
+    parser.add_argument("cell", help=f"{SHAPE}; without a release, the newest that is recorded")
     parser.add_argument("--results", type=Path, default=ROOT / "reports" / "results", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the record.
+    """Print the record, and since when it is so.
 
     Raises:
         ValueError: the cell is not named as it should be, or has no record.
     """
-    architecture, _, rest = args.cell.partition("@")
-    release, *key = rest.split("/")
-    store = Store(args.results, release)
+    name = parse_cell(args.cell)
     expected = load_expected()
-    for record in (judge(record, expected) for record in store.read()):
-        if [record.architecture, record.backend, record.device] == [architecture, *key]:
-            print(report(record))
-            return 0
-    raise ValueError(
-        f"{store.path} has no record of {args.cell!r} (ARCHITECTURE@RELEASE/BACKEND/DEVICE)"
-    )
+    records = read_all(args.results)
+    found = find(name, records, str(args.results))
+    record = max(found, key=lambda one: Version(one.release))
+    lines = [
+        f"{PLACE}: {entry.name}, {entry.side}, to be looked at by {entry.expires}"
+        for entry in entries_for(record, expected)
+    ]
+    if is_bad(record):
+        bisected = args.results / BISECTED
+        others = [*records, *(read_all(bisected) if bisected.is_dir() else [])]
+        lines += since(record, [r for r in others if replace(name, release="").names(r)])
+    print("\n".join([report(judge(record, expected)), *lines]))
+    return 0
+
+
+def since(record: Record, of_cell: list[Record]) -> list[str]:
+    """Return since when a cell is bad, as far as records tell."""
+    try:
+        good, bad = ends(of_cell, record.release)
+    except ValueError:
+        return ["No older release on record is good."]
+    return [
+        f"Last good release on record: {good.release}; first bad: {bad.release}. What lies between "
+        f"is measured by: python -m harness bisect {record.cell}"
+    ]

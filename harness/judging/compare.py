@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -159,7 +160,8 @@ def side_of(record: Record, found: Sequence[Expected]) -> str:
 def cause(record: Record, found: Sequence[Expected] = ()) -> str:
     """Return why a cell is as it is, in words: the list's, the fingerprint's, else the message."""
     known = " ".join(dict.fromkeys(entry.why for entry in found)) or record.explanation
-    said = (record.message.strip().splitlines() or [""])[0]
+    first = (record.message.strip().splitlines() or [""])[0]
+    said = textwrap.shorten(first, 200, placeholder=" ...")
     return f"{known} ({record.exception or 'message'}: {said})" if known and said else known or said
 
 

@@ -82,3 +82,12 @@ def find(name: CellName, records: Iterable[Record], place: str) -> list[Record]:
         f"{place} has no record of {name}.{hint} Measure it: tox -e matrix -- {release}"
         f"--arch {name.architecture} --attn {name.backend} --device {name.device}"
     )
+
+
+def again(cell: str) -> str:
+    """Return the line that measures a cell again, in the environment of its release."""
+    name = parse_cell(cell)
+    return (
+        f"tox -e matrix -- --releases {name.release} --arch {name.architecture}"
+        f" --attn {name.backend} --device {name.device} --force"
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.judging.naming import again
 from harness.records import Record
 
 
 def report(record: Record) -> str:
     """Return what a user needs to see of one cell."""
     lines = [
-        f"{record.architecture}@{record.release}/{record.backend}/{record.device}: {record.status}",
+        f"{record.cell}: {record.status}",
         record.message,
     ]
     if record.explanation:
@@ -24,10 +25,7 @@ def report(record: Record) -> str:
         lines.append(f"  {name:22} {result.status:10} {result.seconds:6.2f} s  {figures}")
     lines += [f"  stock's {name}: {value}" for name, value in record.probes.items()]
     lines += [text for text in (record.traceback, record.stderr) if text]
-    lines.append(
-        f"Run it alone: python -m harness run --arch {record.architecture} "
-        f"--attn {record.backend} --device {record.device}"
-    )
+    lines.append(f"Run it again: {again(record.cell)}")
     return "\n".join(lines)
 
 

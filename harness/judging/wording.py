@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.judging.compare import KINDS, WORSE, Change, Kind, changed_probes
+from harness.judging.naming import again
 from harness.judging.speed import Speed
 from harness.render.markdown import escape_markdown, markdown_table
 
@@ -116,16 +117,6 @@ def details(change: Change) -> list[str]:
     if change.kind in WORSE:
         lines.append(f"again: {again(change.cell)}")
     return lines
-
-
-def again(cell: str) -> str:
-    """Return the line that measures a cell again."""
-    architecture, _, rest = cell.partition("@")
-    release, backend, device = rest.split("/")
-    return (
-        f"tox -e matrix -- --releases {release} --arch {architecture}"
-        f" --attn {backend} --device {device} --force"
-    )
 
 
 def _plain(change: Change) -> dict[str, Any]:

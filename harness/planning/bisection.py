@@ -10,6 +10,9 @@ from packaging.version import Version
 from harness.judging.compare import state
 from harness.records import Record
 
+BISECTED = "bisected"
+"""Folder, in that of the records, for those made with the packages of each release's day."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -96,6 +96,7 @@ def test_hostile_exceptions_are_described(error):
     [
         (f'File "{ROOT}/harness/cells.py"', 'File "harness/cells.py"'),
         ("/venv/lib/python3.11/site-packages/torch/nn/a.py:3", "torch/nn/a.py:3"),
+        ('File ".tox/tf5.0.0/lib/site-packages/torch/nn/a.py"', 'File "torch/nn/a.py"'),
         ("cannot open /home/someone/models/x.safetensors", "cannot open <path>/x.safetensors"),
         ("in=/a/site-packages/b/site-packages/c.py", "in=c.py"),
         ("see https://example.org/a/b#c", "see https://example.org/a/b#c"),

@@ -9,7 +9,7 @@ import pytest
 from harness.judging.compare import compare
 from harness.judging.speed import compare_speed
 from harness.judging.verdict import Expected
-from harness.judging.wording import FORMATS, Comparison, again
+from harness.judging.wording import FORMATS, Comparison
 from harness.strict import build
 
 ENTRY = build(
@@ -84,9 +84,3 @@ def test_json_is_for_programs(comparison):
     assert (change["kind"], change["before"], change["after"]) == ("regressed", "pass", "fail")
     assert change["probes"] == {"cache_keyword": ["past_key_values", "cache"]}
     assert found["speed"]["verdict"] == "not comparable"
-
-
-def test_the_line_to_run_names_the_cell():
-    assert again("qwen3_moe@5.0.0/sdpa/cuda") == (
-        "tox -e matrix -- --releases 5.0.0 --arch qwen3_moe --attn sdpa --device cuda --force"
-    )
