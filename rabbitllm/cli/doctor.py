@@ -137,11 +137,13 @@ def _token() -> str:
 
 
 def _compatibility() -> str:
+    import torch
     import transformers
 
     from rabbitllm.compatibility import remarks
 
-    return "\n".join(remarks(transformers.__version__))
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return "\n".join(remarks(transformers.__version__, devices))
 
 
 def _benchmark(model_id: str) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rabbitllm.compatibility import remarks
+from rabbitllm.compatibility import PLACES, remarks
 
 
 def cell(architecture: str, attention: str, status: str, **fields: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def summary(tmp_path: Path) -> Path:
         cell("llama", "sdpa", "pass"),
         cell("llama", "eager", "pass"),
         cell("llama", "flash_attention_2", "not-run", device="cuda"),
-        cell("gemma2", "sdpa", "unsupported"),
+        cell("gemma2", "sdpa", "reference-broken"),
         cell("gemma2", "eager", "pass"),
         cell("phi", "sdpa", "fail"),
         cell("phi", "eager", "degraded"),
@@ -37,22 +37,38 @@ def summary(tmp_path: Path) -> Path:
 
 
 def test_a_release_is_summed_up_and_the_way_out_named(summary: Path) -> None:
-    assert remarks("5.21.1", summary) == [
+    assert remarks("5.21.1", summary=summary) == [
         "transformers 5.21.1: 1 of 3 architectures pass everywhere",
-        "gemma2 needs eager (sdpa on cpu: unsupported)",
+        "gemma2 needs eager (sdpa on cpu: stock fails)",
         "phi does not pass (sdpa on cpu: fail, eager on cpu: degraded)",
     ]
 
 
 def test_a_release_without_exceptions_is_one_line(summary: Path) -> None:
-    assert remarks("5.0.0", summary) == ["transformers 5.0.0: 1 of 1 architectures pass everywhere"]
-
-
-def test_an_unmeasured_release_is_not_called_good(summary: Path) -> None:
-    assert remarks("6.0", summary) == [
-        "transformers 6.0 was not measured (measured: 5.21.1, 5.0.0)"
+    assert remarks("5.0.0", summary=summary) == [
+        "transformers 5.0.0: 1 of 1 architectures pass everywhere"
     ]
 
 
-def test_without_a_summary_nothing_is_claimed(tmp_path: Path) -> None:
-    assert remarks("5.0.0", tmp_path / "absent.json") == ["no table packaged"]
+def test_only_devices_that_are_there_count(summary: Path) -> None:
+    assert remarks("5.21.1", ("cpu",), summary)[0].endswith("1 of 3 architectures pass everywhere")
+    (alone,) = remarks("5.21.1", ("cuda",), summary)
+    assert alone == "transformers 5.21.1 was not measured (measured: none)"
+
+
+def test_an_unmeasured_release_is_not_called_good(summary: Path) -> None:
+    assert remarks("6.0", summary=summary) == [
+        "transformers 6.0 was not measured (measured: 2 releases from 5.21.1 to 5.0.0)"
+    ]
+
+
+def test_without_a_summary_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rabbitllm.compatibility.PLACES", (Path("absent.json"),))
+    assert remarks("5.0.0") == ["no table packaged"]
+
+
+def test_a_checkout_reads_what_the_harness_wrote() -> None:
+    packaged, measured = PLACES
+    assert packaged.parent.name == "rabbitllm"
+    assert (measured.parents[1] / "rabbitllm" / "compatibility.py").is_file()
+    assert measured.parent.name == "reports"
