@@ -61,7 +61,7 @@ class AutoModel:
                 default.
             show_layer_progress: a progress bar over the layers of each forward, on a terminal; None
                 shows it when layers come from disk.
-            profiling_mode: time every layer, in `streaming_stats()["stages"]`. Slower.
+            profiling_mode: time every layer, in `streaming_stats()["stages"]`.
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
             older: arguments of rabbitllm 1.1 that do nothing any more; each one warns.
@@ -90,11 +90,11 @@ class AutoModel:
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
         make_idle(model, target)
-        stats = stream(model, placed.base, placed.stages, located, plan, target, options)
+        meter = stream(model, placed.base, placed.stages, located, plan, target, options)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
-        model.attach(plan, stats, folder, target, trust_remote_code)
+        model.attach(plan, meter, folder, target, trust_remote_code)
         return model
 
 
@@ -129,7 +129,7 @@ def place(
     host_memory: int | str,
     max_seq_len: int | None,
 ) -> tuple[Prepared, Plan]:
-    """Places the stages; blocks split into their children as long as two do not fit.
+    """Places the stages; blocks split as long as two do not fit beside what computing takes.
 
     Args:
         prepared: the model; it comes back with smaller stages if blocks had to split.
@@ -144,15 +144,15 @@ def place(
     """
     host = torch.device("cpu")
     total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
-    while total != "min" and prepared.minimum_bytes() > total:
+    everything = [*prepared.stages, *([prepared.base] if prepared.base else [])]
+    largest = max(weight.nbytes for stage in everything for weight in stage.weights)
+    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device, largest)
+    while total != "min" and prepared.minimum_bytes() + working > total:
         smaller = prepared.with_largest_split()
         if smaller is None:
             break
         prepared = smaller
     minimum = prepared.minimum_bytes()
-    everything = [*prepared.stages, *([prepared.base] if prepared.base else [])]
-    largest = max(weight.nbytes for stage in everything for weight in stage.weights)
-    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device, largest)
     for_weights = weights_budget(total, minimum, working)
     for_host = None if device.type == "cpu" else total_budget(host_memory, host)
     base = prepared.base.nbytes if prepared.base else 0

@@ -52,7 +52,7 @@ def stream(
     hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
     on_disk = [stage.nbytes for stage in streamed if plan.tiers[stage.name] == "disk"]
     transfer: Transfer = (
-        CudaTransfer(reader, meter, device, max(on_disk, default=0))
+        CudaTransfer(reader, meter, device, on_disk)
         if device.type == "cuda"
         else CpuTransfer(reader, meter)
     )
@@ -70,7 +70,7 @@ def stream(
             assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
             transfer.keep(stage)
             bar.update(stage.nbytes)
-    slots = [transfer.slot(plan.slot_bytes) for _ in range(plan.slots)]
+    slots = [transfer.slot(nbytes) for nbytes in plan.slot_sizes]
     Pipeline(model, streamed, slots, transfer, meter, options).start()
     return meter
 

@@ -40,7 +40,7 @@ class Pipeline:
     Args:
         model: the model; its streamed parameters are on the meta device while their stage is idle.
         stages: the streamed stages, in the order of the modules: the first guess at the forward's.
-        slots: two or more buffers, unless no stage streams.
+        slots: two or more buffers, unless no stage streams; each stage fits one of them at least.
         transfer: fills them.
         meter: counts what happens.
         options: see `Options`.
@@ -135,15 +135,14 @@ class Pipeline:
             if self._holder(stage):
                 continue
             keep = {slot for slot in map(self._holder, upcoming[:position]) if slot}
-            free = next((slot for slot in self._slots if not slot.busy and slot not in keep), None)
-            if free is None:
-                return
-            self._fill(free, stage)
+            free = next((slot for slot in self._free(stage) if slot not in keep), None)
+            if free is not None:
+                self._fill(free, stage)
 
     def _load(self, stage: Stage) -> Slot:
         """Loads a stage that was not foreseen, into the slot whose stage is needed last."""
         rank = {ahead.name: position for position, ahead in enumerate(self._upcoming())}
-        free = [slot for slot in self._slots if not slot.busy]
+        free = self._free(stage)
         if not free:
             raise RuntimeError(
                 f"No slot is free for {stage.name}: more stages run inside one another than there "
@@ -155,6 +154,10 @@ class Pipeline:
         )
         self._fill(slot, stage)
         return slot
+
+    def _free(self, stage: Stage) -> list[Slot]:
+        """The slots that are large enough for the stage and that no running one is in."""
+        return [s for s in self._slots if not s.busy and stage.nbytes <= s.buffer.numel()]
 
     def _fill(self, slot: Slot, stage: Stage) -> None:
         if slot.arrival is not None:

@@ -1,7 +1,8 @@
 """Which stage lives on the device, in host memory or on disk, for given budgets. Pure arithmetic.
 
-A streamed stage occupies one of `slots` equal buffers on the device while it runs. Resident stages
-are spread evenly among the streamed ones: while they compute, the next streamed stage travels.
+A streamed stage occupies one of the slots, buffers on the device, while it runs. Slots are as large
+as the largest streamed stages, so that an outsize stage takes one outsize slot. Resident stages are
+spread evenly among the streamed ones: while they compute, the next streamed stage travels.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,8 +18,6 @@ SLOTS = 2
 """One stage computes while the next one arrives. More gain nothing: with 2, 3, 4 and 8 of them a 7B
 model streams at 53.9, 53.7, 53.9 and 53.7 GB/s of 53.4 (H100, PCIe 5), so room for another slot is
 better a resident stage's."""
-STAGING = SLOTS
-"""Pinned buffers between disk and a CUDA device, one for each slot."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,22 @@ class Plan:
     Attributes:
         tiers: stage name -> "device" (always resident), "host" (pinned memory), "disk", or "rows"
             (an embedding whose rows are looked up on the host).
-        slots: buffers on the device in which streamed stages take turns; 0 when none streams.
-        slot_bytes: size of one such buffer.
+        slot_sizes: bytes of the buffers on the device in which streamed stages take turns, the
+            largest first; none when no stage streams.
         device_bytes: most bytes of weights on the device at any time, slots included.
         host_bytes: bytes of weights kept in host memory for a CUDA device, staging buffers
             included.
     """
 
     tiers: Mapping[str, Tier]
-    slots: int
-    slot_bytes: int
+    slot_sizes: tuple[int, ...]
     device_bytes: int
     host_bytes: int
+
+    @property
+    def slots(self) -> int:
+        """How many streamed stages can have weights on the device at the same time."""
+        return len(self.slot_sizes)
 
     def on(self, *tiers: Tier) -> list[str]:
         """The names of the stages on these tiers."""
@@ -77,14 +80,14 @@ def make_plan(
         )
     resident = _resident(stages, base_bytes, budget, rows)
     streamed = {n: size for n, size in stages.items() if n not in resident and n not in rows}
+    slot_sizes = _slot_sizes(streamed.values())
     hosted = _hosted(streamed, host_budget)
     tiers: dict[str, Tier] = {}
     for name in stages:
         away: Tier = "rows" if name in rows else "host" if name in hosted else "disk"
         tiers[name] = "device" if name in resident else away
-    slots, slot_bytes = (SLOTS if streamed else 0), max(streamed.values(), default=0)
     on_disk = [size for name, size in streamed.items() if name not in hosted]
-    staging = 0 if host_budget is None else STAGING * max(on_disk, default=0)
+    staging = 0 if host_budget is None else sum(staging_sizes(slot_sizes, on_disk))
     if host_budget is not None and host_budget != "min" and staging > host_budget:
         raise BudgetError(
             f"A host budget of {format_size(host_budget)} is too small: what streams from "
@@ -92,18 +95,27 @@ def make_plan(
         )
     return Plan(
         tiers=tiers,
-        slots=slots,
-        slot_bytes=slot_bytes,
-        device_bytes=base_bytes + sum(stages[name] for name in resident) + slots * slot_bytes,
+        slot_sizes=slot_sizes,
+        device_bytes=base_bytes + sum(stages[name] for name in resident) + sum(slot_sizes),
         host_bytes=sum(streamed[name] for name in hosted) + staging,
     )
 
 
 def minimum_bytes(stages: Mapping[str, int], base_bytes: int, rows: Collection[str] = ()) -> int:
-    """The smallest device budget in bytes: two slots, or everything where that is less."""
+    """The smallest device budget in bytes: the slots, or everything where that is less."""
     movable = {name: size for name, size in stages.items() if name not in rows}
     kept = [_kept(movable, limit) for limit in movable.values()]
     return base_bytes + min(kept, default=0)
+
+
+def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[int]) -> list[int]:
+    """Bytes of the buffers between disk and each slot: for the largest on disk that the slot takes.
+
+    Args:
+        slot_sizes: bytes of each slot.
+        on_disk: bytes of each stage on disk.
+    """
+    return [max((size for size in on_disk if size <= slot), default=0) for slot in slot_sizes]
 
 
 def spread(names: list[str], count: int) -> set[str]:
@@ -115,7 +127,12 @@ def spread(names: list[str], count: int) -> set[str]:
 def _kept(movable: Mapping[str, int], limit: int) -> int:
     """Bytes on the device when what is larger than `limit` stays and the others take turns."""
     small = [size for size in movable.values() if size <= limit]
-    return sum(movable.values()) - sum(small) + min(sum(small), SLOTS * limit)
+    return sum(movable.values()) - sum(small) + sum(_slot_sizes(small))
+
+
+def _slot_sizes(streamed: Collection[int]) -> tuple[int, ...]:
+    """Bytes of the slots for stages of these sizes: every stage fits one, most of them any."""
+    return tuple(sorted(streamed, reverse=True)[:SLOTS])
 
 
 def _resident(
@@ -135,10 +152,11 @@ def _resident(
     best, fewest = set(movable), sum(movable.values()) + 1
     for limit in sorted(set(movable.values())):
         outsize = {name for name, size in movable.items() if size > limit}
-        left = room - SLOTS * limit - sum(movable[name] for name in outsize)
+        rest = [name for name in movable if name not in outsize]
+        slots = sum(_slot_sizes([movable[name] for name in rest]))
+        left = room - slots - sum(movable[name] for name in outsize)
         if left < 0:
             continue
-        rest = [name for name in movable if name not in outsize]
         resident = outsize | _most_that_fit(rest, movable, left)
         moved = sum(size for name, size in movable.items() if name not in resident)
         if moved <= fewest:
@@ -162,5 +180,5 @@ def _hosted(streamed: Mapping[str, int], budget: Budget | None) -> set[str]:
         return set()
     if sum(streamed.values()) <= budget:
         return set(streamed)
-    room = budget - STAGING * max(streamed.values())
+    room = budget - sum(_slot_sizes(streamed.values()))  # as much as staging may take
     return _most_that_fit(list(streamed), streamed, room)

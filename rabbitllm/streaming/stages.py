@@ -19,6 +19,8 @@ ALIGNMENT = 256
 """Bytes. Weights start on such a boundary: kernels choose by alignment, and so change bits."""
 LARGE = 1 / 8
 """A layer outside the blocks is a stage of its own from this fraction of the largest block on."""
+SMALL = 1 / 1024
+"""A part of a split block is resident up to this fraction of the limit: a norm is worth no turn."""
 REST = ""
 """The name of what belongs to no stage."""
 
@@ -178,13 +180,16 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 def _pieces(
     name: str, module: nn.Module, nbytes: dict[str, int], limit: int | None
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The module, or, as long as it is larger than `limit`, its children. A list has no forward."""
+    """The module, or, as long as it is larger than `limit`, its children. A list has no forward.
+
+    Of the children only those that are worth streaming.
+    """
     children = [(f"{name}.{child}", part) for child, part in module.named_children()]
     large = limit is not None and _under(name, nbytes) > limit
     if children and (large or isinstance(module, nn.ModuleList | nn.ModuleDict)):
         for pair in children:
             yield from _pieces(*pair, nbytes, limit)
-    else:
+    elif limit is None or _under(name, nbytes) > limit * SMALL:
         yield name, module
 
 

@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
 from rabbitllm.streaming.meter import Meter
-from rabbitllm.streaming.plan import SLOTS
+from rabbitllm.streaming.plan import SLOTS, staging_sizes
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
 
@@ -26,7 +27,7 @@ class Slot:
     """A buffer on the device that streamed stages take turns in.
 
     Attributes:
-        buffer: uint8, as large as the largest streamed stage.
+        buffer: uint8, as large as the largest stage that it takes.
         stage: the stage whose weights it holds or is receiving.
         staging: pinned memory that stages on disk pass through on their way to a CUDA device.
         busy: that stage is running at the moment.
@@ -112,16 +113,22 @@ class CudaTransfer(Transfer):
     Stages of the host tier are copied asynchronously, enqueued by the caller. Stages on disk pass
     through pinned staging buffers, one for each slot, filled by threads. Events order copies and
     kernels on the device; the caller waits for none of them.
+
+    Args:
+        reader: of the checkpoint.
+        meter: counts.
+        device: a CUDA device.
+        on_disk: bytes of each stage that streams from disk.
     """
 
     def __init__(
-        self, reader: Reader, meter: Meter, device: torch.device, staging_bytes: int
+        self, reader: Reader, meter: Meter, device: torch.device, on_disk: Sequence[int]
     ) -> None:
         super().__init__(reader, meter)
         self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pinned: dict[str, torch.Tensor] = {}
-        self._staging_bytes = staging_bytes
+        self._on_disk = on_disk
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
 
@@ -137,8 +144,8 @@ class CudaTransfer(Transfer):
     @override
     def slot(self, nbytes: int) -> Slot:
         slot = super().slot(nbytes)
-        if self._staging_bytes:
-            slot.staging = pinned_buffer(self._staging_bytes, self)
+        if staging := staging_sizes([nbytes], self._on_disk)[0]:
+            slot.staging = pinned_buffer(staging, self)
         return slot
 
     @override

@@ -106,7 +106,7 @@ def test_logits_and_tokens_are_those_of_stock(
     budget: int | str = memory
     if memory == "some":
         least = streamed(folder).streaming_plan
-        budget = least.device_bytes + least.slot_bytes * 3 // 2
+        budget = least.device_bytes + least.slot_sizes[0] * 3 // 2
     model = streamed(folder, host_memory=budget, attn_implementation="eager")
     on_disk = [name for name in LAYERS if model.streaming_plan.tiers[name] == "disk"]
     assert len(on_disk) in {"min": {4}, "some": {1, 2, 3}, "auto": {0}}[memory]
@@ -164,7 +164,7 @@ def test_weights_of_odd_sizes_lie_where_every_kernel_may_be_chosen(
 ) -> None:
     build("llama", hidden_size=40, intermediate_size=37).save_pretrained(tmp_path)
     least = streamed(tmp_path).streaming_plan
-    model = streamed(tmp_path, host_memory=least.device_bytes + least.slot_bytes * 3 // 2)
+    model = streamed(tmp_path, host_memory=least.device_bytes + least.slot_sizes[0] * 3 // 2)
     assert set(model.streaming_plan.tiers.values()) >= {"device", "disk"}
     addresses = watch_addresses(model)
     model(prompt)

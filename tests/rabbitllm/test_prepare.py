@@ -3,9 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
+from rabbitllm import auto
 from rabbitllm.prepare import prepare
 
 
@@ -22,3 +24,18 @@ def test_blocks_whose_buffers_are_padded_split_to_the_end(
         assert counts[-1] > counts[-2]
     assert len(counts) > 2
     assert "model.layers.3.self_attn.q_proj" in prepared.sizes()
+
+
+def test_blocks_split_where_computing_needs_the_room(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "working_bytes", lambda *_: 1000)
+    cpu = torch.device("cpu")
+    prepared = prepare(checkpoint(), None, cpu, "auto", "auto", False)
+    least = prepared.minimum_bytes()
+    whole, plan = auto.place(prepared, cpu, "auto", least + 1000, 64)
+    assert whole is prepared
+    assert plan.device_bytes <= least
+    split, plan = auto.place(prepared, cpu, "auto", least + 999, 64)
+    assert len(split.stages) > len(prepared.stages)
+    assert plan.device_bytes <= least - 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ class Store(Transfer):
         assert slot.stage is not None
         slot.arrival.result()
         data = self.truth[slot.stage.name].reshape(-1).view(torch.uint8)
-        slot.buffer[: data.numel()] = data
+        offset = slot.stage.weights[0].offset
+        slot.buffer[offset : offset + data.numel()] = data
 
     @override
     def computed(self, slot: Slot) -> None:
@@ -106,6 +108,19 @@ def run(model: Toy, slots: int = 2, broken: str = "", **options: bool) -> tuple[
     buffers = [Slot(store.allocate(NBYTES)) for _ in range(slots)]
     meter = Meter(torch.device("cpu"), options.get("profiling", False))
     pipeline = Pipeline(model, stages_of(model), buffers, store, meter, Options(**options))
+    pipeline.start()
+    return store, pipeline
+
+
+def run_with_outsize(model: Toy, name: str) -> tuple[Store, Pipeline]:
+    """One stage is three times as large as the others, and only the first slot takes it."""
+    store, stages = Store(model.truth, ""), stages_of(model)
+    stages = [
+        replace(s, weights=(replace(s.weights[0], offset=2 * NBYTES),)) if s.name == name else s
+        for s in stages
+    ]
+    slots = [Slot(store.allocate(nbytes)) for nbytes in (3 * NBYTES, NBYTES)]
+    pipeline = Pipeline(model, stages, slots, store, Meter(torch.device("cpu")), Options())
     pipeline.start()
     return store, pipeline
 
@@ -220,6 +235,21 @@ def test_stages_that_all_find_a_slot_load_once() -> None:
     store, _ = run(model)
     check(model, 4)
     assert store.take() == ["0", "1"]
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 5])
+@pytest.mark.parametrize("outsize", ["0", "1", "last"])
+def test_an_outsize_stage_has_one_slot_and_the_others_any(blocks: int, outsize: str) -> None:
+    model = Toy(blocks)
+    name = str(blocks - 1) if outsize == "last" else outsize
+    store, pipeline = run_with_outsize(model, name)
+    check(model, 2)
+    store.take()
+    check(model)
+    assert len(store.take()) <= blocks  # nothing is loaded twice
+    assert pipeline._slots[1].stage is None or pipeline._slots[1].stage.name != name
+    model.order = model.order[::-1]
+    check(model, 3)
 
 
 def test_one_stage_streams_too() -> None:

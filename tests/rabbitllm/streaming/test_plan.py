@@ -6,7 +6,14 @@ from itertools import pairwise
 import pytest
 
 from rabbitllm import BudgetError
-from rabbitllm.streaming.plan import SLOTS, STAGING, Plan, make_plan, minimum_bytes, spread
+from rabbitllm.streaming.plan import (
+    SLOTS,
+    Plan,
+    make_plan,
+    minimum_bytes,
+    spread,
+    staging_sizes,
+)
 
 BLOCKS = {f"model.layers.{i}": 100 for i in range(12)}
 
@@ -47,10 +54,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 def needed(case: Case, plan: Plan) -> int:
     """What the device holds at most, counted anew."""
     resident = sum(case.stages[name] for name in plan.on("device"))
-    largest = max((case.stages[name] for name in plan.on("host", "disk")), default=0)
-    assert plan.slot_bytes == largest
+    largest = sorted((case.stages[name] for name in plan.on("host", "disk")), reverse=True)
+    assert plan.slot_sizes == tuple(largest[:SLOTS])
     assert plan.slots == (SLOTS if largest else 0)
-    return case.base + resident + plan.slots * largest
+    return case.base + resident + sum(largest[:SLOTS])
 
 
 def test_every_stage_has_one_place_and_the_budget_holds(case: Case) -> None:
@@ -79,14 +86,14 @@ def test_the_minimum_is_the_least_of_all_choices_of_residents(case: Case) -> Non
     for choice in range(2 ** len(movable)):
         streamed = [case.stages[n] for i, n in enumerate(movable) if choice >> i & 1]
         resident = sum(case.stages[n] for i, n in enumerate(movable) if not choice >> i & 1)
-        costs.append(case.base + resident + SLOTS * max(streamed, default=0))
+        costs.append(case.base + resident + sum(sorted(streamed)[-SLOTS:]))
     assert case.minimum == min(costs)
 
 
 def test_what_fits_does_not_stream(case: Case) -> None:
     plan = case.plan(case.total)
     assert set(plan.tiers.values()) == {"device"}
-    assert (plan.slots, plan.slot_bytes, plan.device_bytes) == (0, 0, case.total)
+    assert (plan.slot_sizes, plan.device_bytes) == ((), case.total)
     if case.minimum < case.total:
         assert case.plan(case.total - 1).on("device") != list(case.stages)
 
@@ -98,12 +105,14 @@ def test_more_memory_never_streams_more(case: Case) -> None:
 
 
 def test_the_host_tier_keeps_its_budget(case: Case) -> None:
-    staging = STAGING * case.plan("min").slot_bytes
+    staging = sum(case.plan("min").slot_sizes)
     for budget in range(staging, staging + case.total, 11):
         plan = case.plan("min", budget)
         hosted = sum(case.stages[name] for name in plan.on("host"))
-        largest = max((case.stages[name] for name in plan.on("disk")), default=0)
-        assert plan.host_bytes == hosted + STAGING * largest <= budget
+        on_disk = [case.stages[name] for name in plan.on("disk")]
+        fits = ([size for size in on_disk if size <= slot] for slot in plan.slot_sizes)
+        staging = sum(max(sizes, default=0) for sizes in fits)
+        assert plan.host_bytes == hosted + staging <= budget
         assert plan.device_bytes == case.minimum
         assert not plan.on("disk") or hosted < case.moved(plan)
 
@@ -117,10 +126,10 @@ def test_host_memory_for_all_leaves_nothing_on_disk(case: Case) -> None:
 def test_the_least_host_memory_is_what_staging_needs(case: Case) -> None:
     plan = case.plan("min", "min")
     assert plan.on("host") == []
-    assert plan.host_bytes == STAGING * plan.slot_bytes
+    assert plan.host_bytes == sum(plan.slot_sizes)
 
 
-@pytest.mark.parametrize("host", [0, 1, STAGING * 100 - 1])
+@pytest.mark.parametrize("host", [0, 1, 199])
 def test_host_memory_that_staging_exceeds_is_refused(host: int) -> None:
     with pytest.raises(BudgetError, match="200 bytes"):
         make_plan(BLOCKS, 0, "min", host)
@@ -137,8 +146,21 @@ def test_a_large_head_stays_when_that_leaves_room_for_more() -> None:
     stages = BLOCKS | {"lm_head": 900}
     plan = make_plan(stages, 0, 1700, None)
     assert plan.tiers["lm_head"] == "device"
-    assert plan.slot_bytes == 100
+    assert plan.slot_sizes == (100, 100)
     assert len(plan.on("disk")) == 6
+
+
+def test_one_outsize_stage_takes_one_outsize_slot() -> None:
+    plan = make_plan(BLOCKS | {"lm_head": 900}, 0, "min", None)
+    assert plan.slot_sizes == (900, 100)
+    assert plan.device_bytes == 1000
+    assert plan.on("device") == []
+
+
+def test_staging_is_for_what_is_on_disk_and_fits_the_slot() -> None:
+    assert staging_sizes((900, 100), [100, 60]) == [100, 100]
+    assert staging_sizes((900, 100), [900, 60]) == [900, 60]
+    assert staging_sizes((900, 100), []) == [0, 0]
 
 
 def test_rows_take_no_slot_and_come_to_the_device_last() -> None:
@@ -151,7 +173,7 @@ def test_rows_take_no_slot_and_come_to_the_device_last() -> None:
 
 def test_a_model_without_stages_is_all_base() -> None:
     plan = make_plan({}, 40, 40, None)
-    assert (plan.tiers, plan.slots, plan.device_bytes) == ({}, 0, 40)
+    assert (plan.tiers, plan.slot_sizes, plan.device_bytes) == ({}, (), 40)
     assert make_plan({}, 40, "min", 0) == plan
     with pytest.raises(BudgetError, match="40 bytes"):
         make_plan({}, 40, 39, None)
@@ -159,7 +181,7 @@ def test_a_model_without_stages_is_all_base() -> None:
 
 def test_stages_by_tier() -> None:
     tiers = {"a": "device", "b": "host", "c": "disk", "d": "rows", "e": "disk"}
-    plan = Plan(tiers, 2, 1, 1, 1)  # type: ignore[arg-type]
+    plan = Plan(tiers, (1, 1), 1, 1)  # type: ignore[arg-type]
     assert plan.on("disk") == ["c", "e"]
     assert plan.on("device", "rows") == ["a", "d"]
 

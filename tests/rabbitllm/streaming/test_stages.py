@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rabbitllm.streaming import stages as stages_module
 from rabbitllm.streaming.stages import ALIGNMENT, Stage, find_stages
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -181,6 +182,16 @@ def test_a_block_over_the_limit_splits_into_its_children(llama: PreTrainedModel)
     _, leaves = find(llama, limit=1)
     assert f"{LAYERS[0]}.self_attn.q_proj" in leaves
     assert not any(name in leaves for name in LAYERS)
+
+
+def test_what_is_small_in_a_split_block_is_resident(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = find(llama)[1][LAYERS[0]].nbytes - 1
+    monkeypatch.setattr(stages_module, "SMALL", 1 / 64)
+    base, parts = find(llama, limit=limit)
+    assert list(parts)[1:3] == [f"{LAYERS[0]}.self_attn", f"{LAYERS[0]}.mlp"]
+    assert f"{LAYERS[0]}.input_layernorm.weight" in names(base)
 
 
 def test_a_parameter_of_a_split_block_itself_is_resident(llama: PreTrainedModel) -> None:
