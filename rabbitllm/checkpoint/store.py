@@ -75,15 +75,27 @@ def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
 
 def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
     """Deletes the shards that a complete store stands in for, and leaves word of its place."""
+    _sync(store.folder)  # its files' names too are to outlast a loss of power
     word = folder / f"{TEMPORARY}{MOVED}"
     word.write_text(json.dumps({"store": str(store.folder.resolve())}))
     word.replace(folder / MOVED)
+    _sync(folder)
     for file in {entry.file for entry in entries.values()} - set(store.folder.glob("*")):
         logger.info("Deleting %s: the layer store has its weights", file)
         original = file.resolve()  # in the hub's cache a shard is a link to a blob
         file.unlink()
         original.unlink(missing_ok=True)
     (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Waits until what was renamed in a folder is on disk; Windows can not open one."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class LayerStore:
@@ -131,23 +143,34 @@ class LayerStore:
 
         Raises:
             BudgetError: the disk lacks the space; nothing is written.
-            OSError: writing fails all the same; the next fill goes on from there.
+            OSError: the folder cannot be made, or writing fails all the same; the next fill goes on
+                from there.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._missing(groups):  # a whole store may lie where nobody can lock or write
+            self._fill(groups, recipes)
+        return {
+            key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()
+        }
+
+    def _fill(self, groups: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"No layer store can be made in {self.folder}: {error}. Give another folder: "
+                "layer_shards_saving_path=... or RABBITLLM_CACHE."
+            ) from error
         with FileLock(self.folder / LOCK):
             for leftover in self.folder.glob(f"{TEMPORARY}*"):
                 leftover.unlink()
-            missing = {
-                stem: names for stem, names in groups.items() if not self._whole(stem, names)
-            }
-            if missing:
+            if missing := self._missing(groups):  # another process may have been faster
                 self._check_space(missing)
                 description = self.identity | {"holds": sorted(groups)}
                 (self.folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
                 self._write(missing, recipes)
-        return {
-            key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()
-        }
+
+    def _missing(self, groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        return {stem: names for stem, names in groups.items() if not self._whole(stem, names)}
 
     def _write(self, missing: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
         logger.info("Preparing %s in %s", self.identity["source"], self.folder)

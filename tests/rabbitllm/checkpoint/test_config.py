@@ -95,7 +95,6 @@ def test_a_field_of_the_wrong_type_is_named_with_its_file(
         ("vocab_size", 0, IndexError),
         ("pad_token_id", 10**9, AssertionError),
         ("hidden_act", "swish-swash", KeyError),
-        ("experts_implementation", "mine", ValueError),
         ("text_config", {"hidden_size": 3}, AttributeError),
     ],
 )

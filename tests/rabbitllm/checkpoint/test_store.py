@@ -104,6 +104,29 @@ def test_a_checkpoint_readable_in_place_has_no_store(
     assert (folder / "model.safetensors").is_file()
 
 
+def test_a_whole_store_may_lie_where_nobody_can_write(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = split(checkpoint("mixtral"), tmp_path)
+    before = identities(store)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(store_module, "FileLock", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert split(checkpoint("mixtral"), tmp_path) == store
+    assert identities(store) == before
+
+
+def test_a_folder_that_cannot_be_made_names_the_way_out(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=rf"made in {tmp_path}/file/mixtral.*layer_shards_saving_pa"):
+        split(checkpoint("mixtral"), tmp_path / "file")
+
+
 def test_each_dtype_has_its_own_store(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     stores = [split(checkpoint("mixtral"), tmp_path, dtype=d) for d in ("float32", "bfloat16")]
     assert len(set(stores)) == 2
@@ -341,6 +364,28 @@ def test_deleted_originals_are_read_from_the_store(
         assert identities(store) == before
     assert list((tmp_path / "stores").iterdir()) == [store]
     assert split(folder, tmp_path / "stores") == store
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs procfs")
+def test_originals_are_deleted_once_what_replaces_them_is_on_disk(
+    copied: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, stores, synced = copied("mixtral"), tmp_path / "stores", []
+
+    def sync(descriptor: int) -> None:
+        synced.append(
+            (Path(f"/proc/self/fd/{descriptor}").resolve(), any(folder.glob("*.safete*")))
+        )
+
+    monkeypatch.setattr(os, "fsync", sync)
+    streamed(folder, delete_original=True, layer_shards_saving_path=stores)
+    (store,) = stores.iterdir()
+    assert synced[-2:] == [(store, True), (folder, True)]
+    assert len(synced) == STAGES + 2
+    assert not any(folder.glob("*.safetensors"))
 
 
 def test_deleting_frees_the_blobs_of_a_hub_cache(
