@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choices = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for found in pkgutil.iter_modules(commands.__path__):
         module = importlib.import_module(f"{commands.__name__}.{found.name}")
-        command = choices.add_parser(found.name, help=module.HELP, description=module.HELP)
+        name = found.name.replace("_", "-")
+        command = choices.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
