@@ -91,3 +91,20 @@ def first_divergent(ours: Tensor, stock: Tensor) -> int | None:
     if len(differs):
         return int(differs[0])
     return None if len(ours) == len(stock) else shared
+
+
+def until_divergence(ours: Tensor, stock: Tensor) -> Tensor:
+    """Return which steps of two greedy generations continue the same tokens.
+
+    Where answers may differ by rounding, the best two tokens of a step can change places, after
+    which all is different. The logits of that step still have to agree, those behind it cannot.
+
+    Args:
+        ours: generated token ids [batch, steps].
+        stock: of the same shape.
+
+    Returns:
+        [batch, steps]: true up to the first step at which a row's tokens differ, that included.
+    """
+    differs = (ours != stock).cpu().cumsum(dim=1)
+    return torch.nn.functional.pad(differs[:, :-1], (1, 0)) == 0

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.parity import close, compare, equal, first_divergent, within_tolerance, worst
+from harness.parity import (
+    close,
+    compare,
+    equal,
+    first_divergent,
+    until_divergence,
+    within_tolerance,
+    worst,
+)
 
 
 def logits(seed: int = 0) -> torch.Tensor:
@@ -66,3 +74,13 @@ def test_worst_is_the_furthest_apart():
 )
 def test_first_divergent_token(ours, stock, position):
     assert first_divergent(torch.tensor(ours), torch.tensor(stock)) == position
+
+
+def test_steps_count_until_their_rows_part():
+    stock = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])
+    ours = torch.tensor([[1, 2, 3, 4], [1, 9, 3, 9], [9, 9, 9, 9]])
+    assert until_divergence(ours, stock).tolist() == [
+        [True, True, True, True],
+        [True, True, False, False],
+        [True, False, False, False],
+    ]
