@@ -88,7 +88,8 @@ def advice(found: Comparison) -> str:
     known = "; ".join(dict.fromkeys(c.why.partition(": ")[2] or c.why for c in found.worse))
     sentences = {
         0: f"Upgrade: all that works on {found.before} works on {found.after}.",
-        1: f"Do not upgrade yet: {len(found.worse)} cells are worse on {found.after}: {worse}.",
+        1: f"Do not upgrade yet: {found.after} is worse in {len(found.worse)} of "
+        f"{len(found.changes)} cells: {worse}.",
         3: f"Upgrade if you can do without {worse}, which is known: {known}",
         4: f"Upgrade if speed matters less: {found.speed.why}.",
     }
