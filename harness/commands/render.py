@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cells import ROOT, load_matrix
-from harness.judging.verdict import load_judged
-from harness.render.pages import render
-from harness.render.tables import Order
+from harness.cells import ROOT
+from harness.judging.verdict import judge
+from harness.records import read_all, write_atomically
+from harness.render import changes, history
+from harness.render.pages import documents
+from harness.render.tables import load_rows
 
 HELP = "render the reports again, from the records"
 
@@ -22,27 +24,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of the reports; the records are in its folder results (default: reports)",
     )
+    add_before(parser)
+
+
+def add_before(parser: argparse.ArgumentParser) -> None:
+    """Declare what the records are compared with."""
+    parser.add_argument(
+        "--before",
+        metavar="PLACE",
+        help="a folder of records, or a git revision, to show what changed since (default: HEAD)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write compatibility.md and compatibility.html."""
-    for path in render_reports(args.reports):
+    """Write the reports."""
+    for path in render_reports(args.reports, args.before):
         print(path)
     return 0
 
 
-def render_reports(reports: Path) -> list[Path]:
+def render_reports(reports: Path, before: str | None = None) -> list[Path]:
     """Render all records below the folder of the reports into it; return the paths written.
+
+    Raises:
+        FileNotFoundError: there is no folder of records.
+        ValueError: there are no records, or `before` is no place of records.
+    """
+    compare(reports, before)
+    texts = report_texts(reports)
+    for path, text in texts.items():
+        write_atomically(path, text)
+    return list(texts)
+
+
+def report_texts(reports: Path) -> dict[Path, str]:
+    """Return path -> text of the reports that a folder's records and last comparison make.
 
     Raises:
         FileNotFoundError: there is no folder of records.
         ValueError: there are no records.
     """
-    matrix = load_matrix()
-    order = Order(
-        architectures=[row.id for row in matrix.architectures],
-        backends=[row.id for row in matrix.backends],
-        original_caches={row.id: row.original_cache for row in matrix.architectures},
-        notes={row.id: row.notes for row in matrix.backends},
-    )
-    return render(load_judged(reports / "results"), reports, order)
+    rows = load_rows()
+    records = [judge(record, rows.expected) for record in read_all(reports / "results")]
+    made = documents(records, rows, changes.read(reports / changes.FILE))
+    return {reports / name: text for name, text in made.items()}
+
+
+def compare(reports: Path, before: str | None) -> None:
+    """Keep what changed in the records since `before`, beside the reports, for `report_texts`.
+
+    Records that did not change at all leave the last comparison standing: once they are committed,
+    they are their own before.
+    """
+    results = reports / "results"
+    old, new = history.before(results, before), read_all(results)
+    if old and old != new:
+        text = changes.written(changes.contents(old, new, load_rows().expected))
+        write_atomically(reports / changes.FILE, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -26,10 +27,11 @@ def escape_markdown(value: object) -> str:
     return re.sub(r"(?i)(https?|ftp|www)([:.])", "\\1&#8203;\\2", line).replace("@", "&#64;")
 
 
-def shorten(value: object, length: int = 300) -> str:
-    """Return the first line of `value`, cut to `length` characters."""
-    first = (str(value).strip().splitlines() or [""])[0]
-    return first if len(first) <= length else first[: length - 1] + "…"
+def markdown_link(text: object, address: str) -> Markup:
+    """Return a link to an https address; what is no such address is shown as text."""
+    if not address.startswith("https://"):
+        return Markup(escape_markdown(address or text))
+    return Markup(f"[{escape_markdown(text)}]({quote(address, safe='/:?=&%#-._~+')})")
 
 
 def markdown_table(rows: Iterable[Iterable[object]], header: Iterable[object]) -> Markup:

@@ -1,38 +1,60 @@
-"""The Markdown and HTML reports, rendered from records."""
+"""The documents made from records: Markdown, HTML, JSON and a badge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import base64
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from harness.records import Record, write_atomically
-from harness.render import tables
-from harness.render.markdown import escape_markdown, markdown_table, shorten
+from harness.records import Record
+from harness.render import changes, machine, speed, tables
+from harness.render.failures import failures
+from harness.render.families import counts, families
+from harness.render.markdown import escape_markdown, markdown_link, markdown_table
+from harness.render.payload import figure, payload
+from harness.render.ranges import in_words
 from harness.render.statuses import LOOKS, look
-from harness.render.summary import sentences
+from harness.render.summary import row_summary, sentences
+from harness.render.text import shorten
 
-PAGES = ("compatibility.md", "compatibility.html")
+FIRST = "sdpa"
+"""The backend shown first: what transformers takes unless asked otherwise."""
+SCRIPTS = ("drawer.js", "chart.js", "matrix.js")
 
 
-def figure(value: object) -> str:
-    """Return a figure in few characters: 4 digits of a float, the size and median of a list."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {figure(entry)}" for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        if len(value) > 4 and all(isinstance(entry, int | float) for entry in value):
-            return f"{len(value)} values, median {figure(float(pd.Series(value).median()))}"
-        return ", ".join(map(figure, value))
-    return str(value)
+def environment(page: str) -> Environment:
+    """Return the template environment of a page: Markdown escapes as Markdown, all else as HTML."""
+    markdown = page.endswith(".md")
+    finalize: Callable[[Any], Any] | None = escape_markdown if markdown else None
+    made = Environment(
+        loader=PackageLoader("harness.render"),
+        autoescape=not markdown,
+        finalize=finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    made.filters |= {
+        "digest": digest,
+        "failure_lines": failure_lines,
+        "figure": figure,
+        "shorten": shorten,
+        "table": markdown_table,
+    }
+    made.globals["look"] = look
+    return made
+
+
+def digest(text: str) -> str:
+    """Return how a content security policy names a script or style that may run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def caption(status: str) -> str:
@@ -41,96 +63,151 @@ def caption(status: str) -> str:
     return f"{seen.glyph} {seen.word}".strip()
 
 
-def captions(rows: Iterable[tuple[str, list[Mapping[str, Any] | None]]]) -> list[list[str]]:
-    """Return the rows of a matrix with each cell as its caption."""
+def failure_lines(found: pd.DataFrame) -> list[list[str]]:
+    """Return the failures as the Markdown shows them: captions, causes cut short, links."""
     return [
-        [name, *(caption(cell["status"] if cell else "no-data") for cell in line)]
-        for name, line in rows
+        [
+            caption(row["status"]),
+            *(row[name] for name in ("architectures", "where", "releases")),
+            shorten(row["cause"]),
+            markdown_link(row["side"], row["link"]) if row["link"] else row["side"],
+        ]
+        for row in found.to_dict(orient="records")
     ]
 
 
-def failure_lines(failures: pd.DataFrame) -> list[list[str]]:
-    """Return the failures as the Markdown shows them: captions, and causes cut short."""
-    shown = {"status": failures["status"].map(caption), "cause": failures["cause"].map(shorten)}
-    return failures.assign(**shown).to_numpy().tolist()
-
-
-def measured(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what, where, when and how long was measured, for the page."""
-    names = (
-        *("model_class", "dtype", "hardware", "time", "seconds", "cpu_seconds"),
-        *("engine_hash", "check_hash", "fingerprint"),
-    )
-    return {name: cell[name] for name in names if cell[name]}
-
-
-def environment(page: str) -> Environment:
-    """Return the template environment of a page: HTML escapes as HTML, Markdown as Markdown."""
-    html = page.endswith(".html")
-    finalize: Callable[[Any], Any] | None = None if html else escape_markdown
-    made = Environment(
-        loader=PackageLoader("harness.render"),
-        autoescape=html,
-        finalize=finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.filters |= {
-        "captions": captions,
-        "failure_lines": failure_lines,
-        "figure": figure,
-        "measured": measured,
-        "shorten": shorten,
-        "table": markdown_table,
-    }
-    made.globals["look"] = look
-    return made
-
-
-def contents(records: Iterable[Record], order: tables.Order) -> dict[str, Any]:
-    """Return what both pages show: sentences, tables and cells, in a stable order."""
-    frame = tables.cells(records)
-    rows: list[dict[str, Any]] = frame.to_dict(orient="records")  # type: ignore[assignment]
-    matrices = []
-    for run_on in tables.columns(frame, order):
-        table = tables.matrix(frame, run_on, order)
-        lines = [
-            (name, [None if pd.isna(at) else rows[at] for at in positions])
-            for name, positions in zip(table.index, table.to_numpy(dtype=object), strict=True)
-        ]
-        matrices.append(
-            {
-                "run_on": run_on,
-                "releases": list(table.columns),
-                "rows": lines,
-                "note": order.notes.get(run_on.partition(" on ")[0], ""),
+def matrices(frame: pd.DataFrame, rows: tables.Rows) -> list[dict[str, Any]]:
+    """Return the matrix of each backend: its releases, newest first, and its rows by family."""
+    texts = frame.drop_duplicates("architecture").set_index("architecture")
+    shown = frame[["anchor", "release", "status", "old"]].to_dict(orient="records")
+    found = []
+    for run_on in tables.columns(frame):
+        part = frame[frame["run_on"] == run_on]
+        table = tables.matrix(frame, run_on)
+        axis = list(table.columns)
+        by_family: dict[str, list[dict[str, Any]]] = {}
+        for name, places in zip(table.index, table.to_numpy(dtype=object), strict=True):
+            cells = [None if pd.isna(at) else shown[at] | {"place": at} for at in places]
+            row = {
+                "architecture": name,
+                "text": " ".join(texts.loc[name, ["family", "model_class", "family_class"]]),
+                "summary": row_summary([c["status"] if c else "no-data" for c in cells], axis),
+                "spark": speed.sparkline(part[part["architecture"] == name], axis),
+                "cells": cells[::-1],
             }
+            by_family.setdefault(texts.loc[name, "family"], []).append(row)
+        backend = run_on.partition(" on ")[0]
+        note = rows.notes.get(backend, "")
+        head = {"run_on": run_on, "backend": backend, "releases": axis[::-1], "note": note}
+        found.append(head | {"families": list(by_family.items())})
+    chosen = next((m for m in found if m["backend"] == FIRST), found[0])
+    return [matrix | {"chosen": matrix is chosen} for matrix in found]
+
+
+def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return for each device a table of rows in words: architectures by backend."""
+    everywhere = tables.grid(frame)
+    found = []
+    for device, part in everywhere.groupby("device", sort=False):
+        words = part.groupby(["architecture", "run_on"], sort=False)[["status", "release"]].apply(
+            lambda own: row_caption(own["status"].tolist(), own["release"].tolist())
         )
-    return {
-        "summary": sentences(frame, order),
-        "families": tables.families(frame, order),
-        "matrices": matrices,
-        "failures": tables.failures(frame),
-        "cells": sorted(rows, key=lambda row: row["anchor"]),
-        "legend": list(LOOKS.values()),
+        axes = {run_on: tables.releases(own) for run_on, own in part.groupby("run_on", sort=False)}
+        table = words.unstack("run_on")[list(axes)].loc[list(part["architecture"].unique())]
+        heads = {
+            run_on: f"{str(run_on).partition(' on ')[0]}, {in_words(axis, axis)}"
+            for run_on, axis in axes.items()
+        }
+        found.append((str(device), table.rename(columns=heads).reset_index()))
+    return found
+
+
+def row_caption(statuses: Sequence[str], axis: Sequence[str]) -> str:
+    """Return a row of a matrix as the Markdown shows it, the glyph of its newest cell first."""
+    return f"{look(statuses[-1]).glyph} {row_summary(statuses, axis)}".strip()
+
+
+def legend(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return every status with how many cells have it."""
+    found = frame["status"].value_counts()
+    return [
+        asdict(entry) | {"status": status, "count": int(found.get(status, 0))}
+        for status, entry in LOOKS.items()
+    ]
+
+
+def contents(
+    records: Iterable[Record], rows: tables.Rows, changed: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return what the pages show: sentences, tables and cells, in a stable order."""
+    frame = tables.cells(records, rows)
+    frame["rates"] = frame["checks"].map(speed.rates)
+    frame["wire"] = frame["checks"].map(speed.wire)
+    table = families(frame, rows)
+    newest = frame.sort_values("time", kind="stable").iloc[-1]
+    shown: dict[str, Any] = {
+        "summary": sentences(frame),
+        "families": table,
+        "matrices": matrices(frame, rows),
+        "devices": by_device(frame),
+        "notes": {n: t for n, t in rows.notes.items() if n in set(frame["backend"])},
+        "failures": failures(frame),
+        "by_family": counts(frame, "family"),
+        "by_release": counts(frame, "release"),
+        "legend": legend(frame),
+        "measured": {
+            "first": frame["time"].min(),
+            "last": newest["time"],
+            "engine": newest["engine_hash"],
+            "hardware": [name for name in frame["hardware"].unique() if name],
+        },
+        "frame": frame,
+        "changes": None,
     }
+    if changed:
+        axis = tables.releases(frame)
+        kinds = pd.Series([line["kind"] for line in changed["changes"]], dtype=str)
+        shown["changes"] = changed | {
+            "table": changes.grouped(changed, axis),
+            "counts": kinds.value_counts(sort=False).to_dict(),
+        }
+    return shown
 
 
-def render(
-    records: Iterable[Record], folder: Path, order: tables.Order | None = None
-) -> list[Path]:
-    """Write the pages into `folder` and return their paths.
+def documents(
+    records: Iterable[Record],
+    rows: tables.Rows | None = None,
+    changed: dict[str, Any] | None = None,
+) -> dict[str, str]:
+    """Return file name -> text of every document.
+
+    Args:
+        records: judged.
+        rows: what matrix/*.toml says.
+        changed: see `harness.render.changes`; None leaves that part out.
 
     Raises:
-        ValueError: if there are no records.
+        ValueError: there are no records.
     """
-    shown = contents(records, order or tables.Order())
-    written = []
-    for page in PAGES:
-        text = environment(page).get_template(f"{page}.j2").render(shown)
-        path = folder / page
-        write_atomically(path, text)
-        written.append(path)
-    return written
+    shown = contents(records, rows or tables.Rows(), changed)
+    frame = shown["frame"]
+    html = environment("html")
+    loader = html.loader
+    assert loader is not None
+    looks = {status: asdict(entry) for status, entry in LOOKS.items()}
+    script = "\n".join(loader.get_source(html, f"script/{name}")[0] for name in SCRIPTS)
+    style = loader.get_source(html, "style.css")[0]
+    data = payload(frame) | {"looks": looks}
+    inlined = {"script": f'"use strict";\n{script}', "style": style, "data": data}
+    sign = machine.badge(frame)
+    return {
+        "compatibility.md": render("compatibility.md", shown),
+        "compatibility.html": render("compatibility.html", shown | inlined),
+        "compatibility.json": machine.compatibility(frame),
+        "compatibility.svg": render("badge.svg", sign),
+    }
+
+
+def render(page: str, shown: dict[str, Any]) -> str:
+    """Return a page from its template."""
+    return environment(page).get_template(f"{page}.j2").render(shown)

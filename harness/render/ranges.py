@@ -32,3 +32,22 @@ def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
         ", ".join(run) if len(run) < 3 else f"{run[0]} to {run[-1]} ({len(run)} releases)"
         for run in runs(chosen, order)
     )
+
+
+def span(chosen: Iterable[str], order: Sequence[str]) -> str:
+    """Return where in `order` the chosen releases lie, as the end of a sentence.
+
+    "from 5.21.1" reaches the newest measured, "up to 5.12.1" starts at the oldest.
+    """
+    found = runs(chosen, order)
+    if [*order] == found[0]:
+        return "on every release measured"
+    parts = []
+    for run in found:
+        if run[-1] == order[-1]:
+            parts.append(f"from {run[0]}" if len(run) > 1 else f"on {run[0]}")
+        elif run[0] == order[0]:
+            parts.append(f"up to {run[-1]}" if len(run) > 1 else f"on {run[0]}")
+        else:
+            parts.append(f"on {run[0]}" + (f" to {run[-1]}" if len(run) > 1 else ""))
+    return ", ".join(parts)

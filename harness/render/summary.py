@@ -1,43 +1,135 @@
-"""The sentences a reader can act on, first on the page."""
+"""What the matrix says in sentences that a reader can act on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import cast
+
 import pandas as pd
 
-from harness.render.ranges import in_words
-from harness.render.tables import Order, columns, exceptions, grid, releases, silent, together
+from harness.render.ranges import in_words, span
+from harness.render.statuses import look
+from harness.render.tables import columns, grid, releases
 
 
-def sentences(frame: pd.DataFrame, order: Order) -> list[str]:
-    """Return one sentence for each backend: how many architectures pass, which do not."""
+def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return (names, words) with the names of which the same is said joined, in order."""
+    said: dict[str, list[str]] = {}
+    for name, words in pairs:
+        said.setdefault(words, []).append(name)
+    return [(listed(names), words) for words, names in said.items()]
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def sentences(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
+    """Return for each device which families work, and what to know about the others.
+
+    A family works on a device if each of its architectures passes on every release, with one of the
+    backends at least.
+    """
     everywhere = grid(frame)
-    return [backend_sentence(everywhere, run_on) for run_on in columns(frame, order)]
-
-
-def backend_sentence(everywhere: pd.DataFrame, run_on: str) -> str:
-    """Return what one backend does on the releases that it ran on, `everywhere` being the grid."""
-    axis = releases(everywhere[everywhere["run_on"] == run_on])
-    part = everywhere[(everywhere["run_on"] == run_on) & (everywhere["status"] != "unsupported")]
-    if silent(part["status"]).all():
-        return f"{run_on}: nothing ran."
-    whole = part["status"].eq("pass").groupby(part["architecture"]).all()
-    said = f"{run_on}: {whole.sum()} of {len(whole)} architectures pass on {in_words(axis, axis)}"
-    worse = together(
-        (architecture, words + advice(everywhere, architecture, run_on, failing))
-        for architecture, words, failing in exceptions(part, axis)
-    )
-    listed = "; ".join(f"{names} ({words})" for names, words in worse)
-    return f"{said}. Not {listed}." if worse else f"{said}."
-
-
-def advice(everywhere: pd.DataFrame, architecture: str, run_on: str, failing: pd.Series) -> str:
-    """Return "; use eager" if another backend of the device passes on those releases, else ""."""
-    _, device = run_on.rsplit(" on ", 1)
-    others = everywhere[
-        (everywhere["architecture"] == architecture)
-        & everywhere["run_on"].str.endswith(f" on {device}")
-        & everywhere["release"].isin(failing)
+    return [
+        device_sentence(part, str(device), columns(frame[frame["device"] == device]))
+        for device, part in everywhere.groupby("device", sort=False)
     ]
-    works = others["status"].eq("pass").groupby(others["run_on"]).all()
-    names = [name.rsplit(" on ", 1)[0] for name in works[works].index]
-    return f"; use {' or '.join(names)}" if names else ""
+
+
+def device_sentence(
+    part: pd.DataFrame, device: str, run_on: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Return the sentence of a device, and one for each kind of exception to it."""
+    backends = listed([name.removesuffix(f" on {device}") for name in run_on])
+    part = part[part["status"] != "unsupported"]
+    ran = part[part["tone"] != "none"]
+    if ran.empty:
+        return f"On {device} nothing ran.", []
+    axis = releases(ran)
+    works = passing(ran).groupby(["release", "family"], sort=False).all()
+    always = works.groupby("family", sort=False).all()
+    now = works[works.index.get_level_values("release") == axis[-1]]
+    if always.sum() == len(now) == now.sum():
+        said = f"{how_many(now)} families work on transformers {in_words(axis, axis)}"
+    else:
+        said = (
+            f"{how_many(now)} families work on transformers {axis[-1]}, the newest measured, and "
+        )
+        said += f"{always.sum()} on every release from {axis[0]} ({len(axis)} releases)"
+    said = f"On {device}, {said}, with {backends}."
+    found = [
+        (str(name), need(own, device, axis))
+        for name, own in ran.groupby("architecture", sort=False)
+        if not own["status"].eq("pass").all()
+    ]
+    missing = int(part["status"].isin(["no-data", "not-run", "env-error"]).sum())
+    gap = [f"{missing} of {len(part)} cells were not measured."] if missing else []
+    return said, [f"{names} {words}." for names, words in together(found)] + gap
+
+
+def passing(ran: pd.DataFrame) -> pd.Series:
+    """Return by release, family and architecture whether one backend at least passes."""
+    keys = [ran["release"], ran["family"], ran["architecture"]]
+    return ran["status"].eq("pass").groupby(keys, sort=False).any()
+
+
+def how_many(works: pd.Series) -> str:
+    """Return "all 11", or "10 of 11"."""
+    return f"all {len(works)}" if works.all() else f"{works.sum()} of {len(works)}"
+
+
+def need(own: pd.DataFrame, device: str, axis: Sequence[str]) -> str:
+    """Return what one architecture needs on a device: another backend, another release."""
+    passes = own["status"].eq("pass")
+    by_release: dict[tuple[str, str], list[str]] = {}
+    for release, at in own.groupby("release", sort=False):
+        if not passes[at.index].all():
+            usable = tuple(at.loc[passes[at.index], "run_on"])
+            words = listed([n.removesuffix(f" on {device}") for n in usable], "or")
+            statuses = listed(sorted({look(s).word for s in at.loc[~passes[at.index], "status"]}))
+            said = f"needs {words}" if usable else "does not work"
+            by_release.setdefault((said, statuses), []).append(str(release))
+    return "; ".join(
+        f"{said} {span(chosen, axis)} ({statuses})"
+        for (said, statuses), chosen in by_release.items()
+    )
+
+
+def row_summary(statuses: Sequence[str], axis: Sequence[str]) -> str:
+    """Return one row of a matrix in words: "pass up to 5.20.2; stock fails from 5.21.1"."""
+    found: dict[str, list[str]] = {}
+    for status, release in zip(statuses, axis, strict=True):
+        found.setdefault(look(status).word, []).append(release)
+    if len(found) == 1:
+        return f"{next(iter(found))} on all"
+    return "; ".join(f"{word} {span(chosen, axis)}" for word, chosen in found.items())
+
+
+def verified(part: pd.DataFrame, axis: Sequence[str]) -> str:
+    """Return where all that ran passes: "all", or ranges; and what does not pass or did not run.
+
+    Args:
+        part: of the grid, one backend on its device.
+        axis: the releases that "all" stands for.
+    """
+    part = part[part["status"] != "unsupported"]
+    ran = part[part["tone"] != "none"]
+    if ran.empty:
+        return "not measured"
+    passing = ran["status"].eq("pass").groupby(ran["release"]).all()
+    good = list(passing[passing].index)
+    words = "all" if set(good) == set(axis) else in_words(good, axis) or "no release in full"
+    worse = together((architecture, words) for architecture, words in exceptions(part, axis))
+    return "; ".join([words, *(f"{names} {words}" for names, words in worse)])
+
+
+def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (architecture, words) for what does not pass in this part of the grid."""
+    worse = part[~part["status"].isin(["pass", "unsupported"])]
+    found = []
+    for key, failing in worse.groupby(["architecture", "status"], sort=False)["release"]:
+        architecture, status = cast("tuple[str, str]", key)
+        found.append((architecture, f"{look(status).word} {span(failing, order)}"))
+    return found

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import write_atomically
-from harness.render.markdown import shorten
-from harness.render.pages import environment
+from harness.render.pages import render as render_page
 from harness.render.tables import by_version
+from harness.render.text import shorten
 from harness.sweep.results import MEANINGS, Result, read
 
 PAGE = "sweep.md"
@@ -49,6 +49,13 @@ def render(results: Sequence[Result], folder: Path) -> Path:
     """
     if not results:
         raise ValueError(f"{folder} holds no results of a sweep. Make some: tox -e sweep")
+    path = folder / PAGE
+    write_atomically(path, page(results))
+    return path
+
+
+def page(results: Sequence[Result]) -> str:
+    """Return the report of the results, of which there is one at least."""
     frame = pd.DataFrame(map(asdict, results)).sort_values("model_type", ignore_index=True)
     table = counts(frame)
     newest = frame[frame["release"] == table.index[0]]
@@ -62,6 +69,4 @@ def render(results: Sequence[Result], folder: Path) -> Path:
         "cut": shorten,
         "meanings": MEANINGS,
     }
-    path = folder / PAGE
-    write_atomically(path, environment(PAGE).get_template(f"{PAGE}.j2").render(shown))
-    return path
+    return render_page(PAGE, shown)

@@ -1,51 +1,72 @@
-"""Records as pandas tables: one row a cell, the matrix of each backend, the families."""
+"""Records as pandas tables: one row a cell, and the matrix of each backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import cast
 from urllib.parse import quote
 
 import pandas as pd
 from packaging.version import InvalidVersion, Version
 
-from harness.records import Record
-from harness.render.ranges import in_words
+from harness.cells import MATRIX, load_matrix
+from harness.judging.compare import side_of
+from harness.judging.verdict import Expected, entries_for, load_expected
+from harness.records import FAILED, Record
 from harness.render.statuses import look
+from harness.render.text import visible
 
 KEY = ["architecture", "release", "backend", "device"]
 
-# What a column of the family table promises, and the checks that must hold for it.
-CAPABILITIES = {
-    "layer streaming": ("split_and_load", "prefill_parity", "residency"),
-    "tied head": ("tied_head",),
-    "cache": ("cache_fill", "incremental_decoding"),
-}
-
 
 @dataclass(frozen=True)
-class Order:
-    """The order of rows and columns: as in matrix/*.toml, then by name.
+class Rows:
+    """What matrix/*.toml says beside the records; what it does not name comes last, by name.
 
     Attributes:
-        architectures: ids, as in matrix/architectures.toml.
-        backends: names, as in matrix/backends.toml.
+        architectures: ids in their order.
+        backends: names in their order.
         original_caches: architecture -> the argument that its own code kept the cache in, for those
             that have a standard cache instead.
         notes: backend -> what to know about how it was measured.
+        expected: the failures that are known.
     """
 
     architectures: Sequence[str] = ()
     backends: Sequence[str] = ()
     original_caches: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    expected: Sequence[Expected] = ()
 
 
-def cause(record: Record) -> str:
-    """Return why a cell is as it is: the listed reason, else the known cause, else the message."""
+def load_rows() -> Rows:
+    """Return what matrix/*.toml says.
+
+    Raises:
+        StrictError: a file is not as its dataclass says.
+    """
+    matrix = load_matrix(MATRIX)
+    return Rows(
+        architectures=[row.id for row in matrix.architectures],
+        backends=[row.id for row in matrix.backends],
+        original_caches={row.id: row.original_cache for row in matrix.architectures},
+        notes={row.id: row.notes for row in matrix.backends if row.notes},
+        expected=load_expected(MATRIX),
+    )
+
+
+def causes(record: Record, expected: Sequence[Expected]) -> list[dict[str, str]]:
+    """Return why a cell does not pass, as far as is known: cause, whose fault ("side"), link."""
+    if record.status == "pass":
+        return []
+    if record.status not in {*FAILED, "xfail"}:
+        return [{"why": record.message, "side": "", "link": ""}]
+    found = entries_for(record, expected)
+    if found:
+        return [{"why": entry.why, "side": entry.side, "link": entry.link} for entry in found]
     said = f"{record.exception}: {record.message}" if record.exception else record.message
-    return record.expected or record.explanation or said
+    why = record.expected or record.explanation or said
+    return [{"why": why, "side": side_of(record, ()), "link": ""}]
 
 
 def by_version(release: str) -> tuple[int, Version | str]:
@@ -62,25 +83,72 @@ def arrange(values: Iterable[str], order: Sequence[str]) -> list[str]:
     return [v for v in order if v in present] + sorted(present - set(order))
 
 
-def cells(records: Iterable[Record]) -> pd.DataFrame:
+def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
     """Return one row for each cell, indexed from 0; of several records of a cell the newest counts.
 
-    Adds `anchor`, which names the cell on the page, `run_on`, the backend with its device, and
-    `cause`, the most telling account of what went wrong.
+    The order is by device, backend, release, architecture. Adds `anchor`, which names the cell on
+    the page, `run_on`, the backend with its device, `place`, that of its architecture, `causes`,
+    and `old`: what about the record is not of the newest code. Unseen characters are spelled out,
+    see `harness.render.text`.
 
     Raises:
         ValueError: there are no records.
     """
-    frame = pd.DataFrame([asdict(record) | {"cause": cause(record)} for record in records])
+    rows = rows or Rows()
+    frame = pd.DataFrame(
+        [visible(asdict(record) | {"causes": causes(record, rows.expected)}) for record in records]
+    )
     if frame.empty:
         raise ValueError("There are no records to render; run `tox -e matrix` first.")
     frame = frame.sort_values("time", kind="stable").drop_duplicates(KEY, keep="last")
+    frame["old"] = old(frame)
     frame["anchor"] = [
-        "-".join(quote(str(part), safe="") for part in row)
-        for row in frame[KEY].itertuples(index=False)
+        f"{architecture}@{release}/{backend}/{device}"
+        for architecture, release, backend, device in frame[KEY].map(quoted).to_numpy()
     ]
     frame["run_on"] = frame["backend"] + " on " + frame["device"]
+    ranks = {
+        "device": rank(frame["device"], ("cpu", "cuda")),
+        "backend": rank(frame["backend"], rows.backends),
+        "release": {name: place for place, name in enumerate(releases(frame))},
+        "architecture": rank(frame["architecture"], rows.architectures),
+    }
+    frame["place"] = frame["architecture"].map(ranks["architecture"])
+    frame = frame.sort_values(list(ranks), key=lambda part: part.map(ranks[str(part.name)]))
     return frame.reset_index(drop=True)
+
+
+def quoted(part: str) -> str:
+    """Return a part of a cell's name as an address can hold it."""
+    return quote(part, safe="")
+
+
+def rank(values: Iterable[str], order: Sequence[str]) -> dict[str, int]:
+    """Return value -> its place, see `arrange`."""
+    return {name: place for place, name in enumerate(arrange(values, order))}
+
+
+def old(frame: pd.DataFrame) -> pd.Series:
+    """Return what about each record is older than in the newest record: the engine, the checks.
+
+    The engine is one for all; the checks of a cell depend on its architecture and backend. The
+    frame is sorted by time.
+    """
+    engine = frame["engine_hash"].mask(frame["engine_hash"] == "")
+    checks = frame["check_hash"].mask(frame["check_hash"] == "")
+    newest = checks.groupby([frame["architecture"], frame["backend"]]).transform("last")
+    older = {
+        "engine": engine.notna() & (engine != engine.ffill().iloc[-1]),
+        "checks": checks.notna() & (checks != newest),
+    }
+    words = {
+        (False, False): "",
+        (True, False): "measured with an older engine",
+        (False, True): "measured with older checks",
+        (True, True): "measured with an older engine and older checks",
+    }
+    pairs = zip(older["engine"], older["checks"], strict=True)
+    return pd.Series([words[bool(one), bool(other)] for one, other in pairs], frame.index)
 
 
 def releases(frame: pd.DataFrame) -> list[str]:
@@ -88,23 +156,20 @@ def releases(frame: pd.DataFrame) -> list[str]:
     return sorted(frame["release"].unique(), key=by_version)
 
 
-def columns(frame: pd.DataFrame, order: Order) -> list[str]:
-    """Return each backend-on-device that has records, by device and then as backends.toml lists."""
-    pairs = frame[["run_on", "device", "backend"]].drop_duplicates()
-    rank = {name: i for i, name in enumerate(arrange(frame["backend"], order.backends))}
-    ranked = pairs.assign(rank=pairs["backend"].map(rank)).sort_values(["device", "rank"])
-    return list(ranked["run_on"])
+def columns(frame: pd.DataFrame) -> list[str]:
+    """Return each backend-on-device that has records, in the order of the cells."""
+    return list(frame["run_on"].unique())
 
 
-def matrix(frame: pd.DataFrame, run_on: str, order: Order) -> pd.DataFrame:
+def matrix(frame: pd.DataFrame, run_on: str) -> pd.DataFrame:
     """Return the positions in `frame` of one backend's cells: rows architectures, columns releases.
 
     A cell without a record is NA, which is not a status.
     """
     part = frame[frame["run_on"] == run_on].reset_index(names="position")
     table = part.pivot(index="architecture", columns="release", values="position")
-    rows = arrange(frame["architecture"], order.architectures)
-    return table.reindex(index=rows, columns=releases(part)).astype("Int64")
+    names = frame.sort_values("place")["architecture"].unique()
+    return table.reindex(index=names, columns=releases(part)).astype("Int64")
 
 
 def grid(frame: pd.DataFrame) -> pd.DataFrame:
@@ -114,114 +179,21 @@ def grid(frame: pd.DataFrame) -> pd.DataFrame:
     release that a device never saw (few run on a GPU) is no gap, and has no rows for it.
     """
     names = ["architecture", "release", "run_on"]
-    architectures = frame["architecture"].unique()
+    distinct = frame.sort_values("place").drop_duplicates("architecture")
+    families = distinct.set_index("architecture")["family"]
     every = pd.MultiIndex.from_tuples(
         [
             (architecture, release, run_on)
             for run_on, part in frame.groupby("run_on", sort=False)
             for release in releases(part)
-            for architecture in architectures
+            for architecture in families.index
         ],
         names=names,
     )
-    statuses = frame.set_index(names)["status"].reindex(every, fill_value="no-data")
-    return statuses.reset_index()
-
-
-def silent(statuses: pd.Series) -> pd.Series:
-    """Return which statuses say nothing about whether a cell works."""
-    return statuses.map(lambda status: look(status).tone == "none")
-
-
-def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str, pd.Series]]:
-    """Return (architecture, words, releases) for what does not pass in this part of the grid."""
-    worse = part[~part["status"].isin(["pass", "unsupported"])]
-    found = []
-    for key, failing in worse.groupby(["architecture", "status"])["release"]:
-        architecture, status = cast("tuple[str, str]", key)
-        words = f"{look(status).word} on {in_words(failing, order)}"
-        found.append((architecture, words, failing))
-    return found
-
-
-def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return (names, words) with the names of which the same is said joined, in order."""
-    said: dict[str, list[str]] = {}
-    for name, words in pairs:
-        said.setdefault(words, []).append(name)
-    return [(", ".join(names), words) for words, names in said.items()]
-
-
-def verified(part: pd.DataFrame) -> str:
-    """Return, as ranges, where all that ran passes, and what does not pass or did not run."""
-    order = releases(part)
-    part = part[part["status"] != "unsupported"]
-    ran = part[~silent(part["status"])]
-    if ran.empty:
-        return "not measured"
-    passing = ran["status"].eq("pass").groupby(ran["release"]).all()
-    good = in_words(passing[passing].index, order) or "no release in full"
-    worse = together((architecture, words) for architecture, words, _ in exceptions(part, order))
-    return "; ".join([good, *(f"{names} {words}" for names, words in worse)])
-
-
-def capability(part: pd.DataFrame, checks: Sequence[str]) -> str:
-    """Return whether these checks held wherever they ran: "yes", "x of y cells", "not measured"."""
-    held = []
-    for results in part["checks"]:
-        statuses = [results[name]["status"] for name in checks if name in results]
-        ran = [status for status in statuses if look(status).tone != "none"]
-        if ran:
-            held.append(all(status == "pass" for status in ran))
-    if not held:
-        return "not measured"
-    return "yes" if all(held) else f"{sum(held)} of {len(held)} cells"
-
-
-def in_place_of(architectures: Iterable[str], order: Order) -> str:
-    """Return what to add where a standard cache takes the place of a family's own, or nothing."""
-    caches = {order.original_caches.get(name, "") for name in architectures} - {""}
-    own = " and ".join(sorted(caches))
-    return f", a standard cache where the original has {own}" if own else ""
-
-
-def families(frame: pd.DataFrame, order: Order) -> pd.DataFrame:
-    """Return the family table, one row for each family in the order of its first architecture."""
-    rank = {name: i for i, name in enumerate(arrange(frame["architecture"], order.architectures))}
-    ranked = frame.assign(rank=frame["architecture"].map(rank)).sort_values("rank", kind="stable")
-    everywhere = grid(frame)
-    rows = []
-    for family, part in ranked.groupby("family", sort=False):
-        row = {"family": family}
-        row |= {name: capability(part, checks) for name, checks in CAPABILITIES.items()}
-        row["cache"] = f"{row['cache']}{in_place_of(part['architecture'], order)}"
-        row["registry class"] = ", ".join(part["family_class"].unique())
-        for run_on in columns(frame, order):
-            chosen = everywhere["architecture"].isin(part["architecture"])
-            row[run_on] = verified(everywhere[chosen & (everywhere["run_on"] == run_on)])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what does not pass, one row for each cause, where it shows and on which releases.
-
-    Failures come before known ones.
-    """
-    part = frame[frame["status"].map(lambda status: look(status).tone in {"bad", "known"})]
-    axes = {run_on: releases(ran) for run_on, ran in frame.groupby("run_on")}
-    keys = ["run_on", "status", "cause", "architecture"]
-    ranges = []
-    for key, failing in part.groupby(keys)["release"]:
-        run_on, *rest = cast("tuple[str, str, str, str]", key)
-        ranges.append((run_on, *rest, in_words(failing, axes[run_on])))
-    rows = (
-        pd.DataFrame(ranges, columns=[*keys, "releases"])
-        .groupby(["run_on", "releases", "status", "cause"])["architecture"]
-        .agg(", ".join)
-        .reset_index()
-        .rename(columns={"architecture": "architectures"})
+    table = frame.set_index(names)[["status"]].reindex(every, fill_value="no-data").reset_index()
+    device = frame.drop_duplicates("run_on").set_index("run_on")["device"]
+    return table.assign(
+        family=table["architecture"].map(families),
+        device=table["run_on"].map(device),
+        tone=table["status"].map(lambda status: look(status).tone),
     )
-    tones = rows["status"].map(lambda status: look(status).tone)
-    columns = ["architectures", "run_on", "releases", "status", "cause"]
-    return rows.loc[tones.sort_values(kind="stable").index, columns]

@@ -1,34 +1,40 @@
 from __future__ import annotations
 
+import json
 import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 
+from harness.judging.verdict import judge
 from harness.records import CheckResult, Record
-from harness.render.pages import figure, render
-from harness.render.tables import Order
+from harness.render.pages import documents
+from harness.render.tables import Rows, load_rows
+from tests.full_matrix import full_matrix
 
 HOSTILE = (
-    "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;{{ 7*7 }}{% raw %}\n"
+    "</pre></script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;{{ 7*7 }}\n"
     "| a | b |\n# heading\n[click](javascript:alert(1)) ![x](http://evil.example/x.png) `code`\n"
-    "<!-- \x1b[31m\x00 --> http://evil.example @someone"
+    "<!-- \x1b[31m\x00 --> http://evil.example @someone \u202egnp.exe"
 )
+ORDER = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
 
 class Tags(HTMLParser):
-    """Every tag and attribute of a page, and its text."""
+    """Every tag and attribute of a page, its links, and its text."""
 
     def __init__(self, page: str):
         super().__init__()
         self.tags: list[str] = []
         self.attributes: set[str] = set()
         self.ids: list[str] = []
-        self.targets: list[str] = []
+        self.links: list[str] = []
         self.text = ""
+        self.data = ""
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
@@ -37,99 +43,145 @@ class Tags(HTMLParser):
             self.attributes.add(name)
             if name == "id":
                 self.ids.append(value)
-            if name == "popovertarget":
-                self.targets.append(value)
+            if name == "href":
+                self.links.append(value)
 
     def handle_data(self, data):
         self.text += data
+        if self.ids[-1:] == ["data"] and self.tags[-1] == "script" and not self.data:
+            self.data = data
 
 
-@pytest.fixture
-def pages(tmp_path):
-    def make(records, order=None):
-        return [path.read_text("utf-8") for path in render(records, tmp_path, order)]
+def filled(record, text):
+    """A record with the same text in every place that takes one."""
+    strings = [name for name, kind in get_type_hints(Record).items() if kind is str]
+    check = CheckResult(text, {text: text}, 1.0, text, text, text)
+    tables = {"checks": {text: check}, "probes": {text: text}, "versions": {text: text}}
+    return record(**dict.fromkeys((*strings, "status"), text), **tables)
 
-    return make
 
-
-def test_hostile_strings_add_no_tag_and_no_attribute_to_the_page(pages, record):
-    def filled(text):
-        strings = [name for name, kind in get_type_hints(Record).items() if kind is str]
-        check = CheckResult(text, {text: text}, 1.0, text, text, text)
-        tables = {"checks": {text: check}, "probes": {text: text}, "versions": {text: text}}
-        return record(**dict.fromkeys((*strings, "status"), text), **tables)
-
-    got, want = (Tags(pages([filled(text)])[1]) for text in (HOSTILE, "calm"))
+def test_hostile_strings_add_no_tag_and_no_attribute_to_the_page(record):
+    got, want = (
+        Tags(documents([filled(record, text)])["compatibility.html"]) for text in (HOSTILE, "calm")
+    )
     assert got.tags == want.tags
     assert got.attributes == want.attributes
     assert "<script>alert(1)" in got.text
+    assert "\u202e" not in got.text
+    assert r"\u202egnp.exe" in json.loads(got.data)["message"]["values"][0]
 
 
-def test_hostile_strings_stay_text_in_markdown(pages, record):
-    markdown, _ = pages([record(status="fail", message=HOSTILE, architecture=HOSTILE)])
-    calm, _ = pages([record(status="fail", message="calm", architecture="calm")])
-    assert markdown.count("\n") == calm.count("\n")
+def test_a_comment_cannot_hide_the_end_of_the_data(record):
+    page = documents([record(message="<!--<script>")])["compatibility.html"]
+    assert "<!--<script>" not in page
+    assert json.loads(Tags(page).data)["message"]["values"] == ["<!--<script>"]
+
+
+def test_hostile_strings_stay_text_in_markdown(record):
+    hostile = record(status="fail", message=HOSTILE, architecture=HOSTILE, family=HOSTILE)
+    markdown = documents([hostile])["compatibility.md"]
+    calm = record(status="fail", message="calm", architecture="calm", family="calm")
+    calm_markdown = documents([calm])["compatibility.md"]
+    assert markdown.count("\n") == calm_markdown.count("\n")
     assert "<script" not in markdown
     assert "<img" not in markdown
     assert not re.search(r"(?<!\\)\[click", markdown)
     assert "http://" not in markdown
     assert "@someone" not in markdown
     assert "\x1b" not in markdown
+    assert "\u202e" not in markdown
 
     def bars(text):
         return len(re.findall(r"(?<!\\)\|", text))
 
-    assert bars(markdown) == bars(calm)
+    assert bars(markdown) == bars(calm_markdown)
 
 
-def test_the_page_needs_no_network(pages, three_releases):
-    _, html = pages(three_releases)
-    assert "http" not in re.sub(r"<pre.*?</pre>", "", html, flags=re.DOTALL)
-    assert not {"link", "img", "iframe"} & set(Tags(html).tags)
-    assert "src" not in Tags(html).attributes
+def test_hostile_strings_stay_text_in_the_json_and_the_badge(record):
+    made = documents([filled(record, HOSTILE)])
+    (cell,) = json.loads(made["compatibility.json"])["cells"]
+    assert cell["architecture"] == HOSTILE.replace("\x1b", r"\u001b").replace(
+        "\x00", r"\u0000"
+    ).replace("\u202e", r"\u202e")
+    assert len(ElementTree.fromstring(made["compatibility.svg"]).findall(".//*")) == 6
 
 
-def test_every_cell_opens_its_own_details(pages, three_releases):
-    found = Tags(pages(three_releases)[1])
+def test_the_page_needs_no_network(three_releases):
+    page = documents(three_releases)["compatibility.html"]
+    found = Tags(page)
+    assert not {"link", "img", "iframe"} & set(found.tags)
+    assert "src" not in found.attributes
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert not re.search(r"url\(|@import|fetch\(|innerHTML|import\(", page)
+
+
+def test_every_cell_has_an_anchor_that_a_link_names(three_releases):
+    found = Tags(documents(three_releases)["compatibility.html"])
     assert len(found.ids) == len(set(found.ids))
-    assert set(found.targets) <= set(found.ids)
-    assert len(set(found.targets)) == len(three_releases)
+    cells = [link for link in found.links if link.startswith("#") and "@" in link]
+    assert {link[1:] for link in cells} <= set(found.ids)
+    assert len(set(cells)) == len(three_releases)
 
 
-def test_the_page_says_how_to_run_a_cell_again(pages, record):
-    line = "tox -e matrix -- --releases 5.0.0 --arch llama --attn sdpa"
-    assert f"{line}</pre>" in pages([record()])[1]
-    assert f"{line} --device cuda</pre>" in pages([record(device="cuda")])[1]
+def test_the_page_reads_without_scripts(three_releases):
+    text = Tags(documents(three_releases, ORDER)["compatibility.html"]).text
+    assert "gemma2 needs eager on 5.23.0" in text
+    assert "pass up to 5.1.0; known failure on 5.23.0" in text
 
 
-def test_the_order_of_records_does_not_change_the_pages(pages, three_releases):
-    order = Order(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
-    first = pages(three_releases, order)
+def test_a_cause_links_to_its_source(record):
+    made = record(
+        architecture="deepseek_v2-grouped",
+        status="reference-broken",
+        exception="AttributeError",
+        message="'DeepseekV2Moe' object has no attribute 'num_experts'",
+        checks={},
+    )
+    rows = load_rows()
+    pages = documents([judge(made, rows.expected)], rows)
+    assert re.search(r"\[transformers\]\(https://github\.com/[^)]+\)", pages["compatibility.md"])
+    links = Tags(pages["compatibility.html"]).links
+    assert any(link.startswith("https://github.com/") for link in links)
+
+
+def test_what_changed_is_shown_if_it_is_known(three_releases):
+    line = {
+        "kind": "regressed",
+        "architecture": "llama<b>",
+        "release": "5.1.0",
+        "run_on": "sdpa on cpu",
+        "before": "pass",
+        "after": "fail",
+        "why": "it broke",
+        "side": "rabbitllm",
+    }
+    changed = {"before": "then", "after": "now", "same": 17, "changes": [line]}
+    page = documents(three_releases, ORDER, changed)["compatibility.html"]
+    assert "17 cells as before, 1 regressed" in page
+    assert "llama&lt;b&gt;" in page
+    assert "What changed" not in documents(three_releases, ORDER)["compatibility.html"]
+
+
+def test_the_order_of_records_changes_nothing(three_releases):
     shuffled = random.Random(0).sample(three_releases, len(three_releases))
-    assert pages(shuffled, order) == first
+    assert documents(shuffled, ORDER) == documents(three_releases, ORDER)
 
 
-def test_times_do_not_change_the_markdown(pages, three_releases):
-    first, _ = pages(three_releases)
+def test_times_do_not_change_the_markdown(three_releases):
     later = {"seconds": 9.0, "cpu_seconds": 9.0, "time": "2027-01-01T00:00:00Z"}
-    assert pages([replace(made, **later) for made in three_releases])[0] == first
+    again = documents([replace(made, **later) for made in three_releases])
+    assert again["compatibility.md"] == documents(three_releases)["compatibility.md"]
 
 
-def test_no_records_is_an_error_that_says_what_to_do(pages):
+def test_no_records_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match="tox -e matrix"):
-        pages([])
+        documents([])
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.000123456, "0.0001235"),
-        (True, "yes"),
-        (None, "none"),
-        ([1.0, 2.0, 3.0, 4.0, 100.0], "5 values, median 3"),
-        ({"a": 1.5}, "a 1.5"),
-        ("text", "text"),
-    ],
-)
-def test_figures_are_short(value, text):
-    assert figure(value) == text
+def test_the_whole_matrix_fits():
+    rows = load_rows()
+    made = documents([judge(record, rows.expected) for record in full_matrix()], rows)
+    assert len(made["compatibility.html"].encode()) < 2_000_000
+    assert made["compatibility.md"].count("\n") < 250
+    page = Tags(made["compatibility.html"])
+    assert len(page.ids) == len(set(page.ids)) > 2800

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.render.ranges import in_words, runs
+from harness.render.ranges import in_words, runs, span
 
 ORDER = ["5.0.0", "5.1.0", "5.2.0", "5.10.4"]
 
@@ -24,3 +24,19 @@ def test_ranges_join_only_neighbours_that_were_measured(chosen, words):
 
 def test_a_release_that_was_not_measured_is_in_no_range():
     assert runs(["5.0.0", "5.99.0"], ORDER) == [["5.0.0"]]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (ORDER, "on every release measured"),
+        (["5.2.0", "5.10.4"], "from 5.2.0"),
+        (["5.10.4"], "on 5.10.4"),
+        (["5.0.0", "5.1.0"], "up to 5.1.0"),
+        (["5.0.0"], "on 5.0.0"),
+        (["5.1.0", "5.2.0"], "on 5.1.0 to 5.2.0"),
+        (["5.0.0", "5.2.0"], "on 5.0.0, on 5.2.0"),
+    ],
+)
+def test_spans_reach_the_ends_that_were_measured(chosen, words):
+    assert span(chosen, ORDER) == words

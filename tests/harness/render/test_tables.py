@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.records import CheckResult
 from harness.render import tables
-from harness.render.summary import sentences
 
-ORDER = tables.Order(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
+ROWS = tables.Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
 
 def test_the_newest_record_of_a_cell_counts(record):
@@ -19,72 +17,84 @@ def test_the_newest_record_of_a_cell_counts(record):
 def test_releases_are_ordered_by_version(record):
     frame = tables.cells(record(release=release) for release in ("5.10.4", "5.2.0", "5.9.0"))
     assert tables.releases(frame) == ["5.2.0", "5.9.0", "5.10.4"]
+    assert list(frame["release"]) == ["5.2.0", "5.9.0", "5.10.4"]
 
 
-def test_a_cell_without_a_record_is_not_a_pass(three_releases):
+def test_cells_come_by_device_backend_release_and_architecture(record):
+    keys = [
+        ("gemma2", "5.0.0", "eager", "cuda"),
+        ("llama", "5.1.0", "sdpa", "cpu"),
+        ("gemma2", "5.0.0", "eager", "cpu"),
+        ("llama", "5.0.0", "eager", "cpu"),
+    ]
+    made = [dict(zip(tables.KEY, key, strict=True)) for key in keys]
+    frame = tables.cells([record(**values) for values in made], ROWS)
+    assert list(frame["anchor"]) == [
+        "llama@5.0.0/eager/cpu",
+        "gemma2@5.0.0/eager/cpu",
+        "llama@5.1.0/sdpa/cpu",
+        "gemma2@5.0.0/eager/cuda",
+    ]
+
+
+def test_a_cell_without_a_record_is_no_data(three_releases):
     kept = [r for r in three_releases if (r.architecture, r.release) != ("llama", "5.1.0")]
-    frame = tables.cells(kept)
-    table = tables.matrix(frame, "sdpa on cpu", ORDER)
+    frame = tables.cells(kept, ROWS)
+    table = tables.matrix(frame, "sdpa on cpu")
     assert list(table.index) == ["llama", "gemma2", "qwen3_moe"]
     assert pd.isna(table.loc["llama", "5.1.0"])
     assert frame["status"][table.loc["llama", "5.0.0"]] == "pass"
-    row = tables.families(frame, ORDER).set_index("family").loc["Llama 2 / 3"]
-    assert row["sdpa on cpu"] == "5.0.0, 5.23.0; llama no data on 5.1.0"
-    assert "1 of 3 architectures" in sentences(frame, ORDER)[1]
+    grid = tables.grid(frame)
+    missing = grid[grid["status"] == "no-data"]
+    assert set(missing["architecture"] + missing["release"]) == {"llama5.1.0"}
+    assert set(missing["family"]) == {"Llama 2 / 3"}
 
 
-def test_not_run_is_never_a_pass(record):
-    frame = tables.cells([record(status="not-run", checks={})])
-    row = tables.families(frame, ORDER).iloc[0]
-    assert row["sdpa on cpu"] == "not measured"
-    assert row["cache"] == "not measured"
-    assert sentences(frame, ORDER) == ["sdpa on cpu: nothing ran."]
+def test_a_name_cannot_leave_its_anchor(record):
+    (anchor,) = tables.cells([record(architecture='a"><b@/#\u202e')])["anchor"]
+    assert anchor == "a%22%3E%3Cb%40%2F%23%5Cu202e@5.0.0/sdpa/cpu"
 
 
-def test_a_check_that_failed_in_one_cell_shows_in_the_family(record):
-    checks = {"cache_fill": CheckResult("fail"), "residency": CheckResult("pass")}
-    broken = record(release="5.1.0", status="fail", checks=checks)
-    row = tables.families(tables.cells([record(), broken]), ORDER).iloc[0]
-    assert row["cache"] == "1 of 2 cells"
-    assert row["layer streaming"] == "yes"
-    assert row["sdpa on cpu"] == "5.0.0; llama fail on 5.1.0"
+def test_a_known_failure_has_its_cause_side_and_link(record):
+    rows = tables.load_rows()
+    message = "'DeepseekV2Moe' object has no attribute 'num_experts'"
+    made = record(
+        architecture="deepseek_v2-grouped",
+        status="reference-broken",
+        exception="AttributeError",
+        message=message,
+        checks={},
+    )
+    (cause,) = tables.causes(made, rows.expected)
+    assert cause["side"] == "transformers"
+    assert cause["link"].startswith("https://")
+    assert "group-limited routing" in cause["why"]
 
 
-def test_a_standard_cache_in_place_of_a_familys_own_is_said(record):
-    order = tables.Order(original_caches={"qwen": "layer_past", "llama": ""})
-    families = {"qwen": "QWen v1", "llama": "Llama 2 / 3"}
-    frame = tables.cells(record(architecture=a, family=f) for a, f in families.items())
-    cache = tables.families(frame, order).set_index("family")["cache"]
-    assert cache["QWen v1"] == "yes, a standard cache where the original has layer_past"
-    assert cache["Llama 2 / 3"] == "yes"
-
-
-def test_the_summary_names_what_fails_and_what_to_use(three_releases):
-    assert sentences(tables.cells(three_releases), ORDER) == [
-        "eager on cpu: 3 of 3 architectures pass on 5.0.0 to 5.23.0 (3 releases).",
-        "sdpa on cpu: 2 of 3 architectures pass on 5.0.0 to 5.23.0 (3 releases)."
-        " Not gemma2 (known failure on 5.23.0; use eager).",
+def test_an_unknown_failure_is_ours_until_it_is_explained(record):
+    made = record(status="crash", exception="RuntimeError", message="died", checks={})
+    assert tables.causes(made, ()) == [
+        {"why": "RuntimeError: died", "side": "rabbitllm", "link": ""}
     ]
+    assert tables.causes(record(), ()) == []
 
 
-def test_failures_come_before_known_ones(record):
-    known = record(architecture="a", status="xfail", expected="known")
-    new = record(architecture="b", status="crash", message="new")
-    frame = tables.failures(tables.cells([known, new, record(architecture="c")]))
-    assert list(frame["architectures"]) == ["b", "a"]
-    assert list(frame["cause"]) == ["new", "known"]
-
-
-def test_failures_of_one_cause_share_a_row(record):
-    failing = {"status": "crash", "message": "the process died"}
-    records = [
-        record(architecture=name, release=release, **failing)
-        for name in ("qwen2", "llama")
-        for release in ("5.0.0", "5.1.0")
+def test_what_older_code_measured_is_marked(record):
+    made = [
+        record(architecture="a", engine_hash="0" * 16, time="2026-01-01T00:00:00Z"),
+        record(architecture="b", release="5.0.0", check_hash="1" * 16, time="2026-01-01T00:00:01Z"),
+        record(architecture="b", release="5.1.0", check_hash="2" * 16, time="2026-01-01T00:00:02Z"),
+        record(architecture="c", engine_hash="", check_hash="", time="2026-01-01T00:00:00Z"),
     ]
-    (row,) = tables.failures(tables.cells(records)).itertuples()
-    assert (row.architectures, row.releases) == ("llama, qwen2", "5.0.0, 5.1.0")
+    frame = tables.cells(made)
+    assert dict(zip(frame["architecture"] + frame["release"], frame["old"], strict=True)) == {
+        "a5.0.0": "measured with an older engine",
+        "b5.0.0": "measured with older checks",
+        "b5.1.0": "",
+        "c5.0.0": "",
+    }
 
 
-def test_without_failures_the_table_is_empty(record):
-    assert tables.failures(tables.cells([record()])).empty
+def test_records_without_any_hash_are_not_old(record):
+    frame = tables.cells([record(engine_hash="", check_hash="")])
+    assert list(frame["old"]) == [""]

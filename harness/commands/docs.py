@@ -1,0 +1,70 @@
+"""Make the documents that come from records again, or check that the committed ones are current."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.cells import ROOT
+from harness.commands.render import add_before, compare, report_texts
+from harness.records import write_atomically
+from harness.render import sweep
+from harness.render.readme import with_families
+
+HELP = "make the reports and README's table again from the records; --check only compares"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `python -m harness docs`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "example:\n  tox -e docs -- --check\n\n"
+        "exit status: 0 if all is current or was written, 1 if --check finds a stale document"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; name what is stale")
+    add_before(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the documents, or name the stale ones."""
+    return check(ROOT) if args.check else write(ROOT, args.before)
+
+
+def write(root: Path, before: str | None = None) -> int:
+    """Write the documents of a checkout."""
+    compare(root / "reports", before)
+    for path, text in texts(root).items():
+        write_atomically(path, text)
+        print(path.relative_to(root))
+    return 0
+
+
+def check(root: Path) -> int:
+    """Name the documents that are not what their records make; return 1 if there are any."""
+    stale = [
+        path.relative_to(root).as_posix()
+        for path, text in texts(root).items()
+        if not path.exists() or path.read_text("utf-8") != text
+    ]
+    for name in stale:
+        print(f"stale: {name}", file=sys.stderr)
+    if stale:
+        print("Make them again and commit them: tox -e docs", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def texts(root: Path) -> dict[Path, str]:
+    """Return path -> text of every document of a checkout that comes from records.
+
+    Raises:
+        FileNotFoundError: there is no folder of records.
+        ValueError: there are no records, or README has no place for the table.
+    """
+    reports, readme = root / "reports", root / "README.md"
+    found = report_texts(reports)
+    found[readme] = with_families(
+        readme.read_text("utf-8"), found[reports / "compatibility.md"], readme.name
+    )
+    results = sweep.read_all(reports / "sweep")
+    return found | ({reports / sweep.PAGE: sweep.page(results)} if results else {})

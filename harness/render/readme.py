@@ -1,0 +1,25 @@
+"""README's family table, which is that of the Markdown report."""
+
+from __future__ import annotations
+
+BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+HEADING = "## Families\n\n"
+
+
+def with_families(text: str, report: str, name: str) -> str:
+    """Return a text with the report's family table between its two marks.
+
+    Args:
+        text: of the document that shows the table.
+        report: compatibility.md.
+        name: of the document, for the error.
+
+    Raises:
+        ValueError: the document does not have each mark once, in order, on a line of its own.
+    """
+    lines = text.split("\n")
+    if lines.count(BEGIN) != 1 or lines.count(END) != 1 or lines.index(BEGIN) > lines.index(END):
+        raise ValueError(f"{name} needs one line {BEGIN} and, below it, one line {END}.")
+    table = report.split(HEADING, 1)[1].split("\n\n", 1)[0]
+    head, tail = lines[: lines.index(BEGIN) + 1], lines[lines.index(END) :]
+    return "\n".join([*head, "", table, "", *tail])

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from harness.render import changes
+
+AXIS = ["5.0.0", "5.1.0", "5.23.0"]
+
+
+def test_what_is_as_before_is_only_counted(three_releases):
+    found = changes.contents(three_releases, three_releases, ())
+    assert found["changes"] == []
+    assert found["same"] == 18
+
+
+def test_changes_of_one_kind_share_a_row_the_worst_first(three_releases):
+    later = [
+        replace(r, status="crash", message="died", checks={})
+        if r.architecture == "llama"
+        else replace(r, status="pass")
+        for r in three_releases
+    ]
+    found = changes.contents(three_releases, later, ())
+    rows = changes.grouped(found, AXIS).to_dict(orient="records")
+    assert [(row["kind"], row["architectures"]) for row in rows] == [
+        ("regressed", "llama"),
+        ("fixed", "gemma2"),
+    ]
+    assert rows[0]["where"] == "eager on cpu and sdpa on cpu"
+    assert rows[0]["releases"] == "5.0.0 to 5.23.0 (3 releases)"
+    assert (rows[0]["before"], rows[0]["after"], rows[0]["side"]) == ("pass", "crash", "rabbitllm")
+
+
+def test_a_lost_cell_is_named(three_releases):
+    found = changes.contents(three_releases, three_releases[1:], ())
+    (row,) = changes.grouped(found, AXIS).to_dict(orient="records")
+    assert (row["kind"], row["before"], row["after"]) == ("lost", "pass", "no-data")
+
+
+def test_a_file_of_changes_reads_back(three_releases, tmp_path):
+    path = tmp_path / changes.FILE
+    assert changes.read(path) is None
+    found = changes.contents(three_releases, three_releases[2:], ())
+    path.write_text(changes.written(found), encoding="utf-8")
+    assert changes.read(path) == found
+    assert json.loads(path.read_text("utf-8"))["changes"][0]["kind"] == "lost"
+    empty = found | {"changes": []}
+    path.write_text(changes.written(empty), encoding="utf-8")
+    assert changes.read(path) == empty
+    assert changes.grouped(empty, AXIS).empty

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from harness.render.summary import listed, row_summary, sentences
+from harness.render.tables import Rows, cells
+
+ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
+
+
+def said(records):
+    return sentences(cells(records, ROWS))
+
+
+def test_families_work_and_one_needs_another_backend(three_releases):
+    assert said(three_releases) == [
+        (
+            "On cpu, all 3 families work on transformers 5.0.0 to 5.23.0 (3 releases),"
+            " with eager and sdpa.",
+            ["gemma2 needs eager on 5.23.0 (known failure)."],
+        )
+    ]
+
+
+def test_a_family_that_no_backend_runs_does_not_work(record):
+    releases = ("5.0.0", "5.1.0", "5.2.0")
+    records = [record(release=release) for release in releases]
+    records += [
+        record(
+            architecture="chatglm2",
+            family="ChatGLM",
+            release=release,
+            status="pass" if release == "5.2.0" else "fail",
+        )
+        for release in releases
+    ]
+    ((sentence, exceptions),) = said(records)
+    assert sentence == (
+        "On cpu, all 2 families work on transformers 5.2.0, the newest measured,"
+        " and 1 on every release from 5.0.0 (3 releases), with sdpa."
+    )
+    assert exceptions == ["chatglm2 does not work up to 5.1.0 (fail)."]
+
+
+def test_what_broke_on_the_newest_release_is_not_counted_as_working(record):
+    records = [record(release="5.0.0"), record(release="5.1.0", status="crash")]
+    ((sentence, exceptions),) = said(records)
+    assert sentence.startswith("On cpu, 0 of 1 families work on transformers 5.1.0")
+    assert exceptions == ["llama does not work on 5.1.0 (crash)."]
+
+
+def test_architectures_with_one_fate_share_a_sentence(record):
+    records = [record(architecture=name, status="fail") for name in ("a", "b")]
+    ((_, exceptions),) = said([*records, record(architecture="c")])
+    assert exceptions == ["a and b does not work on every release measured (fail)."]
+
+
+def test_cells_that_were_not_measured_are_counted(three_releases):
+    ((_, exceptions),) = said(three_releases[1:])
+    assert "1 of 18 cells were not measured." in exceptions
+
+
+def test_not_run_is_never_a_pass(record):
+    assert said([record(status="not-run", checks={})]) == [("On cpu nothing ran.", [])]
+
+
+def test_a_row_in_words():
+    axis = ["5.0.0", "5.1.0", "5.2.0"]
+    assert row_summary(["pass"] * 3, axis) == "pass on all"
+    assert (
+        row_summary(["pass", "xfail", "xfail"], axis) == "pass on 5.0.0; known failure from 5.1.0"
+    )
+    assert row_summary(["no-data", "pass", "pass"], axis) == "no data on 5.0.0; pass from 5.1.0"
+
+
+def test_lists_in_words():
+    assert [listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
