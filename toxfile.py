@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 CELL_COMMAND = ("python", "-m", "pytest", "-q", "--no-header", "matrix/test_cells.py")
 CELL_EXTRAS = ("harness", "smollm2")
-LIGHT_ENVIRONMENTS = ("canary", "harness", "matrix", "releases", "render", "upgrade-check")
+LIGHT_ENVIRONMENTS = ("canary", "docs", "harness", "matrix", "releases", "render", "upgrade-check")
 NEWEST_ENVIRONMENTS = ("test", "lint", "sweep")
 
 

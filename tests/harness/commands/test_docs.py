@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from harness.commands.docs import check, write
+from harness.records import Store
+from harness.render.readme import BEGIN, END
+
+DOCUMENTS = [
+    "README.md",
+    *(f"reports/compatibility.{kind}" for kind in ("html", "json", "md", "svg")),
+    "reports/sweep.md",
+]
+
+
+@pytest.fixture
+def root(tmp_path, cell_record):
+    """A checkout with one record and one result of the sweep, committed."""
+    Store(tmp_path / "reports" / "results", "5.0.0").put([cell_record()])
+    (tmp_path / "README.md").write_text(f"# Name\n\n{BEGIN}\n{END}\n", encoding="utf-8")
+    sweep = tmp_path / "reports" / "sweep"
+    sweep.mkdir()
+    line = '{"model_type": "llama", "release": "5.0.0", "outcome": "bit-equal", "streamed": 4}\n'
+    (sweep / "transformers-5.0.0.jsonl").write_text(line, encoding="utf-8")
+    commit(tmp_path, "init", "-q")
+    return tmp_path
+
+
+def commit(root, *first):
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+    commands = ([first] if first else []) + [["add", "."], [*author, "commit", "-qm", "more"]]
+    for command in commands:
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+
+
+def test_what_was_just_written_is_current(root, capsys):
+    assert write(root) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == DOCUMENTS
+    assert check(root) == 0
+    assert "| Llama 2 / 3 |" in (root / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_that_was_edited_or_is_missing_is_named(root, capsys, name):
+    write(root)
+    path = root / name
+    path.write_text(path.read_text("utf-8").replace("Llama", "Lama").replace("llama", "lama"))
+    if name.endswith(".svg"):
+        path.unlink()
+    assert check(root) == 1
+    assert f"stale: {name}\n" in capsys.readouterr().err
+
+
+def test_a_check_writes_nothing(root):
+    before = sorted(path.name for path in root.rglob("*") if ".git" not in path.parts)
+    assert check(root) == 1
+    assert sorted(path.name for path in root.rglob("*") if ".git" not in path.parts) == before
+
+
+def test_new_records_make_the_documents_stale_and_show_what_changed(root, cell_record):
+    write(root)
+    commit(root)
+    failing = replace(cell_record(), status="crash", message="died", checks={})
+    Store(root / "reports" / "results", "5.0.0").put([failing])
+    assert check(root) == 1
+    write(root)
+    page = (root / "reports" / "compatibility.html").read_text("utf-8")
+    assert "0 cells as before, 1 regressed" in page
+    # Committed, the records are their own before: what they changed stays on the page.
+    commit(root)
+    assert check(root) == 0
+    write(root)
+    assert (root / "reports" / "compatibility.html").read_text("utf-8") == page
+
+
+def test_readme_without_a_place_for_the_table_is_an_error(root):
+    (root / "README.md").write_text("# Name\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="README"):
+        write(root)
