@@ -10,7 +10,13 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
 
-from rabbitllm.checkpoint.source import MOVED, fetch_settings, hub_errors, shard_names
+from rabbitllm.checkpoint.source import (
+    MALFORMED,
+    MOVED,
+    fetch_settings,
+    hub_errors,
+    shard_names,
+)
 from rabbitllm.errors import CheckpointError
 
 
@@ -39,12 +45,13 @@ def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder:
                 continue
             try:
                 header = api.parse_safetensors_file_metadata(repo, name)
-            except (EntryNotFoundError, SafetensorsParsingError) as error:
+                _write_hollow(folder / name, header.tensors)
+            except (EntryNotFoundError, SafetensorsParsingError, *MALFORMED) as error:
                 raise CheckpointError(
-                    f"{repo} has no {name}, or not in the safetensors format. Weights in another "
-                    "format must be converted: model.save_pretrained(...) with transformers."
+                    f"{repo} has no {name}, or not in the safetensors format "
+                    f"({type(error).__name__}). Weights in another format must be converted: "
+                    "model.save_pretrained(...) with transformers."
                 ) from error
-            _write_hollow(folder / name, header.tensors)
 
 
 def _write_hollow(file: Path, tensors: Mapping[str, Any]) -> None:
@@ -55,4 +62,7 @@ def _write_hollow(file: Path, tensors: Mapping[str, Any]) -> None:
     header = json.dumps(fields).encode()
     file.write_bytes(struct.pack("<Q", len(header)) + header)
     data = max((one.data_offsets[1] for one in tensors.values()), default=0)
-    os.truncate(file, 8 + len(header) + data)
+    try:
+        os.truncate(file, 8 + len(header) + data)
+    except OSError as error:
+        raise ValueError(f"no file system has files of {data:,} bytes") from error

@@ -39,7 +39,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_ELEMENTS = 2**63
 """Of a tensor, in any order of its dimensions."""
 
-MALFORMED = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 """What reading JSON, and numbers out of it, raises when a file is not what it should be."""
 
 # https://github.com/huggingface/safetensors: the format's names of the element types.
@@ -99,8 +99,7 @@ def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code:
         settings = fetch_settings(repo, token, trust_remote_code)
         if (settings / MOVED).is_file():  # do not fetch again what was deleted on purpose
             return settings
-        patterns = [*_patterns(trust_remote_code), *shard_names(settings)]
-        return Path(snapshot_download(repo, allow_patterns=patterns, token=token))
+        return _fetch(repo, token, [*_patterns(trust_remote_code), *shard_names(settings)])
 
 
 def local_folder(model: str | os.PathLike[str]) -> Path | None:
@@ -122,8 +121,14 @@ def local_folder(model: str | os.PathLike[str]) -> Path | None:
 
 def fetch_settings(repo: str, token: str | None, trust_remote_code: bool) -> Path:
     """Fetches everything but the weights; the snapshot's folder. Raises as huggingface_hub."""
-    patterns = _patterns(trust_remote_code)
-    return Path(snapshot_download(repo, allow_patterns=patterns, token=token))
+    return _fetch(repo, token, _patterns(trust_remote_code))
+
+
+def _fetch(repo: str, token: str | None, patterns: list[str]) -> Path:
+    # Only our own word of another place for the weights counts, never a repository's.
+    return Path(
+        snapshot_download(repo, allow_patterns=patterns, ignore_patterns=MOVED, token=token)
+    )
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -218,7 +223,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         fields = json.loads(header)
         fields.pop("__metadata__", None)
         tensors = {key: _entry(file, 8 + length, value) for key, value in fields.items()}
-    except (*MALFORMED, AttributeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"The header of {file} is malformed: {error!r}.") from error
     end = 8 + length
     # As the format asks: the tensors follow one another without holes, up to the file's end.

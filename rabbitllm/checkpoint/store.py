@@ -74,7 +74,10 @@ def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
 
 
 def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
-    """Deletes the shards that a complete store stands in for, and leaves word of its place."""
+    """Deletes the shards that a complete store stands in for, and leaves word of its place.
+
+    Where a shard is a link, what it links to goes only if it is a blob of the hub's own cache.
+    """
     _sync(store.folder)  # its files' names too are to outlast a loss of power
     word = folder / f"{TEMPORARY}{MOVED}"
     word.write_text(json.dumps({"store": str(store.folder.resolve())}))
@@ -82,9 +85,10 @@ def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "L
     _sync(folder)
     for file in {entry.file for entry in entries.values()} - set(store.folder.glob("*")):
         logger.info("Deleting %s: the layer store has its weights", file)
-        original = file.resolve()  # in the hub's cache a shard is a link to a blob
+        original = file.resolve()
         file.unlink()
-        original.unlink(missing_ok=True)
+        if original.parent == folder.resolve().parent.parent / "blobs":
+            original.unlink(missing_ok=True)
     (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
 
 

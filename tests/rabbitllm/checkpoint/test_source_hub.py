@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
-from rabbitllm.checkpoint.source import read_index, resolve
+from rabbitllm.checkpoint.source import MOVED, read_index, resolve
 from rabbitllm.cli import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -242,6 +243,13 @@ def test_an_index_that_names_other_places_fetches_nothing_there(hub: Hub) -> Non
     assert not any(name.endswith((".safetensors", ".bin")) for name in hub.fetched)
 
 
+def test_a_repository_cannot_say_that_its_weights_lie_elsewhere(hub: Hub, tmp_path: Path) -> None:
+    (hub.repos["tiny/llama"] / MOVED).write_text(json.dumps({"store": str(tmp_path)}))
+    folder = resolve("tiny/llama", None, False)
+    assert (folder / "model.safetensors").is_file()
+    assert not (folder / MOVED).exists()
+
+
 def test_a_snapshot_in_the_cache_needs_no_hub(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +360,30 @@ def test_a_repository_without_safetensors_is_named_before_it_is_planned(
         fetch_headers("tiny/llama", None, False, _empty(tmp_path / "b"))
     with pytest.raises(CheckpointError, match="No folder and no hub repository"):
         fetch_headers("tiny/lama", None, False, _empty(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data_offsets": ["a", "b"]},
+        {"data_offsets": []},
+        {"data_offsets": 3},
+        {"data_offsets": [0, 2**62]},
+        {"data_offsets": [0, 2**70]},
+        {"shape": "x"},
+        None,
+    ],
+    ids=repr,
+)
+def test_a_malformed_header_is_refused_before_it_is_planned(
+    hub: Hub, tmp_path: Path, changes: dict[str, Any] | None
+) -> None:
+    entry = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+    header = json.dumps({"w": changes and entry | changes}).encode()
+    file = hub.repos["tiny/llama"] / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
+    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
 
 
 def test_weights_that_were_deleted_on_purpose_are_not_fetched_again(

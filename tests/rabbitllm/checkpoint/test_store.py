@@ -393,11 +393,25 @@ def test_deleting_frees_the_blobs_of_a_hub_cache(
     streamed: Callable[..., StreamedModel],
     tmp_path: Path,
 ) -> None:
-    folder, blob = copied("mixtral"), tmp_path / "blob"
+    blob, folder = tmp_path / "hub" / "blobs" / "0123", tmp_path / "hub" / "snapshots" / "main"
+    blob.parent.mkdir(parents=True)
+    folder.parent.mkdir()
+    copied("mixtral").rename(folder)
     (folder / "model.safetensors").rename(blob)
-    (folder / "model.safetensors").symlink_to(blob)
+    (folder / "model.safetensors").symlink_to("../../blobs/0123")
     streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
     assert not blob.exists()
+    assert not (folder / "model.safetensors").is_symlink()
+
+
+def test_deleting_leaves_alone_what_a_link_leads_out_to(
+    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
+) -> None:
+    folder, elsewhere = copied("mixtral"), tmp_path / "of-somebody-else.safetensors"
+    (folder / "model.safetensors").rename(elsewhere)
+    (folder / "model.safetensors").symlink_to(elsewhere)
+    streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
+    assert elsewhere.exists()
     assert not (folder / "model.safetensors").is_symlink()
 
 
