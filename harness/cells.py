@@ -193,19 +193,23 @@ def read_rows(cls: type[Row], path: Path, kind: str, key: str | None = "id") -> 
         key: what no two rows may share; None if rows have no name.
 
     Raises:
-        StrictError: naming file, row and what is wrong.
+        StrictError: naming file, line, row and what is wrong.
     """
     place = f"{path.parent.name}/{path.name}"
+    text = path.read_text(encoding="utf-8")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StrictError(f"{place}: {error}") from error
     for other in content.keys() - {kind}:
         raise StrictError(f"{place}: {unknown('table', other, [kind])}")
+    begins = [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(f"[[{kind}]]")]
     rows: dict[object, Row] = {}
     for number, table in enumerate(content.get(kind, []), start=1):
         name: object = table.get(key, number) if key else number
-        where = f"{place}, {kind} {name!r}"
+        # Written in another way, rows have no line of their own.
+        line = f":{begins[number - 1]}" if len(begins) == len(content[kind]) else ""
+        where = f"{place}{line}, {kind} {name!r}"
         if name in rows:
             raise StrictError(f"{where}: stated twice")
         rows[name] = build(cls, table, where)

@@ -99,7 +99,7 @@ def test_a_backend_may_override_the_dtype(cell):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[backend]]\nid = 'x'\n", r"backends.toml, backend 'x': missing 'devices'"),
+        ("[[backend]]\nid = 'x'\n", r"backends.toml:1, backend 'x': missing 'devices'"),
         (
             "[[backend]]\nid = 'x'\ndevices = ['tpu']\n",
             r"'x': devices: Unknown value 'tpu'. Available: cpu, cuda",
@@ -113,7 +113,10 @@ def test_a_backend_may_override_the_dtype(cell):
             r"backends.toml: Unknown table 'backends'. Available: backend",
         ),
         ("[[backend]]\ndevices = []\n", r"backend 1: missing 'id'"),
-        ("[[backend]]\nid = 'x'\ndevices = []\n" * 2, r"backend 'x': stated twice"),
+        (
+            "[[backend]]\nid = 'x'\ndevices = []\n" * 2,
+            r"backends.toml:4, backend 'x': stated twice",
+        ),
         ("[[backend]\n", r"backends.toml: "),
     ],
 )
