@@ -1,5 +1,6 @@
 """Who runs the same checkpoint, and how each is told to keep its layers off the device."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
 ATTENTION = "sdpa"
 """The backend of all of them: it is the one that airllm picks."""
 
@@ -76,7 +78,32 @@ def load_airllm(folder: Path, device: str, scratch: Path) -> Any:
 
         def get_tokenizer(self, hf_token: str | None = None) -> None: ...
 
-    return Untokenized(folder, device=device, layer_shards_saving_path=scratch)
+    named = link_as_on_the_hub(folder, scratch / "checkpoint")
+    return Untokenized(named, device=device, layer_shards_saving_path=scratch)
+
+
+def link_as_on_the_hub(folder: Path, links: Path) -> Path:
+    """A checkpoint of links whose shards have the hub's names: airllm takes numbers out of them.
+
+    A shard that holds one layer it links in turn, so nothing is copied.
+
+    Args:
+        folder: a checkpoint of several shards.
+        links: made for the links; returned.
+    """
+    links.mkdir()
+    index = json.loads((folder / WEIGHTS_INDEX).read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    names = {
+        shard: f"model-{number:05}-of-{len(shards):05}.safetensors"
+        for number, shard in enumerate(shards, 1)
+    }
+    for shard, name in names.items():
+        (links / name).symlink_to((folder / shard).resolve())
+    (links / "config.json").symlink_to((folder / "config.json").resolve())
+    weight_map = {weight: names[shard] for weight, shard in index["weight_map"].items()}
+    (links / WEIGHTS_INDEX).write_text(json.dumps(index | {"weight_map": weight_map}))
+    return links
 
 
 def load_streamed(**budgets: Any) -> Callable[[Path, str, Path], Any]:

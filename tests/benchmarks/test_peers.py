@@ -42,13 +42,6 @@ def test_a_peer_measures_its_tokens_and_steps(
     assert {"torch", "transformers", "accelerate"} <= record["versions"].keys()
 
 
-def test_layers_that_accelerate_keeps_on_disk_are_not_in_memory(tiny: Path, tmp_path: Path) -> None:
-    model = peers.PEERS["accelerate-disk"].load(tiny, "cpu", tmp_path)
-    places = {name: parameter.device.type for name, parameter in model.named_parameters()}
-    assert {place for name, place in places.items() if ".layers." in name} == {"meta"}
-    assert {place for name, place in places.items() if ".layers." not in name} == {"cpu"}
-
-
 def test_what_streams_is_counted(records: dict[str, dict[str, Any]], tiny: Path) -> None:
     weights = sum(file.stat().st_size for file in tiny.glob("*.safetensors"))
     assert 0.5 * weights < records["rabbitllm-disk"]["bytes_from_disk"] < 1.5 * weights
