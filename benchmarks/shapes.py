@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from rabbitllm.checkpoint.source import WEIGHTS_INDEX
@@ -59,6 +59,13 @@ SHAPES: dict[str, PretrainedConfig] = {
 }
 
 
+PERIOD = 16
+"""Tokens after which a cyclic checkpoint repeats itself."""
+LOUD = 100.0
+"""How far an embedding of a cyclic checkpoint outdoes a random one: its layers then add next to
+nothing to what the head sees."""
+
+
 def write_checkpoint(
     config: PretrainedConfig, folder: Path, dtype: torch.dtype, device: str, seed: int = 0
 ) -> Path:
@@ -96,3 +103,43 @@ def write_checkpoint(
     config.save_pretrained(folder)
     (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+def write_cyclic(source: Path, folder: Path) -> Path:
+    """Writes a checkpoint whose greedy output repeats itself every `PERIOD` tokens.
+
+    Random weights never repeat, so nothing is to be looked up in a prompt. Here the embedding is
+    louder than all that the layers add, and the head has the embedding of each token where its
+    successor is. Layers are those of `source`, hard-linked.
+
+    Args:
+        source: of `write_checkpoint`, with a head of its own.
+        folder: on the same file system; made if absent.
+
+    Raises:
+        ValueError: the head is tied to the embedding.
+    """
+    index = json.loads((source / WEIGHTS_INDEX).read_text())["weight_map"]
+    if "lm_head.weight" not in index:
+        raise ValueError(f"{source.name} has a tied head, which cannot be another's successor")
+    if (folder / WEIGHTS_INDEX).is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    table = load_file(source / index["model.embed_tokens.weight"])["model.embed_tokens.weight"]
+    last = len(table) - len(table) % PERIOD
+    order = torch.arange(len(table))
+    order[:last] = order[:last].view(-1, PERIOD).roll(1, dims=1).reshape(-1)
+    made = {"model.embed_tokens.weight": table * LOUD / 0.02, "lm_head.weight": table[order]}
+    for name, tensor in made.items():
+        save_file({name: tensor}, folder / index[name], metadata={"format": "pt"})
+    for file in source.iterdir():
+        if file.name not in {index[name] for name in made} | {WEIGHTS_INDEX}:
+            (folder / file.name).unlink(missing_ok=True)
+            (folder / file.name).hardlink_to(file)
+    (folder / WEIGHTS_INDEX).write_bytes((source / WEIGHTS_INDEX).read_bytes())
+    return folder
+
+
+def cyclic_prompt(tokens: int) -> torch.Tensor:
+    """Ids [1, tokens] as a cyclic checkpoint goes on with them."""
+    return (torch.arange(tokens) % PERIOD + PERIOD).unsqueeze(0)

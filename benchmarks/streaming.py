@@ -1,42 +1,78 @@
-"""The engine against the wires and against stock transformers, on one GPU, in one run.
+"""The engine against the wires and against stock transformers, in one run.
 
     python -m benchmarks.streaming --shape qwen2-7b --folder /data/qwen2-7b --out results.jsonl
+    python -m benchmarks.streaming_table results.jsonl > results.md
 
-Each scenario runs in a process of its own and appends one line of JSON.
+Models of one setup run in a process of their own; each run appends one line of JSON. Where there
+is no GPU, layers stream from disk only. Checkpoints are made if absent.
 """
 
 import argparse
-import gc
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.shapes import SHAPES, write_checkpoint
+from benchmarks.shapes import SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
 from rabbitllm import AutoModel
 from rabbitllm.measure.generation import generate
 from rabbitllm.measure.limits import copy_bandwidth, direct_read_bandwidth
+from rabbitllm.prepare import Prepared, prepare
+from rabbitllm.streaming.budget import working_bytes
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+MEMORY = "device_memory" if DEVICE.type == "cuda" else "host_memory"
 ATTENTION = "sdpa"
 """torch's own attention, without its cuDNN backend: on a Hopper GPU (torch 2.11) that one spends
 48 ms of host time on a plan for every new length, so on every token, whoever runs the model."""
+TOKENS = 128
+"""Room in the cache that budgets keep."""
+READ = 4 << 30
+"""Bytes read to find the disk's pace."""
 
 
-def prompt(tokens: int, batch: int = 1, vocabulary: int = 1000) -> torch.Tensor:
-    """Seeded random token ids [batch, tokens] on the device."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(10, vocabulary, (batch, tokens), generator=generator).to(DEVICE)
+@dataclass(frozen=True)
+class Run:
+    """One generation: a line of the results.
+
+    Attributes:
+        name: as benchmarks.streaming_table knows it.
+        prompt: tokens of each sequence.
+        batch: sequences.
+        new_tokens: generated for each.
+        repeats: generations; all but the last warm up what depends on the prompt's length.
+        options: of `generate`.
+    """
+
+    name: str
+    prompt: int = 32
+    batch: int = 1
+    new_tokens: int = 64
+    repeats: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def repetitive_prompt(period: int = 16, times: int = 16) -> torch.Tensor:
-    """The same `period` token ids `times` times: what prompt lookup is good at."""
-    return prompt(period).repeat(1, times)
+@dataclass(frozen=True)
+class Setup:
+    """A model as it is loaded, and what it runs.
+
+    Attributes:
+        load: makes it from the checkpoint's folder.
+        runs: one after the other.
+        cyclic: of a checkpoint that repeats what it reads, instead of random weights.
+        gpu: it takes one.
+    """
+
+    load: Callable[[Path], Any]
+    runs: tuple[Run, ...]
+    cyclic: bool = False
+    gpu: bool = False
 
 
 def stock(folder: Path) -> Any:
@@ -49,126 +85,158 @@ def stock(folder: Path) -> Any:
 def streamed(folder: Path, **budgets: Any) -> Any:
     """The streamed model with these budgets."""
     return AutoModel.from_pretrained(
-        folder, device=str(DEVICE), attn_implementation=ATTENTION, **budgets
+        folder,
+        device=str(DEVICE),
+        attn_implementation=ATTENTION,
+        max_seq_len=TOKENS,
+        show_layer_progress=False,
+        **budgets,
     )
 
 
-def measure(
-    load: Callable[[], Any], ids: torch.Tensor, new_tokens: int, **options: Any
-) -> dict[str, Any]:
-    """Loads, warms up with two tokens, generates; figures of the generation alone."""
-    begun = time.perf_counter()
-    model = load()
-    loaded = time.perf_counter() - begun
-    generate(model, ids[:, :8], 3)
-    torch.cuda.synchronize()
-    plan = getattr(model, "streaming_plan", None)
-    before = dict(model.streaming_stats()) if plan else {}
-    timing = generate(model, ids, new_tokens, **options)
-    figures: dict[str, Any] = {
-        "load_seconds": loaded,
-        "prefill_seconds": timing.prefill_seconds,
-        "decode_seconds": sum(timing.step_seconds),
-        "decode_steps": len(timing.step_seconds),
-        "tokens_per_second": timing.tokens_per_second(ids.shape[0]),
-        "step_seconds": timing.step_seconds,
-        "tokens": timing.tokens,
-        "peak_device_bytes": torch.cuda.max_memory_allocated(),
-    }
-    if plan:
-        after = model.streaming_stats()
-        moved = {
-            key: after[key] - before[key]
-            for key in ("forwards", "bytes_to_device", "bytes_from_disk", "wait_seconds")
-        }
-        per_forward = moved["bytes_to_device"] / moved["forwards"]
-        figures |= moved | {
-            "bytes_per_forward": per_forward,
-            "gb_per_second": per_forward
-            * len(timing.step_seconds)
-            / sum(timing.step_seconds)
-            / 1e9,
-            "plan_device_bytes": plan.device_bytes,
-            "plan_host_bytes": plan.host_bytes,
-            "tiers": {tier: len(plan.on(tier)) for tier in ("device", "host", "disk", "rows")},
-        }
-    del model
-    gc.collect()
-    return figures
+def prepared(folder: Path) -> Prepared:
+    """The model without its weights: what budgets are counted from."""
+    return prepare(folder, None, DEVICE, "auto", ATTENTION, False)
 
 
-def limits(folder: Path) -> dict[str, Any]:
-    """The wires."""
-    return copy_bandwidth(DEVICE) | {
-        "direct_read": direct_read_bandwidth(sorted(folder.glob("*.safetensors"))),
-        "device_name": torch.cuda.get_device_name(),
-    }
+def budget(folder: Path, share: float) -> dict[str, int]:
+    """A budget that holds this share of the layers, and everything else but embedding rows."""
+    model = prepared(folder)
+    sizes, rows = model.sizes(), model.rows()
+    layers = [size for name, size in sizes.items() if ".layers." in name]
+    others = [size for name, size in sizes.items() if ".layers." not in name and name not in rows]
+    kept = round(share * len(layers)) + 2  # two take turns
+    largest = max(weight.nbytes for stage in model.stages for weight in stage.weights)
+    working = working_bytes(model.model.config, model.dtype, TOKENS, DEVICE, largest)
+    base = model.base.nbytes if model.base else 0
+    return {MEMORY: base + sum(others) + kept * max(layers) + working}
 
 
-def half_budget(folder: Path) -> int:
-    """A budget that keeps half of the layers: the files' bytes say how much that is."""
-    total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return int(total * 0.62)
-
-
-SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "limits": limits,
-    "stock": lambda f: measure(lambda: stock(f), prompt(32), 64),
-    "stock-prefill-2048": lambda f: measure(lambda: stock(f), prompt(2048), 2),
-    "fits": lambda f: measure(lambda: streamed(f), prompt(32), 64),
-    "host": lambda f: measure(lambda: streamed(f, device_memory="min"), prompt(32), 64),
-    "half": lambda f: measure(lambda: streamed(f, device_memory=half_budget(f)), prompt(32), 64),
-    "4GiB": lambda f: measure(
-        lambda: streamed(f, device_memory="4GiB", max_seq_len=256), prompt(32), 64
+SETUPS: dict[str, Setup] = {
+    "stock": Setup(stock, (Run("stock"), Run("stock-prefill", 2048, 1, 2, repeats=3))),
+    "fits": Setup(streamed, (Run("fits"),)),
+    "host": Setup(
+        lambda f: streamed(f, **budget(f, 0)),
+        (Run("host"), Run("prefill", 2048, 1, 2, repeats=3), Run("batch-32", batch=32)),
+        gpu=True,
     ),
-    "disk": lambda f: measure(
-        lambda: streamed(f, device_memory="min", host_memory="min"), prompt(32), 4
+    "half": Setup(lambda f: streamed(f, **budget(f, 0.5)), (Run("half"),)),
+    "4GiB": Setup(lambda f: streamed(f, device_memory="4GiB"), (Run("4GiB"),), gpu=True),
+    "lookup": Setup(
+        lambda f: streamed(f, **budget(f, 0)),
+        (
+            Run("repetitive", 256),
+            Run("prompt-lookup", 256, options={"prompt_lookup_num_tokens": 10}),
+        ),
+        cyclic=True,
     ),
-    "prefill-2048": lambda f: measure(lambda: streamed(f, device_memory="min"), prompt(2048), 2),
-    "batch-32": lambda f: measure(lambda: streamed(f, device_memory="min"), prompt(32, 32), 64),
-    "repetitive": lambda f: measure(
-        lambda: streamed(f, device_memory="min"), repetitive_prompt(), 64
-    ),
-    "prompt-lookup": lambda f: measure(
-        lambda: streamed(f, device_memory="min"),
-        repetitive_prompt(),
-        64,
-        prompt_lookup_num_tokens=10,
+    "disk": Setup(
+        lambda f: (
+            streamed(f, **budget(f, 0) | {"host_memory": "min"})
+            if DEVICE.type == "cuda"
+            else streamed(f, **budget(f, 0))
+        ),
+        (Run("disk", new_tokens=3),),
     ),
 }
 
 
-def _run(name: str, folder: Path, out: Path) -> None:
+def prompt_for(run: Run, cyclic: bool) -> torch.Tensor:
+    """Seeded random token ids [batch, tokens] on the device, or ids in the checkpoint's cycle."""
+    if cyclic:
+        return cyclic_prompt(run.prompt).to(DEVICE)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(10, 500, (run.batch, run.prompt), generator=generator).to(DEVICE)
+
+
+def measure(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
+    """Figures of the run's last generation."""
+    ids = prompt_for(run, cyclic)
+    plan = getattr(model, "streaming_plan", None)
+    for repeat in range(run.repeats):
+        if repeat == run.repeats - 1 and DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        before = dict(model.streaming_stats()) if plan else {}
+        timing = generate(model, ids, run.new_tokens, **run.options)
+    figures: dict[str, Any] = {
+        "prefill_seconds": timing.prefill_seconds,
+        "tokens_per_second": timing.tokens_per_second(run.batch),
+        "step_seconds": timing.step_seconds,
+        "tokens": timing.tokens,
+        "peak_device_bytes": torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None,
+    }
+    if plan:
+        after = model.streaming_stats()
+        forwards = after["forwards"] - before["forwards"]
+        steps = len(timing.step_seconds) / sum(timing.step_seconds)
+        for wire, key in (("disk", "bytes_from_disk"), ("device", "bytes_to_device")):
+            figures[key] = (after[key] - before[key]) / forwards
+            figures[f"{wire}_gb_per_second"] = figures[key] * steps / 1e9
+        tiers = {tier: len(plan.on(tier)) for tier in ("device", "host", "disk", "rows")}
+        figures |= {"tiers": tiers, "slot_sizes": plan.slot_sizes}
+        figures |= {"device_bytes": plan.device_bytes, "host_bytes": plan.host_bytes}
+    return figures
+
+
+def limits(folder: Path) -> dict[str, Any]:
+    """The wires: copies as large as a layer, and reads of the checkpoint."""
+    files = sorted(folder.glob("*.safetensors"))
+    gpu = DEVICE.type == "cuda"
+    copies = copy_bandwidth(DEVICE, max(prepared(folder).sizes().values())) if gpu else {}
+    read = direct_read_bandwidth(files, limit=READ)
+    name = torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}"
+    return {"scenario": "limits", "direct_read": read, "device_name": name} | copies
+
+
+def run_setup(name: str, folder: Path, out: Path) -> None:
+    """Loads one setup and measures all that it runs; a line each."""
     torch.backends.cuda.enable_cudnn_sdp(False)
-    record = {"scenario": name, "folder": folder.name, "torch": torch.__version__} | SCENARIOS[
-        name
-    ](folder)
+    if name == "limits":
+        return _note(limits(folder), folder, out)
+    setup = SETUPS[name]
+    if setup.cyclic:
+        folder = write_cyclic(folder, folder.with_name(f"{folder.name}-cyclic"))
+    begun = time.perf_counter()
+    model = setup.load(folder)
+    loaded = time.perf_counter() - begun
+    generate(model, prompt_for(Run("warm-up", 8), False), 1 if name == "disk" else 3)
+    for run in setup.runs:
+        figures = measure(model, run, setup.cyclic)
+        _note({"scenario": run.name, "load_seconds": loaded} | figures, folder, out)
+
+
+def _note(record: dict[str, Any], folder: Path, out: Path) -> None:
+    record = {"checkpoint": folder.name, "torch": torch.__version__} | record
     with out.open("a") as stream:
         stream.write(json.dumps(record) + "\n")
     shown = {k: v for k, v in record.items() if k not in ("tokens", "step_seconds")}
     print(json.dumps(shown), flush=True)
 
 
-def main() -> None:
-    """Parses the arguments, makes the checkpoint, runs the scenarios."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the arguments, makes the checkpoint, runs the setups."""
+    names = ["limits", *(name for name in SETUPS if DEVICE.type == "cuda" or not SETUPS[name].gpu)]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=SHAPES, default="qwen2-7b")
     parser.add_argument("--folder", type=Path, required=True, help="the checkpoint, made if absent")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines are appended here")
-    parser.add_argument("--scenarios", default=",".join(SCENARIOS), help="comma-separated names")
-    parser.add_argument("--seconds", type=float, default=180, help="limit for one scenario")
-    arguments = parser.parse_args()
-    write_checkpoint(SHAPES[arguments.shape], arguments.folder, torch.bfloat16, str(DEVICE))
-    torch.cuda.empty_cache()
+    parser.add_argument(
+        "--setups", default=",".join(names), help="comma-separated names (%(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=180, help="limit for one setup")
+    given = parser.parse_args(arguments)
+    write_checkpoint(SHAPES[given.shape], given.folder, torch.bfloat16, str(DEVICE))
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
     context = multiprocessing.get_context("spawn")
-    for name in arguments.scenarios.split(","):
-        process = context.Process(target=_run, args=(name, arguments.folder, arguments.out))
+    for name in given.setups.split(","):
+        process = context.Process(target=run_setup, args=(name, given.folder, given.out))
         process.start()
-        process.join(arguments.seconds)
+        process.join(given.seconds)
         if process.exitcode != 0:
-            print(json.dumps({"scenario": name, "failed": process.exitcode}), flush=True)
+            print(json.dumps({"setup": name, "failed": process.exitcode}), flush=True)
             process.kill()
 
 

@@ -17,6 +17,8 @@ CHUNK = 4 << 20
 """Bytes of one read."""
 PROBE = 256 << 20
 """Bytes of the file that `folder_bandwidth` writes."""
+BURST = 8
+"""Copies that are launched together, so that the link is not idle between them."""
 MATRIX = 4096
 """Rows and columns of the matrices that `decode_bandwidth` multiplies."""
 MATRICES = 8
@@ -66,7 +68,7 @@ def measure_limits(
         dtype: of its weights.
         files: what lies on the disk in question, or a folder on it.
     """
-    copies = copy_bandwidth(device, 1 << 28) if device.type == "cuda" else {}
+    copies = copy_bandwidth(device, 1 << 28, seconds=0.3) if device.type == "cuda" else {}
     disk = (
         folder_bandwidth(files)
         if isinstance(files, Path)
@@ -76,27 +78,35 @@ def measure_limits(
 
 
 def copy_bandwidth(
-    device: torch.device, nbytes: int = 1 << 29, repeats: int = 20
+    device: torch.device, nbytes: int = 1 << 29, seconds: float = 3.0
 ) -> dict[str, float]:
-    """GB/s of host-to-device copies of `nbytes`, from pinned and from pageable memory."""
+    """GB/s of host-to-device copies of `nbytes`, from pinned and from pageable memory.
+
+    A link's pace wanders by some percent within a second: what a run is held against is sustained.
+
+    Args:
+        device: a CUDA device.
+        nbytes: of one copy.
+        seconds: of copying from pinned memory; from pageable memory there is one burst.
+    """
     target = torch.empty(nbytes, dtype=torch.uint8, device=device)
     owner = threading.Event()  # any object: its death unlocks the pinned pages
-    sources = {
-        "pinned": pinned_buffer(nbytes, owner),
-        "pageable": torch.ones(nbytes, dtype=torch.uint8),
-    }
-    sources["pinned"].fill_(1)
-    result = {}
-    for kind, source in sources.items():
-        count = repeats if kind == "pinned" else 3
+    pinned = pinned_buffer(nbytes, owner)
+    pinned.fill_(1)
+    pageable = torch.ones(nbytes, dtype=torch.uint8)
+
+    def rate(source: torch.Tensor, seconds: float) -> float:
         target.copy_(source, non_blocking=True)
         torch.cuda.synchronize(device)
-        begun = time.perf_counter()
-        for _ in range(count):
-            target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize(device)
-        result[kind] = count * nbytes / (time.perf_counter() - begun) / 1e9
-    return result
+        begun, count = time.perf_counter(), 0
+        while count == 0 or time.perf_counter() - begun < seconds:
+            for _ in range(BURST):
+                target.copy_(source, non_blocking=True)
+            torch.cuda.synchronize(device)
+            count += BURST
+        return count * nbytes / (time.perf_counter() - begun) / 1e9
+
+    return {"pinned": rate(pinned, seconds), "pageable": rate(pageable, 0.0)}
 
 
 def folder_bandwidth(folder: Path) -> float:
