@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,13 +30,17 @@ def newest(records: Iterable[Record]) -> str:
 def contents(
     before: Sequence[Record], after: Sequence[Record], expected: Sequence[Expected]
 ) -> dict[str, Any]:
-    """Return what `FILE` holds: the times of both sides, and every cell that is not as before."""
+    """Return what `FILE` holds: the times of both sides, how many cells of each kind, the changes.
+
+    A cell that has the status that it had is no change, whether its records compare or not.
+    """
     changes = compare(before, after, expected)
+    rows = [row(change) for change in changes if change.kind != "same"]
     return {
         "before": newest(before),
         "after": newest(after),
-        "same": sum(change.kind == "same" for change in changes),
-        "changes": [row(change) for change in changes if change.kind != "same"],
+        "counts": dict(Counter(change.kind for change in changes)),
+        "changes": [r for r in rows if r["kind"] != "not-comparable" or r["before"] != r["after"]],
     }
 
 

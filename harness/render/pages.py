@@ -166,11 +166,7 @@ def contents(
     }
     if changed:
         axis = tables.releases(frame)
-        kinds = pd.Series([line["kind"] for line in changed["changes"]], dtype=str)
-        shown["changes"] = changed | {
-            "table": changes.grouped(changed, axis),
-            "counts": kinds.value_counts(sort=False).to_dict(),
-        }
+        shown["changes"] = changed | {"table": changes.grouped(changed, axis)}
     return shown
 
 

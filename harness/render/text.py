@@ -17,6 +17,8 @@ def visible(value: Any) -> Any:
     Tables and lists keep their shape; a carriage return before a newline goes.
     """
     if isinstance(value, str):
+        if value.isprintable():  # nearly all are
+            return value
         return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", value.replace("\r\n", "\n"))
     if isinstance(value, dict):
         return {visible(key): visible(entry) for key, entry in value.items()}

@@ -11,7 +11,16 @@ AXIS = ["5.0.0", "5.1.0", "5.23.0"]
 def test_what_is_as_before_is_only_counted(three_releases):
     found = changes.contents(three_releases, three_releases, ())
     assert found["changes"] == []
-    assert found["same"] == 18
+    assert found["counts"] == {"same": 18}
+
+
+def test_a_cell_measured_by_other_checks_is_told_only_if_its_status_changed(record):
+    other = {"check_hash": "0" * 16}
+    before = [record(architecture=name) for name in ("a", "b")]
+    after = [record(architecture="a", **other), record(architecture="b", status="fail", **other)]
+    found = changes.contents(before, after, ())
+    assert found["counts"] == {"not-comparable": 2}
+    assert [line["architecture"] for line in found["changes"]] == ["b"]
 
 
 def test_changes_of_one_kind_share_a_row_the_worst_first(three_releases):

@@ -155,9 +155,10 @@ def test_what_changed_is_shown_if_it_is_known(three_releases):
         "why": "it broke",
         "side": "rabbitllm",
     }
-    changed = {"before": "then", "after": "now", "same": 17, "changes": [line]}
+    changed = {"before": "then", "after": "now", "counts": {"regressed": 1, "same": 17}}
+    changed["changes"] = [line]
     page = documents(three_releases, ORDER, changed)["compatibility.html"]
-    assert "17 cells as before, 1 regressed" in page
+    assert "1 regressed, 17 same." in page
     assert "llama&lt;b&gt;" in page
     assert "What changed" not in documents(three_releases, ORDER)["compatibility.html"]
 

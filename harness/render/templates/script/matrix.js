@@ -36,6 +36,11 @@ function apply() {
   }
 }
 
+// Lifts the filters. The backend is none: it stays.
+function clear() {
+  for (const name of ["text", "family", "status"]) controls.elements[name].value = "";
+}
+
 // One cell of a matrix takes part in the tab order; arrow keys move from it.
 function rove(section, link) {
   const own = links.filter((other) => section.contains(other));
@@ -86,7 +91,7 @@ function follow() {
   const section = link.closest(".run-on");
   const radio = controls.querySelector(`[name=run-on][value="${section.id.slice("run-on-".length)}"]`);
   if (!radio.checked || link.closest("tr").hidden) {
-    if (link.closest("tr").hidden) controls.reset();
+    if (link.closest("tr").hidden) clear();
     radio.checked = true;
     apply();
   }
@@ -97,13 +102,9 @@ function follow() {
 
 controls.addEventListener("input", apply);
 controls.addEventListener("submit", (event) => event.preventDefault());
-controls.addEventListener("reset", () => {
-  // The backend is no filter: it stays.
-  const { value: chosen } = controls.querySelector("[name=run-on]:checked");
-  queueMicrotask(() => {
-    controls.querySelector(`[name=run-on][value="${chosen}"]`).checked = true;
-    apply();
-  });
+controls.querySelector("button").addEventListener("click", () => {
+  clear();
+  apply();
 });
 document.addEventListener("keydown", step);
 document.addEventListener("focusin", (event) => {
