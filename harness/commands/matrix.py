@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: cpu)")
     parser.add_argument(
         "--shard",
-        type=parse_shard,
         metavar="N/COUNT",
         help="run this share of the cells; `python -m harness merge` brings shares together",
     )
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if not cells:
         raise ValueError("The selection holds no cell: --arch or --attn is empty.")
     if args.shard:
-        cells = args.shard.of(cells)
+        cells = parse_shard(args.shard).of(cells)
     reports = args.reports.resolve()
     jobs = args.jobs or (1 if args.device == "cuda" else cores())
     problems = measure(cells, Work(reports / "results", jobs, args.force))

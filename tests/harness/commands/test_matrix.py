@@ -78,3 +78,9 @@ def test_a_gpu_runs_one_release_at_a_time(measured):
     main(["matrix", "--releases", "oldest", "--device", "cuda"])
     ((_, work),) = measured
     assert work.jobs == 1
+
+
+def test_what_is_no_shard_is_refused_with_an_example(measured, capsys):
+    assert main(["matrix", "--shard", "9/8"]) == 2
+    assert "'9/8' is no shard; 3/8 is the third of eight" in capsys.readouterr().err
+    assert measured == []
