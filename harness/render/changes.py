@@ -13,7 +13,7 @@ import pandas as pd
 from harness.judging.compare import KINDS, Change, compare
 from harness.judging.verdict import Expected
 from harness.records import Record
-from harness.render.failures import join
+from harness.render.failures import where
 from harness.render.ranges import in_words
 from harness.render.tables import by_version
 from harness.render.text import shorten, visible
@@ -52,7 +52,8 @@ def row(change: Change) -> dict[str, str]:
         "kind": change.kind,
         "architecture": record.architecture,
         "release": record.release,
-        "run_on": f"{record.backend} on {record.device}",
+        "backend": record.backend,
+        "device": record.device,
         "before": change.before.status if change.before else "no-data",
         "after": change.after.status if change.after else "no-data",
         "why": change.why,
@@ -83,15 +84,15 @@ def grouped(found: dict[str, Any], axis: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame([visible(line) for line in found["changes"]])
     if frame.empty:
         return pd.DataFrame(columns=columns)
-    frame = frame.rename(columns={"run_on": "where", "architecture": "architectures"})
+    frame = frame.rename(columns={"architecture": "architectures"})
     axis = [*axis, *sorted(set(frame["release"]) - set(axis), key=by_version)]
     frame["why"] = frame["why"].map(shorten)
-    keys = ["kind", "where", "before", "after", "why", "side", "architectures"]
+    keys = ["kind", "backend", "device", "before", "after", "why", "side", "architectures"]
     rows = [
         dict(zip(keys, cast("tuple[str, ...]", key), strict=True))
         | {"releases": in_words(part, axis)}
         for key, part in frame.groupby(keys, sort=False)["release"]
     ]
-    table = join(join(pd.DataFrame(rows), "where"), "architectures")
+    table = where(pd.DataFrame(rows))
     rank = {str(kind): place for place, kind in enumerate(KINDS)}
     return table.sort_values("kind", key=lambda part: part.map(rank), kind="stable")[columns]

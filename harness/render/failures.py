@@ -14,6 +14,18 @@ from harness.render.tables import releases
 COLUMNS = ["status", "architectures", "where", "releases", "cause", "side", "link"]
 
 
+def where(table: pd.DataFrame, rules: dict[str, str] | None = None) -> pd.DataFrame:
+    """Return a table with `backend` and `device` as one column, "eager and sdpa on cpu".
+
+    Rows that differ in the backend, the device or the architectures alone become one, see `join`.
+    """
+    table = join(table, "backend", rules)
+    table = table.assign(where=table["backend"] + " on " + table["device"])
+    return join(
+        join(table.drop(columns=["backend", "device"]), "where", rules), "architectures", rules
+    )
+
+
 def join(table: pd.DataFrame, name: str, rules: dict[str, str] | None = None) -> pd.DataFrame:
     """Return a table with the rows that differ in one column alone made one, its values listed.
 
@@ -46,17 +58,15 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     part = part.explode("causes").reset_index(drop=True)
     known = pd.json_normalize(part["causes"].tolist()).reindex(columns=["why", "side", "link"])
     part = pd.concat([part, known.fillna("")], axis=1)
-    keys = ["status", "why", "side", "link", "run_on", "architecture"]
+    keys = ["status", "why", "side", "link", "backend", "device", "architecture"]
     found = []
     for key, failing in part.groupby(keys, sort=False):
-        status, why, side, link, run_on, architecture = cast("tuple[str, ...]", key)
-        words = in_words(failing["release"], axes[run_on])
-        anchor = failing["anchor"].iloc[-1]
-        found.append((status, why, side, link, run_on, architecture, words, anchor))
-    names = ["status", "cause", "side", "link", "where", "architectures", "releases", "anchor"]
-    table = pd.DataFrame(found, columns=names)
-    for joined in ("where", "architectures"):
-        table = join(table, joined, {"anchor": "last"})
+        *_, backend, device, _ = fields = cast("tuple[str, ...]", key)
+        words = in_words(failing["release"], axes[f"{backend} on {device}"])
+        found.append((*fields, words, failing["anchor"].iloc[-1]))
+    names = ["status", "cause", "side", "link", "backend", "device", "architectures"]
+    table = pd.DataFrame(found, columns=[*names, "releases", "anchor"])
+    table = where(table, {"anchor": "last"})
     tones = table["status"].map(lambda status: look(status).tone)
     return table.loc[tones.sort_values(kind="stable").index, [*COLUMNS, "anchor"]].reset_index(
         drop=True

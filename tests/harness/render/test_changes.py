@@ -36,7 +36,7 @@ def test_changes_of_one_kind_share_a_row_the_worst_first(three_releases):
         ("regressed", "llama"),
         ("fixed", "gemma2"),
     ]
-    assert rows[0]["where"] == "eager on cpu and sdpa on cpu"
+    assert rows[0]["where"] == "eager and sdpa on cpu"
     assert rows[0]["releases"] == "5.0.0 to 5.23.0 (3 releases)"
     assert (rows[0]["before"], rows[0]["after"], rows[0]["side"]) == ("pass", "crash", "rabbitllm")
 

@@ -23,7 +23,7 @@ def test_failures_of_one_cause_share_a_row(record):
     ]
     (row,) = failures(cells(records)).to_dict(orient="records")
     assert row["architectures"] == "llama and qwen2"
-    assert row["where"] == "eager on cpu and sdpa on cpu"
+    assert row["where"] == "eager and sdpa on cpu"
     assert row["releases"] == "5.0.0 to 5.2.0 (3 releases)"
     assert row["anchor"] in set(cells(records)["anchor"])
 

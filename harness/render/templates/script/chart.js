@@ -73,7 +73,7 @@ function speed(cell) {
   return [
     ...pairs("Speed", [...entries, ...moved]),
     make("p", { class: "keys" }, SERIES.map((name) => make("span", { class: name }, make("i", { "aria-hidden": "true" }), ` ${name} `)),
-      "median and range, tokens/s by release"),
+      "(median and range, tokens/s by release)"),
     plot(found, cell),
     make("details", null, make("summary", null, "As a table"), make("table", { class: "checks" },
       make("thead", null, make("tr", null, ["release", ...SERIES, "hardware"].map((title) => make("th", { scope: "col" }, title)))),
