@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,14 +123,13 @@ def limited(nbytes: int, root: Path = Path("/sys/fs/cgroup")) -> Iterator[Group]
         raise CgroupError(NEEDED)
     parent, interface = find_parent(membership.read_text(), root)
     group = Group(parent / f"rabbitllm-benchmark-{os.getpid()}", interface)
-    try:
-        group.folder.mkdir()
-        (group.folder / interface.limit).write_text(str(nbytes))
-        if (group.folder / interface.swap).is_file():
-            (group.folder / interface.swap).write_text(interface.swap_value or str(nbytes))
-    except OSError as error:
-        raise CgroupError(f"No cgroup can be made in {parent}: {error}. {NEEDED}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            group.folder.mkdir()
+            stack.callback(group.folder.rmdir)
+            (group.folder / interface.limit).write_text(str(nbytes))
+            if (group.folder / interface.swap).is_file():
+                (group.folder / interface.swap).write_text(interface.swap_value or str(nbytes))
+        except OSError as error:
+            raise CgroupError(f"No cgroup can be made in {parent}: {error}. {NEEDED}") from error
         yield group
-    finally:
-        group.folder.rmdir()
