@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,10 +29,12 @@ from rabbitllm.utils.memory import format_size
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "store.json"
 TEMPORARY = ".partial-"
 LOCK = ".lock"
+CHECKSUM = "crc32"
+"""In each file's metadata: against bit rot, not malice; it costs little beside the writing."""
 HEADER_ROOM = 1 << 20
 """Bytes set aside for each file's header and the file system's own needs when space is checked."""
 
@@ -41,6 +44,15 @@ def default_root() -> Path:
     if folder := os.environ.get("RABBITLLM_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rabbitllm"
+
+
+def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """CRC-32 of names and bytes, in hexadecimal; contiguous tensors in the order of their names."""
+    value = 0
+    for name, tensor in tensors:
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def is_store(folder: Path) -> bool:
@@ -199,7 +211,7 @@ class LayerStore:
     def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
         temporary = self.folder / f"{TEMPORARY}{stem}"
         try:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, {CHECKSUM: checksum(sorted(tensors.items()))})
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
         except (OSError, SafetensorError) as error:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from rabbitllm.checkpoint.source import MALFORMED, MOVED
-from rabbitllm.checkpoint.store import DESCRIPTION, LOCK
+from rabbitllm.checkpoint.store import CHECKSUM, DESCRIPTION, LOCK, checksum
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ def describe(folder: Path) -> StoreInfo:
     )
 
 
+def damaged(store: StoreInfo) -> list[Path]:
+    """The files of a store that no longer hold what was written to them; reads every byte."""
+    return [file for file in sorted(store.folder.glob("*.safetensors")) if not _sound(file)]
+
+
 def remove(store: StoreInfo) -> None:
     """Deletes a store.
 
@@ -70,6 +76,15 @@ def remove(store: StoreInfo) -> None:
             shutil.rmtree(store.folder)
     except Timeout as error:
         raise ValueError(f"{store.folder} is being filled by another process.") from error
+
+
+def _sound(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt") as held:
+            tensors = ((name, held.get_tensor(name)) for name in sorted(held.keys()))
+            return bool((held.metadata() or {}).get(CHECKSUM) == checksum(tensors))
+    except SafetensorError:  # its header is damaged
+        return False
 
 
 def _stands_in_for(folder: Path, source: Path) -> bool:

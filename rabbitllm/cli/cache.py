@@ -1,14 +1,19 @@
-"""List or remove the layer stores on disk.
+"""List, check or remove the layer stores on disk.
 
-`cache rm` takes names as `cache ls` prints them.
+`cache check` and `cache rm` take names as `cache ls` prints them.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rabbitllm.checkpoint.stores import StoreInfo
 
 EXAMPLE = """\
   rabbitllm cache ls
+  rabbitllm cache check
   rabbitllm cache rm Mixtral-8x7B-Instruct-v0.1-3f2a9c51d07be684"""
 
 
@@ -16,13 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's arguments."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     ls = actions.add_parser("ls", help="list the stores")
+    check = actions.add_parser("check", help="read stores whole, in search of damage")
+    check.add_argument("names", nargs="*", metavar="NAME", help="a store's name (all of them)")
     rm = actions.add_parser("rm", help="remove stores")
     rm.add_argument("names", nargs="*", metavar="NAME", help="a store's name")
     rm.add_argument("--all", action="store_true", help="remove every store")
     rm.add_argument(
         "--force", action="store_true", help="even one that holds a model's only weights"
     )
-    for action, run in ((ls, _ls), (rm, _rm)):
+    for action, run in ((ls, _ls), (check, _check), (rm, _rm)):
         action.add_argument(
             "--store",
             metavar="FOLDER",
@@ -36,11 +43,11 @@ def main(arguments: argparse.Namespace) -> int:
     from rabbitllm.checkpoint.store import default_root
 
     root = Path(arguments.store).expanduser() if arguments.store else default_root()
-    arguments.action(arguments, root)
-    return 0
+    status: int = arguments.action(arguments, root)
+    return status
 
 
-def _ls(arguments: argparse.Namespace, root: Path) -> None:
+def _ls(arguments: argparse.Namespace, root: Path) -> int:
     from rabbitllm.checkpoint.stores import find_stores
     from rabbitllm.cli.tables import table
     from rabbitllm.utils.memory import format_size
@@ -48,7 +55,7 @@ def _ls(arguments: argparse.Namespace, root: Path) -> None:
     stores = find_stores(root)
     if not stores:
         print(f"No layer stores in {root}.")
-        return
+        return 0
     rows = [
         {
             "name": store.folder.name,
@@ -61,21 +68,39 @@ def _ls(arguments: argparse.Namespace, root: Path) -> None:
     ]
     print(table(rows))
     print(f"\n{format_size(sum(store.nbytes for store in stores))} in {root}")
+    return 0
 
 
-def _rm(arguments: argparse.Namespace, root: Path) -> None:
+def _check(arguments: argparse.Namespace, root: Path) -> int:
+    """Prints what is damaged, and the way out; 1 if anything is."""
+    from rabbitllm.checkpoint.stores import damaged
+
+    stores = _by_name(root)
+    asked = [_named(stores, name, root) for name in arguments.names or stores]
+    found = [(store, file) for store in asked for file in damaged(store)]
+    for store, file in found:
+        remedy = (
+            f"download {store.source} again, for its own weights were deleted"
+            if store.only_copy
+            else "delete it, and the next load or split makes it again"
+        )
+        print(f"{file} is damaged: {remedy}.")
+    if not found:
+        print(f"No damage in the layer stores in {root} ({len(asked)} read).")
+    return int(bool(found))
+
+
+def _rm(arguments: argparse.Namespace, root: Path) -> int:
     """Removes what is named, or nothing if one of the names is wrong."""
-    from rabbitllm.checkpoint.stores import find_stores, remove
+    from rabbitllm.checkpoint.stores import remove
     from rabbitllm.utils.memory import format_size
 
-    stores = {store.folder.name: store for store in find_stores(root)}
+    stores = _by_name(root)
     names = list(stores) if arguments.all else arguments.names
     if not names and not arguments.all:
         raise ValueError("Name a store, or pass --all. `rabbitllm cache ls` lists them.")
     for name in names:
-        if name not in stores:
-            raise ValueError(f"No layer store {name} in {root}. `rabbitllm cache ls` lists them.")
-        if stores[name].only_copy and not arguments.force:
+        if _named(stores, name, root).only_copy and not arguments.force:
             raise ValueError(
                 f"{name} holds the only weights of {stores[name].source}, whose own were deleted. "
                 "--force removes it all the same."
@@ -83,3 +108,16 @@ def _rm(arguments: argparse.Namespace, root: Path) -> None:
     for name in names:
         remove(stores[name])
         print(f"Removed {name} ({format_size(stores[name].nbytes)})", file=sys.stderr)
+    return 0
+
+
+def _by_name(root: Path) -> "dict[str, StoreInfo]":
+    from rabbitllm.checkpoint.stores import find_stores
+
+    return {store.folder.name: store for store in find_stores(root)}
+
+
+def _named(stores: "dict[str, StoreInfo]", name: str, root: Path) -> "StoreInfo":
+    if name not in stores:
+        raise ValueError(f"No layer store {name} in {root}. `rabbitllm cache ls` lists them.")
+    return stores[name]

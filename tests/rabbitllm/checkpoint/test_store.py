@@ -152,10 +152,10 @@ def fill_and_die(folder: Path, root: Path, whole: int, torn: bool) -> None:
     """Fills a store up to `whole` files, half of another if `torn`, and is killed."""
     saved = 0
 
-    def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    def save(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
         nonlocal saved
         if saved < whole or torn:
-            save_file(tensors, file)
+            save_file(tensors, file, metadata)
         if saved == whole:
             if torn:
                 os.truncate(file, file.stat().st_size // 2)
@@ -194,10 +194,10 @@ def test_a_killed_fill_goes_on_where_it_stopped(
 def fill_slowly(folder: Path, root: Path, inside: Event, blocked: Event) -> None:
     """Fills a store, and stops at the first file until another process waits for it."""
 
-    def save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    def save(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
         inside.set()
         assert blocked.wait(60)
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
 
     torch.set_num_threads(1)
     store_module.save_file = save

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from rabbitllm.checkpoint.store import DESCRIPTION, LOCK
-from rabbitllm.checkpoint.stores import find_stores, remove
+from rabbitllm.checkpoint.stores import damaged, find_stores, remove
 from rabbitllm.prepare import prepare
 from rabbitllm.utils import find_or_create_local_splitted_path
 
@@ -48,6 +50,34 @@ def test_the_only_copy_is_known_as_such(copied: Callable[..., Path], tmp_path: P
     (found,) = find_stores(tmp_path / "stores")
     assert found.only_copy
     assert found.source == folder
+
+
+@pytest.mark.parametrize("place", [0, 8, 40, -1, -5000])
+def test_one_bit_that_turns_is_found(store: Path, place: int) -> None:
+    (found,) = find_stores(store.parent)
+    assert damaged(found) == []
+    file = store / "model.layers.2.safetensors"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    assert damaged(found) == [file]
+
+
+def test_values_that_changed_places_are_found(store: Path) -> None:
+    (found,) = find_stores(store.parent)
+    file = store / "model.layers.2.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, "pt") as held:
+        metadata = held.metadata()
+    norms = [name for name in tensors if "layernorm" in name]
+    save_file(
+        tensors | dict(zip(norms, [tensors[n] for n in norms[::-1]], strict=True)), file, metadata
+    )
+    assert damaged(found) == [file]
+    save_file(tensors, file)
+    assert damaged(found) == [file]  # it does not say what it held
+    save_file(tensors, file, metadata)
+    assert damaged(found) == []
 
 
 def test_no_folder_has_no_stores(tmp_path: Path) -> None:

@@ -81,6 +81,41 @@ def test_the_environment_names_the_folder(
     assert name in command("cache", "ls")[1]
 
 
+def test_check_finds_damage_and_says_the_way_out(
+    command: Command, checkpoint: Callable[..., Path], root: Path, name: str
+) -> None:
+    status, out, _ = command("cache", "check", "--store", root)
+    assert (status, out) == (0, f"No damage in the layer stores in {root} (1 read).\n")
+    file = root / name / "model.layers.1.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    expected = f"{file} is damaged: delete it, and the next load or split makes it again.\n"
+    for names in ((), (name,)):
+        assert command("cache", "check", *names, "--store", root)[:2] == (1, expected)
+    file.unlink()
+    command("split", checkpoint("mixtral"), "--store", root)
+    assert command("cache", "check", name, "--store", root)[0] == 0
+    status, _, err = command("cache", "check", "absent", "--store", root)
+    assert status == 2
+    assert f"No layer store absent in {root}" in err
+
+
+def test_check_of_a_models_only_weights_says_to_download_it_again(
+    command: Command,
+    copied: Callable[..., Path],
+    root: Path,
+    streamed: Callable[..., StreamedModel],
+) -> None:
+    folder = copied("mixtral")
+    streamed(folder, layer_shards_saving_path=root, delete_original=True)
+    file = sorted(root.glob("*/*.safetensors"))[0]
+    file.write_bytes(b"")
+    status, out, _ = command("cache", "check", "--store", root)
+    assert status == 1
+    assert f"{file} is damaged: download {folder} again" in out
+
+
 @pytest.mark.parametrize("by_name", [True, False])
 def test_rm(command: Command, root: Path, name: str, by_name: bool) -> None:
     status, _, err = command("cache", "rm", name if by_name else "--all", "--store", root)
