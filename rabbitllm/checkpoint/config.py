@@ -210,6 +210,9 @@ def repair_head_dim(
 ) -> bool:
     """Sets `head_dim` to what the checkpoint's query projections have, if the config's misfits.
 
+    Models that fuse query, key and value need none of this: they derive it from the hidden size, or
+    their output projection contradicts a wrong one, which `check_shapes` refuses.
+
     Returns:
         Whether the config was changed, so that the model must be built again.
     """

@@ -208,7 +208,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file, without reading their data.
 
     Raises:
-        CheckpointError: the file is truncated or its header is not one.
+        CheckpointError: the header is none, or its tensors do not fill the file, byte for byte.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
