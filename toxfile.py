@@ -100,7 +100,6 @@ def tox_extend_envs() -> list[str]:
 @impl
 def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
     """Give the environments their settings, and uv the wheels that pip was pointed at."""
-    del core_conf
     if "PIP_FIND_LINKS" in os.environ:
         # pip separates places by spaces, uv by commas.
         os.environ.setdefault("UV_FIND_LINKS", ",".join(os.environ["PIP_FIND_LINKS"].split()))
@@ -113,7 +112,7 @@ def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
         if requirement:
             # A folder of its own, so that the table's environment of that release stays as it is.
             mark = hashlib.sha256(requirement.encode()).hexdigest()[:8]
-            settings["env_dir"] = state.conf.work_dir / f"tf{release}-{mark}"
+            settings["env_dir"] = core_conf["work_dir"] / f"tf{release}-{mark}"
         loaders[f"tf{release}"].append(MemoryLoader(**settings))
     for name in LIGHT_ENVIRONMENTS:
         loaders[name].append(MemoryLoader(deps="\n".join(requirements("harness"))))

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from types import SimpleNamespace
+
 import pytest
 
 toxfile = pytest.importorskip("toxfile", reason="tox is not installed")
@@ -63,3 +67,18 @@ def test_arguments_reach_the_command_as_they_are(root):
 
 def test_the_harness_extra_brings_what_tox_needs_inside_tox():
     assert {"tox", "tox-uv"} <= {name.split(">")[0] for name in toxfile.requirements("harness")}
+
+
+def test_a_candidate_has_a_folder_beside_that_of_the_table_s_row(monkeypatch, tmp_path):
+    newest = toxfile.releases()[-1]
+    monkeypatch.setenv("MATRIX_CANDIDATES", json.dumps({newest: "transformers @ file:///a.whl"}))
+    loaders = defaultdict(list)
+    state = SimpleNamespace(
+        conf=SimpleNamespace(memory_seed_loaders=loaders, pos_args=lambda _: ())
+    )
+    toxfile.tox_add_core_config({"work_dir": tmp_path}, state)
+    (of_newest,), (of_oldest,) = loaders[f"tf{newest}"], loaders["tf5.0.0"]
+    assert of_newest.raw["env_dir"].parent == tmp_path
+    assert of_newest.raw["env_dir"].name.startswith(f"tf{newest}-")
+    assert "transformers @ file:///a.whl" in of_newest.raw["deps"].splitlines()
+    assert "env_dir" not in of_oldest.raw
