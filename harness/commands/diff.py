@@ -17,7 +17,8 @@ exit status:
   1  a cell regressed or was lost
   2  the command is wrong
   3  cells regressed or were lost, and matrix/expected_failures.toml accounts for all of them
-  4  streaming became slower, and nothing else is worse"""
+  4  streaming became slower, and nothing else is worse
+  5  no cell could be compared"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,10 +40,12 @@ class Comparison:
 
     @property
     def exit_status(self) -> int:
-        """1: worse; 3: worse only in what is known; 4: slower only; 0 otherwise."""
+        """1: worse; 3: worse only in what is known; 4: slower only; 5: not compared; 0 otherwise."""
         if self.worse:
             return 3 if all(change.known for change in self.worse) else 1
-        return 4 if self.speed.verdict == "slower" else 0
+        if self.speed.verdict == "slower":
+            return 4
+        return 5 if {change.kind for change in self.changes} <= {"not-comparable"} else 0
 
     @property
     def summary(self) -> str:

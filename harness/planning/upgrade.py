@@ -92,5 +92,6 @@ def advice(found: Comparison) -> str:
         f"{len(found.changes)} cells: {worse}.",
         3: f"Upgrade if you can do without {worse}, which is known: {known}",
         4: f"Upgrade if speed matters less: {found.speed.why}.",
+        5: f"Unknown: no cell could be measured on both {found.before} and {found.after}.",
     }
     return sentences[found.exit_status]

@@ -45,6 +45,7 @@ def comparison(cell_record):
     [
         ({"status": "fail", "message": "boom"}, (), 1),
         ({"status": "not-run"}, (), 1),
+        ({"status": "fail", "message": "boom", "check_hash": "0" * 16}, (), 5),
         ({"status": "fail", "message": "boom"}, (ENTRY,), 3),
         ({"status": "fail", "message": "another"}, (ENTRY,), 1),
     ],
