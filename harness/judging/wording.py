@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def exit_status(self) -> int:
-        """1: worse; 3: worse only in what is known; 4: slower only; 5: not compared; 0 otherwise."""
+        """1: worse; 3: worse, all of it known; 4: slower only; 5: not compared; 0 otherwise."""
         if self.worse:
             return 3 if all(change.known for change in self.worse) else 1
         if self.speed.verdict == "slower":
