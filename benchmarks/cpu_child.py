@@ -15,9 +15,9 @@ from benchmarks.peers_rows import PEERS
 from rabbitllm.measure.generation import generate
 from rabbitllm.measure.limits import direct_read_bandwidth
 
-ROUNDS = 6
-TOKENS = 9
-"""Of one generation: a prefill and eight steps."""
+ROUNDS = 12
+TOKENS = 5
+"""Of one generation: a prefill and four steps."""
 
 
 def direct_reads(folder: Path) -> dict[str, Any]:
@@ -29,24 +29,28 @@ def fits(folder: Path) -> dict[str, Any]:
     """Stock and streamed in one process, everything in memory, generating in turns.
 
     Who goes first changes from round to round. The ratio is the median of the rounds' ratios, so
-    that a disturbance has to last for half of them to count.
+    that a disturbance has to last for half of them to count; the ratio of the fastest steps is what
+    an idle machine would show.
     """
     names = ("stock", "rabbitllm")
     models = {name: PEERS[name].load(folder, "cpu", folder) for name in names}
     prompt = draw_prompt(folder, PROMPT)
     tokens = {name: generate(model, prompt, WARM_UP).tokens for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    fastest = dict.fromkeys(names, float("inf"))
     for number in range(ROUNDS):
         for name in names[:: 1 if number % 2 else -1]:
             timing = generate(models[name], prompt, TOKENS)
             tokens[name] = timing.tokens
             seconds[name].append(statistics.median(timing.step_seconds))
+            fastest[name] = min(fastest[name], *timing.step_seconds)
     ratios = [a / b for a, b in zip(seconds["stock"], seconds["rabbitllm"], strict=True)]
     return {
         "tokens": tokens,
         "tokens_per_second": {name: 1 / statistics.median(s) for name, s in seconds.items()},
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "ratio_of_fastest_steps": fastest["stock"] / fastest["rabbitllm"],
     }
 
 

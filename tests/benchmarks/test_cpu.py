@@ -152,3 +152,4 @@ def test_scenarios_measure(tiny: Path) -> None:
     both = SCENARIOS["fits"](tiny)
     assert both["tokens"]["stock"] == both["tokens"]["rabbitllm"]
     assert min(both["ratios"]) <= both["ratio"] <= max(both["ratios"])
+    assert both["ratio_of_fastest_steps"] > 0
