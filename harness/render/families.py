@@ -39,7 +39,8 @@ def families(frame: pd.DataFrame, rows: Rows) -> pd.DataFrame:
                 for run_on in columns(ran)
             )
             head = f"on {device}, {in_words(axis, axis)}"
-            row[head] = ". ".join(f"{names}: {words}" for names, words in together(verdicts))
+            said = together(verdicts).items()
+            row[head] = ". ".join(f"{listed(names)}: {words}" for words, names in said)
         table.append(row)
     return pd.DataFrame(table)
 

@@ -34,14 +34,15 @@ def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
     )
 
 
-def span(chosen: Iterable[str], order: Sequence[str]) -> str:
+def span(chosen: Iterable[str], order: Sequence[str], whole: str = "every") -> str:
     """Return where in `order` the chosen releases lie, as the end of a sentence.
 
-    "from 5.21.1" reaches the newest measured, "up to 5.12.1" starts at the oldest.
+    "from 5.21.1" reaches the newest measured, "up to 5.12.1" starts at the oldest. All of them are
+    "on every release measured", or what `whole` says in place of "every".
     """
     found = runs(chosen, order)
-    if [*order] == found[0]:
-        return "on every release measured"
+    if [[*order]] == found:
+        return f"on {whole} release measured"
     parts = []
     for run in found:
         if run[-1] == order[-1]:

@@ -12,12 +12,12 @@ from harness.render.statuses import look
 from harness.render.tables import columns, grid, releases
 
 
-def together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return (names, words) with the names of which the same is said joined, in order."""
+def together(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return words -> the names of which they are said, in order."""
     said: dict[str, list[str]] = {}
     for name, words in pairs:
         said.setdefault(words, []).append(name)
-    return [(listed(names), words) for words, names in said.items()]
+    return said
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
@@ -66,7 +66,16 @@ def device_sentence(
     ]
     missing = int(part["status"].isin(["no-data", "not-run", "env-error"]).sum())
     gap = [f"{missing} of {len(part)} cells were not measured."] if missing else []
-    return said, [f"{names} {words}." for names, words in together(found)] + gap
+    sentences = [
+        f"{listed(names)} {plural(words) if len(names) > 1 else words}."
+        for words, names in together(found).items()
+    ]
+    return said, sentences + gap
+
+
+def plural(words: str) -> str:
+    """Return what `need` says of one architecture as it is said of several."""
+    return words.replace("needs ", "need ").replace("does not ", "do not ")
 
 
 def passing(ran: pd.DataFrame) -> pd.Series:
@@ -92,7 +101,7 @@ def need(own: pd.DataFrame, device: str, axis: Sequence[str]) -> str:
             said = f"needs {words}" if usable else "does not work"
             by_release.setdefault((said, statuses), []).append(str(release))
     return "; ".join(
-        f"{said} {span(chosen, axis)} ({statuses})"
+        f"{said} {span(chosen, axis, 'any' if 'not' in said else 'every')} ({statuses})"
         for (said, statuses), chosen in by_release.items()
     )
 
@@ -121,8 +130,8 @@ def verified(part: pd.DataFrame, axis: Sequence[str]) -> str:
     passing = ran["status"].eq("pass").groupby(ran["release"]).all()
     good = list(passing[passing].index)
     words = "all" if set(good) == set(axis) else in_words(good, axis) or "no release in full"
-    worse = together((architecture, words) for architecture, words in exceptions(part, axis))
-    return "; ".join([words, *(f"{names} {words}" for names, words in worse)])
+    worse = together(exceptions(part, axis))
+    return "; ".join([words, *(f"{listed(names)} {said}" for said, names in worse.items())])
 
 
 def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]]:
@@ -131,5 +140,7 @@ def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]
     found = []
     for key, failing in worse.groupby(["architecture", "status"], sort=False)["release"]:
         architecture, status = cast("tuple[str, str]", key)
-        found.append((architecture, f"{look(status).word} {span(failing, order)}"))
+        seen = look(status)
+        whole = "any" if seen.tone == "none" else "every"
+        found.append((architecture, f"{seen.word} {span(failing, order, whole)}"))
     return found

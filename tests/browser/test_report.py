@@ -120,6 +120,8 @@ def test_an_address_with_a_cell_opens_it(opened, report, name):
         *(architecture, "transformers", f"{release},", backend, "on", device)
     ]
     assert page.locator(".run-on:visible h3").inner_text() == f"{backend} on {device}"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == name
 
 
 def test_keys_move_between_cells_and_open_one(page):
@@ -176,8 +178,11 @@ def test_without_scripts_every_backend_is_there(opened, report):
     assert not page.locator(".controls").is_visible()
 
 
-def test_print_has_no_controls_and_no_boxes_that_scroll(page):
+def test_print_has_no_controls_and_no_boxes_that_scroll(opened, report):
+    # A sheet across, less its margins.
+    page = opened(report, viewport={"width": 1040, "height": 700})
     page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1040
     assert not page.locator(".controls").is_visible()
     assert page.locator(".tall:visible").evaluate("box => box.scrollHeight <= box.clientHeight + 1")
 

@@ -66,3 +66,13 @@ def test_counts_have_every_cell_and_the_newest_release_first(three_releases):
     by_family = counts(frame, "family").set_index("family")
     assert by_family.loc["Llama 2 / 3", "no data"] == 1
     assert by_family.to_numpy().sum() == 18
+
+
+def test_what_never_ran_is_not_said_of_every_release(record):
+    records = [record(release=release) for release in ("5.0.0", "5.1.0")]
+    records += [
+        record(architecture="qwen2", release=r.release, status="not-run", checks={})
+        for r in records
+    ]
+    words = table(records)["on cpu, 5.0.0, 5.1.0"].item()
+    assert words == "sdpa: all; qwen2 not run on any release measured"

@@ -40,3 +40,7 @@ def test_a_release_that_was_not_measured_is_in_no_range():
 )
 def test_spans_reach_the_ends_that_were_measured(chosen, words):
     assert span(chosen, ORDER) == words
+
+
+def test_what_did_not_happen_anywhere_is_said_of_any_release():
+    assert span(ORDER, ORDER, "any") == "on any release measured"

@@ -50,7 +50,7 @@ def test_what_broke_on_the_newest_release_is_not_counted_as_working(record):
 def test_architectures_with_one_fate_share_a_sentence(record):
     records = [record(architecture=name, status="fail") for name in ("a", "b")]
     ((_, exceptions),) = said([*records, record(architecture="c")])
-    assert exceptions == ["a and b does not work on every release measured (fail)."]
+    assert exceptions == ["a and b do not work on any release measured (fail)."]
 
 
 def test_cells_that_were_not_measured_are_counted(three_releases):
