@@ -25,7 +25,7 @@ from benchmarks.cpu_cgroup import CgroupError, Group, limited
 from benchmarks.peers_compare import DifferentTokensError, check_tokens
 from benchmarks.peers_process import ProcessError, figures_of, run_peer
 from benchmarks.shapes import SHAPES, write_checkpoint
-from harness.environment import hardware
+from harness.environment import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
 from rabbitllm.utils.memory import format_size, parse_size
 
@@ -207,12 +207,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.unlink(missing_ok=True)  # it belongs to an earlier run
     nbytes = None if arguments.memory == "none" else parse_size(arguments.memory)
     about = {"memory": arguments.memory, "model": arguments.shape, "hardware": hardware("cpu")}
+    made_with = {"engine": engine_hash(), "versions": versions()}
     records = []
     try:
         with arguments.out.open("w") as lines:
             for record in measure(folder, nbytes, arguments.new_tokens):
                 records.append(record)
-                lines.write(json.dumps(about | record) + "\n")
+                lines.write(json.dumps(about | made_with | record) + "\n")
                 lines.flush()
         check(records)
     except (CgroupError, ProcessError, DifferentTokensError) as error:

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from benchmarks.peers_rows import PEERS
-from harness.environment import hardware
+from harness.environment import engine_hash, hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ("torch", "transformers", "accelerate")
@@ -99,4 +99,5 @@ def run_peer(
     command += ["-m", "benchmarks.peers_child", name, "--folder", str(folder.resolve())]
     command += ["--device", device, "--new-tokens", str(new_tokens)]
     record = figures_of(command, seconds)
-    return record | {"model": folder.resolve().name, "hardware": hardware(device)}
+    about = {"model": folder.resolve().name, "hardware": hardware(device), "engine": engine_hash()}
+    return record | about

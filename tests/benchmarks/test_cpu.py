@@ -76,6 +76,7 @@ def test_lines_and_tables_are_written(
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["scenario"] for line in lines] == [record["scenario"] for record in measured]
     assert all(line["hardware"].startswith("cpu ") for line in lines)
+    assert all(line["engine"] and line["versions"]["torch"] for line in lines)
     text = out.with_suffix(".md").read_text()
     assert "rabbitllm, fits" in text
     assert ">= 2.2" in text
