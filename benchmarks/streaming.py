@@ -106,8 +106,7 @@ def budget(folder: Path, share: float) -> dict[str, int]:
     layers = [size for name, size in sizes.items() if ".layers." in name]
     others = [size for name, size in sizes.items() if ".layers." not in name and name not in rows]
     kept = round(share * len(layers)) + 2  # two take turns
-    largest = max(weight.nbytes for stage in model.stages for weight in stage.weights)
-    working = working_bytes(model.model.config, model.dtype, TOKENS, DEVICE, largest)
+    working = working_bytes(model.model.config, model.dtype, TOKENS, DEVICE)
     base = model.base.nbytes if model.base else 0
     return {MEMORY: base + sum(others) + kept * max(layers) + working}
 

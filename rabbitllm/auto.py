@@ -144,9 +144,7 @@ def place(
     """
     host = torch.device("cpu")
     total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
-    everything = [*prepared.stages, *([prepared.base] if prepared.base else [])]
-    largest = max(weight.nbytes for stage in everything for weight in stage.weights)
-    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device, largest)
+    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device)
     while total != "min" and prepared.minimum_bytes() + working > total:
         smaller = prepared.with_largest_split()
         if smaller is None:

@@ -14,6 +14,8 @@ DEFAULT_SEQ_LEN = 4096
 """Tokens that budgets keep room for when no `max_seq_len` is given."""
 CUDA_WORKSPACE = 128 << 20
 """Bytes that cuBLAS and the allocator's own rounding take on a CUDA device."""
+CPU_WORKSPACE = 64 << 20
+"""Bytes that the readers' buffers and the allocator's own rounding take on a CPU."""
 FREE_SHARE = 0.9
 """Fraction of the free memory that "auto" takes: others need to breathe."""
 
@@ -59,15 +61,12 @@ def working_bytes(
     dtype: torch.dtype,
     max_seq_len: int | None,
     device: torch.device,
-    largest_weight: int,
 ) -> int:
     """Bytes that one sequence of `max_seq_len` tokens needs beside the weights.
 
     That is the cache (2 x layers x kv heads x head_dim x tokens, if every layer keeps all), one
-    layer's activations in a prefill (the MLP's two intermediates and about four hidden states), and
-    the logits of one position in float32. On CPU torch copies the whole weight of a linear layer
-    whose one row is a slice of several, as the head's is in a prefill (torch 2.13, bfloat16), so
-    room for the largest weight is kept too.
+    layer's activations in a prefill (the MLP's two intermediates and about four hidden states), the
+    logits of one position in float32, and a workspace.
     """
     tokens = max_seq_len or DEFAULT_SEQ_LEN
     text = config.get_text_config()
@@ -76,7 +75,7 @@ def working_bytes(
     kv_width = 2 * (_field(text, "num_key_value_heads") or heads) * head_dim
     intermediate = _field(text, "intermediate_size") or 4 * hidden
     per_token = (_field(text, "num_hidden_layers") or 1) * kv_width + 2 * intermediate + 4 * hidden
-    workspace = CUDA_WORKSPACE if device.type == "cuda" else largest_weight
+    workspace = CUDA_WORKSPACE if device.type == "cuda" else CPU_WORKSPACE
     return tokens * per_token * dtype.itemsize + 8 * _field(text, "vocab_size") + workspace
 
 

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
 from rabbitllm.streaming.lookup import RowLookup
 from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.onerow import keep_rows_single
 from rabbitllm.streaming.pipeline import Options, Pipeline, bind
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.reader import Reader
@@ -19,7 +21,7 @@ from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Transfer
 
 
 def stream(
-    model: nn.Module,
+    model: PreTrainedModel,
     base: Stage | None,
     stages: list[Stage],
     entries: Mapping[str, TensorEntry],
@@ -40,6 +42,9 @@ def stream(
     """
     reader, meter = Reader(entries), Meter(device, options.profiling)
     _load_buffers(model, reader, device)
+    head = model.get_output_embeddings()
+    if device.type == "cpu" and isinstance(head, nn.Linear):
+        keep_rows_single(head)
     resident = [stage for stage in stages if plan.tiers[stage.name] == "device"]
     streamed = []
     for stage in stages:

@@ -8,7 +8,12 @@ import torch
 from transformers import AutoConfig
 
 from rabbitllm.streaming import budget as budget_module
-from rabbitllm.streaming.budget import total_budget, weights_budget, working_bytes
+from rabbitllm.streaming.budget import (
+    CPU_WORKSPACE,
+    total_budget,
+    weights_budget,
+    working_bytes,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -49,7 +54,7 @@ def test_the_weights_get_what_working_leaves_and_never_less_than_they_need(
 
 def working(model_type: str, tokens: int | None = None, **fields: Any) -> int:
     config = AutoConfig.for_model(model_type, **fields)
-    return working_bytes(config, torch.bfloat16, tokens, CPU, 0)
+    return working_bytes(config, torch.bfloat16, tokens, CPU) - CPU_WORKSPACE
 
 
 def test_the_cache_is_kept_room_for() -> None:

@@ -438,7 +438,7 @@ def test_a_second_thread_waits_for_the_forward_of_the_first() -> None:
             overlaps.append(inside.acquire(timeout=0.1))
 
     model.inside = enter
-    threads = [threading.Thread(target=check, args=(model,)) for _ in range(2)]
+    threads = [threading.Thread(target=model, args=(INPUT,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
