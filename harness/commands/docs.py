@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.cells import ROOT
-from harness.commands.render import add_before, compare, report_texts
+from harness.commands.render import compare, report_texts
 from harness.records import write_atomically
 from harness.render import sweep
 from harness.render.readme import with_families
@@ -23,7 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "exit status: 0 if all is current or was written, 1 if --check finds a stale document"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; name what is stale")
-    add_before(parser)
+    parser.add_argument(
+        "--before",
+        default="git:HEAD",
+        metavar="PLACE",
+        help="show what changed since: a folder of records, or git:REVISION (default: git:HEAD)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
     return check(ROOT) if args.check else write(ROOT, args.before)
 
 
-def write(root: Path, before: str | None = None) -> int:
-    """Write the documents of a checkout."""
+def write(root: Path, before: str) -> int:
+    """Write the documents of a checkout, with what changed in its records since `before`."""
     compare(root / "reports", before)
     for path, text in texts(root).items():
         write_atomically(path, text)

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from harness.cells import ROOT
+from harness.judging.sides import load_side
 from harness.judging.verdict import judge
 from harness.records import read_all, write_atomically
-from harness.render import changes, history
+from harness.render import changes
 from harness.render.pages import documents
 from harness.render.tables import load_rows
 
@@ -24,15 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of the reports; the records are in its folder results (default: reports)",
     )
-    add_before(parser)
-
-
-def add_before(parser: argparse.ArgumentParser) -> None:
-    """Declare what the records are compared with."""
     parser.add_argument(
         "--before",
         metavar="PLACE",
-        help="a folder of records, or a git revision, to show what changed since (default: HEAD)",
+        help="show what changed since: a folder of records, or git:REVISION for those committed",
     )
 
 
@@ -50,7 +46,8 @@ def render_reports(reports: Path, before: str | None = None) -> list[Path]:
         FileNotFoundError: there is no folder of records.
         ValueError: there are no records, or `before` is no place of records.
     """
-    compare(reports, before)
+    if before:
+        compare(reports, before)
     texts = report_texts(reports)
     for path, text in texts.items():
         write_atomically(path, text)
@@ -70,14 +67,21 @@ def report_texts(reports: Path) -> dict[Path, str]:
     return {reports / name: text for name, text in made.items()}
 
 
-def compare(reports: Path, before: str | None) -> None:
+def compare(reports: Path, before: str) -> None:
     """Keep what changed in the records since `before`, beside the reports, for `report_texts`.
 
     Records that did not change at all leave the last comparison standing: once they are committed,
     they are their own before.
+
+    Args:
+        reports: their folder.
+        before: see `harness.judging.sides.load_side`.
+
+    Raises:
+        ValueError: `before` is no place of records.
     """
     results = reports / "results"
-    old, new = history.before(results, before), read_all(results)
-    if old and old != new:
+    old, new = list(load_side(before, results).records), read_all(results)
+    if old != new:
         text = changes.written(changes.contents(old, new, load_rows().expected))
         write_atomically(reports / changes.FILE, text)

@@ -65,7 +65,7 @@ def device_sentence(
         if not own["status"].eq("pass").all()
     ]
     missing = int(part["status"].isin(["no-data", "not-run", "env-error"]).sum())
-    gap = [f"{missing} of {len(part)} cells were not measured."] if missing else []
+    gap = [f"{missing:,} of {len(part):,} cells were not measured."] if missing else []
     sentences = [
         f"{listed(names)} {plural(words) if len(names) > 1 else words}."
         for words, names in together(found).items()

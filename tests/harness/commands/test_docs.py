@@ -17,7 +17,7 @@ DOCUMENTS = [
 
 
 @pytest.fixture
-def root(tmp_path, cell_record):
+def root(tmp_path, cell_record, monkeypatch):
     """A checkout with one record and one result of the sweep, committed."""
     Store(tmp_path / "reports" / "results", "5.0.0").put([cell_record()])
     (tmp_path / "README.md").write_text(f"# Name\n\n{BEGIN}\n{END}\n", encoding="utf-8")
@@ -26,6 +26,7 @@ def root(tmp_path, cell_record):
     line = '{"model_type": "llama", "release": "5.0.0", "outcome": "bit-equal", "streamed": 4}\n'
     (sweep / "transformers-5.0.0.jsonl").write_text(line, encoding="utf-8")
     commit(tmp_path, "init", "-q")
+    monkeypatch.setattr("harness.judging.sides.ROOT", tmp_path)
     return tmp_path
 
 
@@ -37,7 +38,7 @@ def commit(root, *first):
 
 
 def test_what_was_just_written_is_current(root, capsys):
-    assert write(root) == 0
+    assert write(root, "git:HEAD") == 0
     assert sorted(capsys.readouterr().out.splitlines()) == DOCUMENTS
     assert check(root) == 0
     assert "| Llama 2 / 3 |" in (root / "README.md").read_text("utf-8")
@@ -45,7 +46,7 @@ def test_what_was_just_written_is_current(root, capsys):
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_document_that_was_edited_or_is_missing_is_named(root, capsys, name):
-    write(root)
+    write(root, "git:HEAD")
     path = root / name
     path.write_text(path.read_text("utf-8").replace("Llama", "Lama").replace("llama", "lama"))
     if name.endswith(".svg"):
@@ -61,22 +62,34 @@ def test_a_check_writes_nothing(root):
 
 
 def test_new_records_make_the_documents_stale_and_show_what_changed(root, cell_record):
-    write(root)
+    write(root, "git:HEAD")
     commit(root)
     failing = replace(cell_record(), status="crash", message="died", checks={})
     Store(root / "reports" / "results", "5.0.0").put([failing])
     assert check(root) == 1
-    write(root)
+    write(root, "git:HEAD")
     page = (root / "reports" / "compatibility.html").read_text("utf-8")
     assert "Cells:\n1 regressed." in page
     # Committed, the records are their own before: what they changed stays on the page.
     commit(root)
     assert check(root) == 0
-    write(root)
+    write(root, "git:HEAD")
     assert (root / "reports" / "compatibility.html").read_text("utf-8") == page
 
 
 def test_readme_without_a_place_for_the_table_is_an_error(root):
     (root / "README.md").write_text("# Name\n", encoding="utf-8")
     with pytest.raises(ValueError, match="README"):
-        write(root)
+        write(root, "git:HEAD")
+
+
+def test_changes_since_a_folder_are_shown(root, tmp_path_factory, cell_record):
+    before = tmp_path_factory.mktemp("before")
+    Store(before, "5.0.0").put([replace(cell_record(), status="crash", checks={})])
+    write(root, str(before))
+    assert "Cells:\n1 fixed." in (root / "reports" / "compatibility.html").read_text("utf-8")
+
+
+def test_a_place_without_records_is_an_error(root):
+    with pytest.raises(ValueError, match="no-such-revision"):
+        write(root, "git:no-such-revision")
