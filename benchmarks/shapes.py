@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from rabbitllm.checkpoint.source import WEIGHTS_INDEX
 from rabbitllm.streaming.stages import find_stages
@@ -137,6 +143,29 @@ def write_cyclic(source: Path, folder: Path) -> Path:
             (folder / file.name).unlink(missing_ok=True)
             (folder / file.name).hardlink_to(file)
     (folder / WEIGHTS_INDEX).write_bytes((source / WEIGHTS_INDEX).read_bytes())
+    return folder
+
+
+def write_shorter(source: Path, folder: Path, layers: int) -> Path:
+    """Writes a checkpoint of the first `layers` layers of another, hard-linked.
+
+    Args:
+        source: of `write_checkpoint`.
+        folder: on the same file system; made if absent.
+        layers: at most as many as `source` has.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = json.loads((source / WEIGHTS_INDEX).read_text())["weight_map"]
+    gone = tuple(f".layers.{i}." for i in range(layers, len(index)))
+    kept = {name: file for name, file in index.items() if not any(part in name for part in gone)}
+    for file in set(kept.values()):
+        (folder / file).unlink(missing_ok=True)
+        (folder / file).hardlink_to(source / file)
+    config = AutoConfig.from_pretrained(source).to_dict() | {"num_hidden_layers": layers}
+    if config.get("layer_types"):
+        config["layer_types"] = config["layer_types"][:layers]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": kept}))
     return folder
 
 
