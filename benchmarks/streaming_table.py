@@ -62,7 +62,7 @@ def _half(r: Records) -> float:
 
 def _read(r: Records) -> float:
     """GB/s of direct reads, before and after the layers came from disk."""
-    return statistics.mean(r["disk"]["direct_read"])
+    return float(statistics.mean(r["disk"]["direct_read"]))
 
 
 def _prefill(r: Records) -> float:

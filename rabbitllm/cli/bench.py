@@ -26,11 +26,6 @@ EXAMPLE = "  rabbitllm bench Qwen/Qwen2.5-7B-Instruct --device-memory 4GiB -p 51
 WARM_UP = 8
 """Tokens of prompt before the clock runs."""
 MOVED = ("bytes_from_disk", "bytes_to_device")
-BARS = {
-    -0.2: {"wait": "waiting", "compute": "computing"},
-    0.2: {"read": "reading from disk", "copy": "copying to the device"},
-}
-"""Of a layer in the picture: how far from its place -> its times, and what they are called."""
 ROOM = 1.25
 """Stock transformers runs where this many times the model's bytes are free."""
 
@@ -226,31 +221,11 @@ def _stock(prepared: "Prepared", device: "torch.device") -> Any:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    """Saves two bars for each layer: its turn in a forward, and how it got there meanwhile."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("--picture needs: pip install 'rabbitllm[bench]'") from error
+    """Runs the model once more, with timed layers, and saves the picture."""
     from rabbitllm.measure.generation import generate
+    from rabbitllm.measure.picture import draw
 
     model = load(arguments, profiling_mode=True)
     generate(model, _prompt(model, WARM_UP), arguments.new_tokens)
-    stats = model.streaming_stats()
-    stages = stats["stages"]
-    if not stages:
-        raise ValueError("Nothing streams with these budgets, so there is nothing to draw.")
-    figure = Figure(figsize=(max(6.0, len(stages) / 3), 4), layout="constrained")
-    axes = figure.subplots()
-    for side, kinds in BARS.items():
-        bottom = [0.0] * len(stages)
-        for kind, label in kinds.items():
-            heights = [times[kind] / stats["forwards"] * 1e3 for times in stages.values()]
-            if any(heights):
-                places = [place + side for place in range(len(stages))]
-                axes.bar(places, heights, width=0.4, bottom=bottom, label=label)
-            bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
-    axes.set_xticks(range(len(stages)), list(stages), rotation=90)
-    axes.set_ylabel("ms in a forward")
-    figure.legend(loc="outside upper center", ncols=4)
-    figure.savefig(arguments.picture)
+    draw(model.streaming_stats(), arguments.picture)
     print(f"Drawn: {arguments.picture}", file=sys.stderr)
