@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     before, after = (load_side(text, args.results) for text in (args.before, args.after))
     changes = compare(before.records, after.records, load_expected())
     if args.retry:
-        changes = retry(changes, {})
+        changes = retry(changes)
     found = Comparison(before.name, after.name, changes, compare_speed(changes))
     print(FORMATS[args.format](found))
     return found.exit_status

@@ -5,25 +5,25 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harness.cells import Cell, load_matrix
 from harness.environment import check_hash, engine_hash
 from harness.judging.compare import Change
+from harness.planning.index import PACKAGE
 from harness.planning.orchestrate import Work, measure
 from harness.records import Record, Store
 
 
-def retry(changes: Sequence[Change], candidates: Mapping[str, str]) -> list[Change]:
+def retry(changes: Sequence[Change]) -> list[Change]:
     """Return the changes, where a regression that a second run does not show is spurious.
 
     Records stay as they are: the second run is kept apart.
 
     Args:
         changes: of all cells.
-        candidates: release -> requirement, for those that are no row of matrix/releases.toml.
 
     Raises:
         OrchestrationError: tox failed, not a cell.
@@ -38,11 +38,16 @@ def retry(changes: Sequence[Change], candidates: Mapping[str, str]) -> list[Chan
         return list(changes)
     # By release and in the order of the matrix, as `measure` takes them.
     cells = sorted(again.values(), key=lambda cell: cell.release)
+    listed = {row.version for row in load_matrix().releases}
+    releases = {cell.release for cell in cells}
+    candidates = {release: f"{PACKAGE}=={release}" for release in releases - listed}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        measure(cells, Work(Path(folder), force=True, candidates=candidates))
+        work = Work(Path(folder), force=True, candidates=candidates)
+        for device in sorted({cell.device for cell in cells}):
+            measure([cell for cell in cells if cell.device == device], work)
         found = {
             record.cell: record
-            for release in {cell.release for cell in cells}
+            for release in releases
             for record in Store(Path(folder), release).read()
         }
     return [_judged(change, found.get(change.cell)) for change in changes]
