@@ -159,8 +159,8 @@ def hub_errors(repo: str) -> Iterator[None]:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(
             f"{repo} is not, or not whole, in the local cache, and the hub does not give it: "
-            f"{first_line(error.__cause__ or error)} Check the network, HF_HUB_OFFLINE and the "
-            "token, then load it again."
+            f"{first_line(error.__cause__ or error).rstrip('.')}. Check the network, "
+            "HF_HUB_OFFLINE and the token, then load it again."
         ) from error
     except HfHubHTTPError as error:
         raise CheckpointError(
