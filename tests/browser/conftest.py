@@ -13,8 +13,8 @@ from harness.render.pages import documents
 from harness.render.tables import load_rows
 from tests.full_matrix import full_matrix
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-CHROMIUM = CHROMIUM or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @pytest.fixture(scope="session")

@@ -67,11 +67,12 @@ function speed(cell) {
   if (!found.points.length) return [];
   const here = at("rates", cell);
   const text = (rate) => rate ? `${rate[0]} (${rate[1]} to ${rate[2]})` : "";
-  const entries = here ? SERIES.map((name) => [name, here[name] ? `${text(here[name])} tokens/s` : ""]) : [];
+  const entries = SERIES.filter((name) => here?.[name]).map((name) => [name, `${text(here[name])} tokens/s`]);
   if (here?.streamed && here.stock) entries.push(["of stock", `${Math.round((100 * here.streamed[0]) / here.stock[0])} %`]);
   const moved = Object.entries(at("wire", cell) ?? {}).map(([name, rate]) => [name, number.format(rate)]);
   return [
-    ...pairs("Speed", [...entries, ...moved]),
+    make("h3", null, "Speed"),
+    list([...entries, ...moved]),
     make("p", { class: "keys" }, SERIES.map((name) => make("span", { class: name }, make("i", { "aria-hidden": "true" }), ` ${name} `)),
       "(median and range, tokens/s by release)"),
     plot(found, cell),

@@ -26,15 +26,15 @@ function badge(status) {
     make("span", { class: "glyph", "aria-hidden": "true" }, seen.glyph), ` ${seen.word}`);
 }
 
+function list(entries) {
+  return make("dl", null, entries.map(([name, text]) =>
+    make("div", null, make("dt", null, spaced(name)), make("dd", null, `${text}`))));
+}
+
 // Returns a heading with a list of names and values below it, or nothing where there are none.
 function pairs(title, entries) {
   const shown = entries.filter(([, text]) => text !== undefined && text !== "");
-  if (!shown.length) return [];
-  return [
-    make("h3", null, title),
-    make("dl", null, shown.map(([name, text]) =>
-      make("div", null, make("dt", null, spaced(name)), make("dd", null, `${text}`)))),
-  ];
+  return shown.length ? [make("h3", null, title), list(shown)] : [];
 }
 
 function causes(cell) {
