@@ -6,20 +6,23 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
-from harness.judging.compare import KINDS, Change, compare
+from harness.judging.compare import KINDS, compare
 from harness.judging.verdict import Expected
 from harness.records import Record
 from harness.render.failures import where
 from harness.render.ranges import in_words
+from harness.render.statuses import look
 from harness.render.tables import by_version
 from harness.render.text import shorten, visible
 
 FILE = "changes.json"
 """Beside the reports: what the last comparison found, so that a page can be made again."""
+KEYS = ("kind", "backend", "device", "before", "after", "why", "side")
+"""Of a line of changes; its `cells` are architecture -> the releases where it is so."""
 
 
 def newest(records: Iterable[Record]) -> str:
@@ -35,34 +38,27 @@ def contents(
     A cell that has the status that it had is no change, whether its records compare or not.
     """
     changes = compare(before, after, expected)
-    rows = [row(change) for change in changes if change.kind != "same"]
+    lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for change in changes:
+        record = change.after or change.before
+        assert record is not None  # a change is of a cell that one side has at least
+        statuses = [side.status if side else "no-data" for side in (change.before, change.after)]
+        if change.kind != "same" and (change.kind != "not-comparable" or len(set(statuses)) > 1):
+            place = record.backend, record.device
+            line = lines.setdefault((change.kind, *place, *statuses, change.why, change.side), {})
+            line.setdefault(record.architecture, []).append(record.release)
     return {
         "before": newest(before),
         "after": newest(after),
         "counts": dict(Counter(change.kind for change in changes)),
-        "changes": [r for r in rows if r["kind"] != "not-comparable" or r["before"] != r["after"]],
-    }
-
-
-def row(change: Change) -> dict[str, str]:
-    """Return one change as `FILE` keeps it."""
-    record = change.after or change.before
-    assert record is not None  # a change is of a cell that one side has at least
-    return {
-        "kind": change.kind,
-        "architecture": record.architecture,
-        "release": record.release,
-        "backend": record.backend,
-        "device": record.device,
-        "before": change.before.status if change.before else "no-data",
-        "after": change.after.status if change.after else "no-data",
-        "why": change.why,
-        "side": change.side,
+        "changes": [
+            dict(zip(KEYS, key, strict=True)) | {"cells": cells} for key, cells in lines.items()
+        ],
     }
 
 
 def written(found: dict[str, Any]) -> str:
-    """Return the text of `FILE`: a line for each change."""
+    """Return the text of `FILE`: a line for each kind of change and its cause."""
     head = {name: value for name, value in found.items() if name != "changes"}
     lines = ",\n".join(json.dumps(line, ensure_ascii=False) for line in found["changes"])
     return json.dumps(head)[:-1] + f', "changes": [\n{lines}\n]}}\n'
@@ -81,18 +77,20 @@ def grouped(found: dict[str, Any], axis: Sequence[str]) -> pd.DataFrame:
         axis: the releases measured now, oldest first.
     """
     columns = ["kind", "architectures", "where", "releases", "before", "after", "why", "side"]
-    frame = pd.DataFrame([visible(line) for line in found["changes"]])
-    if frame.empty:
-        return pd.DataFrame(columns=columns)
-    frame = frame.rename(columns={"architecture": "architectures"})
-    axis = [*axis, *sorted(set(frame["release"]) - set(axis), key=by_version)]
-    frame["why"] = frame["why"].map(shorten)
-    keys = ["kind", "backend", "device", "before", "after", "why", "side", "architectures"]
+    lines = [visible(line) for line in found["changes"]]
+    gone = {release for line in lines for chosen in line["cells"].values() for release in chosen}
+    order = sorted({*axis, *gone}, key=by_version)
     rows = [
-        dict(zip(keys, cast("tuple[str, ...]", key), strict=True))
-        | {"releases": in_words(part, axis)}
-        for key, part in frame.groupby(keys, sort=False)["release"]
+        {name: line[name] for name in KEYS}
+        | {"architectures": architecture, "releases": in_words(chosen, order)}
+        for line in lines
+        for architecture, chosen in line["cells"].items()
     ]
+    if not rows:
+        return pd.DataFrame(columns=columns)
     table = where(pd.DataFrame(rows))
+    for name in ("before", "after"):
+        table[name] = table[name].map(lambda status: look(status).word)
+    table["why"] = table["why"].map(shorten)
     rank = {str(kind): place for place, kind in enumerate(KINDS)}
     return table.sort_values("kind", key=lambda part: part.map(rank), kind="stable")[columns]

@@ -147,8 +147,7 @@ def test_a_cause_links_to_its_source(record):
 def test_what_changed_is_shown_if_it_is_known(three_releases):
     line = {
         "kind": "regressed",
-        "architecture": "llama<b>",
-        "release": "5.1.0",
+        "cells": {"llama<b>": ["5.1.0"]},
         "backend": "sdpa",
         "device": "cpu",
         "before": "pass",
