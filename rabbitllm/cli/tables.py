@@ -14,8 +14,12 @@ Row = Mapping[str, Any]
 
 
 def table(rows: Sequence[Row], style: str = "simple") -> str:
-    """The rows as text, a column for each key; columns of figures are aligned to the right."""
-    return tabulate([list(row.values()) for row in rows], list(rows[0]), tablefmt=style)
+    """The rows as text, a column for each key; columns of figures are aligned to the right.
+
+    Figures with a fraction get two digits of it.
+    """
+    cells = [list(row.values()) for row in rows]
+    return tabulate(cells, list(rows[0]), tablefmt=style, floatfmt=".2f")
 
 
 def render(rows: Sequence[Row], form: str) -> str:
