@@ -43,25 +43,26 @@ def device_sentence(
 ) -> tuple[str, list[str]]:
     """Return the sentence of a device, and one for each kind of exception to it."""
     backends = listed([name.removesuffix(f" on {device}") for name in run_on])
-    part = part[part["status"] != "unsupported"]
     ran = part[part["tone"] != "none"]
     if ran.empty:
         return f"On {device} nothing ran.", []
     axis = releases(ran)
-    works = passing(ran).groupby(["release", "family"], sort=False).all()
-    always = works.groupby("family", sort=False).all()
-    now = works[works.index.get_level_values("release") == axis[-1]]
-    if always.sum() == len(now) == now.sum():
+    # What has no result does not work: a family that lacks a release is not whole there.
+    by_family = passing(ran).groupby(["release", "family"]).all().unstack("family")
+    works = by_family.reindex(index=axis, columns=part["family"].unique()).eq(True)
+    always, now = works.all(), works[works.index == axis[-1]].all()
+    if always.all():
         said = f"{how_many(now)} families work on transformers {in_words(axis, axis)}"
     else:
         said = (
-            f"{how_many(now)} families work on transformers {axis[-1]}, the newest measured, and "
+            f"{how_many(now)} families work on transformers {axis[-1]}, the newest measured, "
+            f"and {always.sum()} on every release from {axis[0]} ({len(axis)} releases)"
         )
-        said += f"{always.sum()} on every release from {axis[0]} ({len(axis)} releases)"
     said = f"On {device}, {said}, with {backends}."
+    counted = part[(part["tone"] != "none") | (part["status"] == "unsupported")]
     found = [
         (str(name), need(own, device, axis))
-        for name, own in ran.groupby("architecture", sort=False)
+        for name, own in counted.groupby("architecture", sort=False)
         if not own["status"].eq("pass").all()
     ]
     missing = int(part["status"].isin(["no-data", "not-run", "env-error"]).sum())

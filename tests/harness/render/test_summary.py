@@ -73,3 +73,28 @@ def test_a_row_in_words():
 
 def test_lists_in_words():
     assert [listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_a_backend_that_cannot_run_an_architecture_is_no_failure_but_is_said(record):
+    records = [record(backend=backend) for backend in ("eager", "sdpa")]
+    records += [
+        record(architecture="qwen2", backend="eager"),
+        record(architecture="qwen2", backend="sdpa", status="unsupported", checks={}),
+    ]
+    assert said(records) == [
+        (
+            "On cpu, all 1 families work on transformers 5.0.0, with eager and sdpa.",
+            ["qwen2 needs eager on every release measured (unsupported)."],
+        )
+    ]
+
+
+def test_a_family_without_a_result_on_the_newest_release_is_not_counted(record):
+    records = [record(release=release) for release in ("5.0.0", "5.1.0")]
+    records.append(record(architecture="qwen", family="QWen v1", release="5.0.0"))
+    ((sentence, exceptions),) = said(records)
+    assert sentence == (
+        "On cpu, 1 of 2 families work on transformers 5.1.0, the newest measured,"
+        " and 1 on every release from 5.0.0 (2 releases), with sdpa."
+    )
+    assert exceptions == ["1 of 4 cells were not measured."]
