@@ -8,10 +8,12 @@ of the matrix, overhead is what is measured. `harness.judging.speed` compares re
 from __future__ import annotations
 
 import gc
+import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +43,12 @@ def run(bench: Bench) -> Outcome:
     if bench.cell.device in bench.cell.backend.uncompiled:
         return Outcome("not-run", message="the backend runs uncompiled here, slower than it is")
     before = bench.streamed.streaming_stats()
-    with tempfile.TemporaryDirectory() as folder, uncollected():
+    on_cpu = bench.cell.device == "cpu"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        uncollected(),
+        on_one_core() if on_cpu else nullcontext(),
+    ):
         with reference_side():
             accelerate = offloaded(bench, folder)
             bench.generate(accelerate, 1)
@@ -111,3 +118,32 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep all threads of this process on one core, where there is Linux to ask.
+
+    Threads that wake each other across cores make the same streaming cost up to half more when the
+    machine is otherwise idle than when it is busy. On one core it costs the same in both.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    # Not always the same one, for several cells may be timed at once.
+    one = {sorted(cores)[os.getpid() % len(cores)]}
+    set_cores(tasks, one)
+    try:
+        yield
+    finally:
+        set_cores(tasks, cores)
+
+
+def set_cores(tasks: Path, cores: set[int]) -> None:
+    """Let the threads listed in a folder of `/proc` run on these cores; their children will too."""
+    for task in tasks.iterdir():
+        # One that has just ended needs no core.
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), cores)

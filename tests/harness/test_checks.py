@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from transformers import Cache
 from harness import checks
 from harness.bench import Bench, Decoded, compiling
 from harness.checkpoints import checkpoint
-from harness.checks import left_padded
+from harness.checks import left_padded, speed
 from harness.measure import measure
 from harness.probes import blocks, probe, text_blocks
 from rabbitllm import AutoModel
@@ -254,6 +256,21 @@ def test_speed_keeps_samples_of_all_three(bench):
             assert len(figures[f"{name}_{unit}"]) == expected
             assert min(figures[f"{name}_{unit}"]) > 0
     assert figures["bytes_from_disk_per_forward"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_all_threads_are_timed_on_one_core_and_let_go_afterwards():
+    before = os.sched_getaffinity(0)
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    with speed.on_one_core():
+        inside = {len(os.sched_getaffinity(task)) for task in (0, thread.native_id)}
+    after = [os.sched_getaffinity(task) for task in (0, thread.native_id)]
+    ended.set()
+    thread.join()
+    assert inside == {1}
+    assert after == [before, before]
 
 
 def test_speed_of_an_uncompiled_backend_says_nothing(bench, cell):
