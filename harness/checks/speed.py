@@ -28,7 +28,7 @@ ROUNDS = 12
 """Of `PAIR`, by which records are compared later."""
 ACCELERATE_EVERY = 4
 """Rounds for one of accelerate, which takes several times as long."""
-BUDGET = 2.0
+BUDGET = 1.0
 """CPU seconds after which no further round begins, so that a busy machine has no fewer rounds."""
 COUNTERS = ("forwards", "bytes_from_disk", "bytes_to_device", "wait_seconds", "seconds")
 """Of `streaming_stats()`, as they change over the generations."""
