@@ -10,6 +10,7 @@ is no GPU, layers stream from disk only. Checkpoints are made if absent.
 import argparse
 import json
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,12 +67,15 @@ class Setup:
         load: makes it from the checkpoint's folder.
         runs: one after the other.
         cyclic: of a checkpoint that repeats what it reads, instead of random weights.
+        turns: that each run takes with the stock model, in the same process: where nothing
+            streams, a token is bound by the host, whose pace wanders by a third within seconds.
         gpu: it takes one.
     """
 
     load: Callable[[Path], Any]
     runs: tuple[Run, ...]
     cyclic: bool = False
+    turns: int = 0
     gpu: bool = False
 
 
@@ -113,7 +117,7 @@ def budget(folder: Path, share: float) -> dict[str, int]:
 
 SETUPS: dict[str, Setup] = {
     "stock": Setup(stock, (Run("stock"), Run("stock-prefill", 2048, 1, 2, repeats=3))),
-    "fits": Setup(streamed, (Run("fits"),)),
+    "fits": Setup(streamed, (Run("fits"),), turns=7),
     "host": Setup(
         lambda f: streamed(f, **budget(f, 0)),
         (Run("host"), Run("prefill", 2048, 1, 2, repeats=3), Run("batch-32", batch=32)),
@@ -177,6 +181,18 @@ def measure(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
     return figures
 
 
+def in_turns(model: Any, reference: Any, run: Run, turns: int) -> dict[str, Any]:
+    """Rates of both in turns, the first of which warm up, and their medians."""
+    ids = prompt_for(run, False)
+    rates: dict[str, list[float]] = {"tokens_per_second": [], "stock_tokens_per_second": []}
+    sides = list(zip(rates, (model, reference), strict=True))
+    for turn in range(turns):
+        for key, side in sides if turn % 2 else reversed(sides):
+            rates[key].append(generate(side, ids, run.new_tokens).tokens_per_second(run.batch))
+    counted = {key: found[1:] for key, found in rates.items()}
+    return {key: statistics.median(found) for key, found in counted.items()} | {"turns": counted}
+
+
 def limits(folder: Path) -> dict[str, Any]:
     """The link: copies as large as the largest stage."""
     gpu = DEVICE.type == "cuda"
@@ -201,10 +217,13 @@ def run_setup(name: str, folder: Path, out: Path) -> None:
     begun = time.perf_counter()
     model = setup.load(folder)
     loaded = time.perf_counter() - begun
+    reference = stock(folder) if setup.turns else None
     generate(model, prompt_for(Run("warm-up", 8), False), 1 if name == "disk" else 3)
     for run in setup.runs:
         before = disk_pace(folder) if name == "disk" else None
         figures = measure(model, run, setup.cyclic)
+        if reference is not None:
+            figures |= in_turns(model, reference, run, setup.turns)
         if before:  # a disk's pace wanders
             figures["direct_read"] = [before, disk_pace(folder)]
         _note({"scenario": run.name, "load_seconds": loaded} | figures, folder, out)

@@ -97,11 +97,12 @@ def tiny_checkpoints() -> Iterator[Path]:
 
 
 @pytest.fixture
-def checkpoints(cell: Cell, tiny_checkpoints: Path, pytestconfig: pytest.Config) -> Path:
-    """Return the folder for the cell's checkpoint; a real model outlives the session."""
-    if cell.architecture.gguf is None:
-        return tiny_checkpoints
-    return Path(pytestconfig.cache.mkdir("checkpoints"))
+def checkpoints(cell: Cell, tiny_checkpoints: Path) -> Path:
+    """Return the folder for the cell's checkpoint; a real model outlives the session.
+
+    It is the same for every release, pytest's own cache is not: tox gives each environment one.
+    """
+    return tiny_checkpoints if cell.architecture.gguf is None else ROOT / ".checkpoints"
 
 
 def _names(text: str | None) -> list[str] | None:

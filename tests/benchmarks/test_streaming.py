@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,20 @@ def test_a_budget_holds_a_share_of_the_layers(
     plan = model.streaming_plan
     assert len([name for name in plan.on("disk") if ".layers." in name]) == streaming_layers
     assert plan.tiers["lm_head"] == "device"
+
+
+def test_what_fits_takes_turns_with_stock(folder: Path, tmp_path: Path) -> None:
+    (record,) = measured(folder, tmp_path, "fits")
+    turns = record["turns"]
+    assert {name: len(rates) for name, rates in turns.items()} == {
+        "tokens_per_second": 6,
+        "stock_tokens_per_second": 6,
+    }
+    assert record["stock_tokens_per_second"] == pytest.approx(
+        statistics.median(turns["stock_tokens_per_second"])
+    )
+    assert record["tiers"]["disk"] == 0
+    assert "stock in turns with it" in render("tiny", collect([record]))
 
 
 @pytest.mark.skipif(streaming.DEVICE.type != "cpu", reason="on a GPU the disk is not all there is")
@@ -109,7 +124,8 @@ def test_tokens_that_differ_are_an_error(
     assert differing(collect(same)) == []
     assert differing(collect([*same, other])) == ["fits and stock part at token 2."]
     for records, status in ((same, 0), ([*same, other], 1)):
-        lines = [json.dumps(one | {"tokens_per_second": 1.0}) for one in records]
+        rates = {"tokens_per_second": 1.0, "stock_tokens_per_second": 1.0}
+        lines = [json.dumps(one | rates) for one in records]
         (tmp_path / "results.jsonl").write_text("\n".join(lines))
         assert main([str(tmp_path / "results.jsonl")]) == status
     assert "part at token 2" in capsys.readouterr().out
