@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,6 +37,16 @@ FAILED = frozenset(
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 """JSON Schema (draft 7) of a stored record."""
+PLACES = {
+    place: name
+    for place, name in (
+        (sys.base_prefix, "<python>"),
+        (tempfile.gettempdir(), "<tmp>"),
+        (str(Path.home()), "~"),
+    )
+    if place != "/"
+}
+"""Folders of this machine, which messages of compilers and links name: what records say instead."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,10 @@ class RecordError(ValueError):
 
 
 def to_json(value: Any) -> str:
-    """Return a dataclass as one line of JSON; figures that are not finite become null."""
+    """Return a dataclass as one line of JSON.
+
+    Figures that are not finite become null, folders of this machine their names in `PLACES`.
+    """
     return json.dumps(_plain(dataclasses.asdict(value)), allow_nan=False, ensure_ascii=False)
 
 
@@ -177,5 +193,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, str):
         # A lone surrogate, as in a hostile exception message, cannot be encoded.
-        return value.encode("utf-8", "replace").decode("utf-8")
+        text = value.encode("utf-8", "replace").decode("utf-8")
+        for place, name in PLACES.items():
+            text = re.sub(rf"{re.escape(place)}(?!\w)", name, text)
+        return text
     return value

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +50,10 @@ def test_the_schema_has_the_fields_of_a_record():
     check = schema["definitions"]["check"]
     fields = {field.name for field in dataclasses.fields(CheckResult)}
     assert set(check["properties"]) == set(check["required"]) == fields
+
+
+def test_a_record_names_no_folder_of_this_machine(cell_record):
+    home, scratch = Path.home(), tempfile.gettempdir()
+    message = f"c++ -I{sys.base_prefix}/include {home}/x https://h.co/{scratch}/y {scratch}ber"
+    text = from_json(to_json(cell_record(message=message))).message
+    assert text == f"c++ -I<python>/include ~/x https://h.co/<tmp>/y {scratch}ber"
