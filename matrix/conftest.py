@@ -97,12 +97,15 @@ def tiny_checkpoints() -> Iterator[Path]:
 
 
 @pytest.fixture
-def checkpoints(cell: Cell, tiny_checkpoints: Path) -> Path:
+def checkpoints(cell: Cell, tiny_checkpoints: Path, pytestconfig: pytest.Config) -> Path:
     """Return the folder for the cell's checkpoint; a real model outlives the session.
 
-    It is the same for every release, pytest's own cache is not: tox gives each environment one.
+    tox gives each release a cache of its own: what one makes of a GGUF file's tokenizer, another
+    may take for something else.
     """
-    return tiny_checkpoints if cell.architecture.gguf is None else ROOT / ".checkpoints"
+    if cell.architecture.gguf is None:
+        return tiny_checkpoints
+    return Path(pytestconfig.cache.mkdir("checkpoints"))
 
 
 def _names(text: str | None) -> list[str] | None:
