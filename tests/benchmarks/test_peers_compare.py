@@ -61,8 +61,8 @@ def test_the_table_gives_each_speed_its_ratio_and_names_who_is_missing() -> None
         "s to load",
         "peak device GB",
     ]
-    assert cells[2][:5] == ["stock", "layers on disk", "2", "1x", "3"]
-    assert cells[3] == ["slow 4.0.0", "layers on disk", "0.5", "0.25x", "2", "1.2", "2.5"]
+    assert cells[2][:5] == ["stock", "layers on disk", "2.00", "1x", "3"]
+    assert cells[3] == ["slow 4.0.0", "layers on disk", "0.50", "0.25x", "2", "1.20", "2.50"]
     assert "Not measured: other ended with 1: no room\n" in text
     assert "traceback" not in text
     assert "tiny, batch 1, greedy" in text
