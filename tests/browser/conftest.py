@@ -17,9 +17,12 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """The browser, without a window."""
+    """The browser, without a window.
+
+    Not for the session: as long as it is open an event loop runs, and other tests start their own.
+    """
     if CHROMIUM is None:
         pytest.skip("there is no Chromium (Debian's package is called chromium)")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
