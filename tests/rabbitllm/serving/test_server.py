@@ -43,7 +43,11 @@ def server(talker: Path) -> Iterator[subprocess.Popen[str]]:
         NAME,
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "rabbitllm", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "rabbitllm", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     yield process
     process.kill()
