@@ -128,7 +128,8 @@ def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
     seconds = time.monotonic() - begun
     progress.ended(release, len(chosen), f"{summary or 'no records'} in {seconds:.0f} s")
     # Status 1 says that a test failed, which a record says better if it is a cell's.
-    measured = [judge(found[key(cell)], load_expected()) for cell in chosen if key(cell) in found]
+    expected = load_expected()
+    measured = [judge(found[key(cell)], expected) for cell in chosen if key(cell) in found]
     if ended.returncode == 0 or (ended.returncode == 1 and any(map(fails_run, measured))):
         return ""
     return (
