@@ -1,28 +1,61 @@
 """What the benchmark on CPU measures besides the peers, each in a process of its own.
 
-python -m benchmarks.cpu_child direct-reads --folder /data/qwen2-1.5b --out reads.json
+python -m benchmarks.cpu_child turns --folder /data/qwen2-1.5b --out turns.json
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers_child import PROMPT, WARM_UP, draw_prompt
+from benchmarks.peers_child import PROMPT, WARM_UP, draw_prompt, moved
 from benchmarks.peers_rows import PEERS
 from rabbitllm.measure.generation import generate
 from rabbitllm.measure.limits import direct_read_bandwidth
 
 ROUNDS = 12
+TURNS = 6
 TOKENS = 5
 """Of one generation: a prefill and four steps."""
+AHEAD = 1 << 29
+"""Bytes: more than the stages that a model loads ahead of its next forward."""
 
 
-def direct_reads(folder: Path) -> dict[str, Any]:
-    """GB/s of reading the checkpoint around the page cache."""
-    return {"gb_per_second": direct_read_bandwidth(sorted(folder.glob("*.safetensors")))}
+def turns(folder: Path) -> dict[str, Any]:
+    """Streaming from disk and direct reads of the same files, in turns.
+
+    A disk's pace wanders by half within a minute, so each generation is held against the reads just
+    before and just after it.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    model = PEERS["rabbitllm"].load(folder, "cpu", folder)
+    prompt = draw_prompt(folder, PROMPT)
+    generate(model, prompt, WARM_UP)
+    reads, streamed = [read_alone(files)], []
+    for _ in range(TURNS):
+        before = dict(model.streaming_stats())
+        timing = generate(model, prompt, TOKENS)
+        streamed.append(moved(before, model.streaming_stats(), timing)["disk_gb_per_second"])
+        reads.append(read_alone(files))
+    shares = [2 * own / (a + b) for own, (a, b) in zip(streamed, pairwise(reads), strict=True)]
+    return {
+        "tokens": timing.tokens,
+        "disk_gb_per_second": statistics.median(streamed),
+        "gb_per_second": statistics.median(reads),
+        "share": statistics.median(shares),
+        "shares": shares,
+    }
+
+
+def read_alone(files: Sequence[Path]) -> float:
+    """GB/s of direct reads, once what the model loads ahead has arrived."""
+    direct_read_bandwidth(files, AHEAD)
+    rate = direct_read_bandwidth(files)
+    assert rate is not None, "a checkpoint has files"
+    return rate
 
 
 def fits(folder: Path) -> dict[str, Any]:
@@ -55,7 +88,7 @@ def fits(folder: Path) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "direct-reads": direct_reads,
+    "turns": turns,
     "fits": fits,
 }
 
