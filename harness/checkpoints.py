@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoConfig, PreTrainedModel
 
 from harness.cells import ROOT, Cell, Gguf
 from harness.environment import hash_files, recipe
@@ -23,6 +27,14 @@ NOISE = 0.2
 """Standard deviation of what is added to norms and biases, so that none is neutral."""
 GAIN = 1.5
 """Of matrices: attention is sharp enough for positions to matter, logits are far from equal."""
+GGUF_KEY = "tokenizer.ggml."
+SPLITTING: dict[str, list[Any]] = {
+    "smollm": [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ],
+}
+"""How text is cut before the merges, by the name that GGUF files have for it."""
 
 
 def checkpoint(cell: Cell, cache: Path) -> Path:
@@ -117,7 +129,36 @@ def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
     model = type(read)(read.config).to(getattr(torch, dtype))
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**names).save_pretrained(folder)
+    write_tokenizer(source, folder)
+
+
+def write_tokenizer(source: Path, folder: Path) -> None:
+    """Write a GGUF file's byte-level BPE tokenizer in the hub's format, the same by every release.
+
+    What transformers makes of it differs: 5.3 to 5.5 take it for CodeLlama's, and some releases
+    write what others read differently.
+
+    Raises:
+        KeyError: text is split in a way that `SPLITTING` does not know.
+    """
+    from gguf import GGUFReader, TokenType  # only such a cell's environment has it
+
+    known = {name: field.contents() for name, field in GGUFReader(source).fields.items()}
+    ours = {name.removeprefix(GGUF_KEY): value for name, value in known.items()}
+    vocabulary = ours["tokens"]
+    merges = [tuple(pair.split(" ")) for pair in ours["merges"]]
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITTING[ours["pre"]])
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = zip(vocabulary, ours["token_type"], strict=True)
+    tokenizer.add_special_tokens([token for token, kind in kinds if kind == TokenType.CONTROL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": known["tokenizer.chat_template"],
+        **{f"{name}_token": vocabulary[ours[f"{name}_token_id"]] for name in ("bos", "eos")},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
 def load_reference(

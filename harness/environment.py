@@ -30,7 +30,7 @@ PACKAGES = (
 """Distributions whose versions can change a result."""
 MEASURING = ("*.py", "checks/*.py", "references/*.py")
 """Files in harness/ that can change a result; what plans, keeps, judges or renders cannot."""
-ENGINE = ("*.py", "checkpoint/**/*.py", "streaming/**/*.py", "utils/*.py")
+ENGINE = ("*.py", "checkpoint/**/*.py", "measure/limits.py", "streaming/**/*.py", "utils/*.py")
 """Files in rabbitllm/ that can; the command line and the server cannot."""
 
 

@@ -213,5 +213,7 @@ def scrub(text: str) -> str:
         lambda found: "" if re.fullmatch(r"[\w.-]+", found[1]) else found[1],
         text,
     )
-    # Any other absolute path, but not the part of a URL behind its scheme.
-    return re.sub(r"(?<![\w.>/:])/(?:[^\s'\":,()/]+/)+", "<path>/", text)
+    # Any other absolute path, a compiler's -I and -L and a file's URL included; no other URL's.
+    return re.sub(
+        r"(?:(?<![\w.>/:])|(?<=\s-[IL])|(?<=\bfile://))/(?:[^\s'\":,()/]+/)+", "<path>/", text
+    )

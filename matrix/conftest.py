@@ -97,15 +97,9 @@ def tiny_checkpoints() -> Iterator[Path]:
 
 
 @pytest.fixture
-def checkpoints(cell: Cell, tiny_checkpoints: Path, pytestconfig: pytest.Config) -> Path:
-    """Return the folder for the cell's checkpoint; a real model outlives the session.
-
-    tox gives each release a cache of its own: what one makes of a GGUF file's tokenizer, another
-    may take for something else.
-    """
-    if cell.architecture.gguf is None:
-        return tiny_checkpoints
-    return Path(pytestconfig.cache.mkdir("checkpoints"))
+def checkpoints(cell: Cell, tiny_checkpoints: Path) -> Path:
+    """Return the folder for the cell's checkpoint; a real model serves all releases."""
+    return tiny_checkpoints if cell.architecture.gguf is None else ROOT / ".cache" / "checkpoints"
 
 
 def _names(text: str | None) -> list[str] | None:

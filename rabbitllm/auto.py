@@ -131,6 +131,9 @@ def place(
 ) -> tuple[Prepared, Plan]:
     """Places the stages; blocks split as long as two do not fit beside what computing takes.
 
+    On CPU they also split as long as that makes the slots smaller: what streams comes from disk,
+    so room for one more resident layer is worth more than the hooks of smaller stages cost.
+
     Args:
         prepared: the model; it comes back with smaller stages if blocks had to split.
         device: where it runs.
@@ -150,9 +153,17 @@ def place(
         if smaller is None:
             break
         prepared = smaller
-    minimum = prepared.minimum_bytes()
-    for_weights = weights_budget(total, minimum, working)
     for_host = None if device.type == "cpu" else total_budget(host_memory, host)
-    base = prepared.base.nbytes if prepared.base else 0
-    plan = make_plan(prepared.sizes(), base, for_weights, for_host, prepared.rows())
-    return prepared, plan
+
+    def plan(candidate: Prepared) -> Plan:
+        for_weights = weights_budget(total, candidate.minimum_bytes(), working)
+        base = candidate.base.nbytes if candidate.base else 0
+        return make_plan(candidate.sizes(), base, for_weights, for_host, candidate.rows())
+
+    best = plan(prepared)
+    while device.type == "cpu" and total != "min" and best.slots:
+        smaller = prepared.with_largest_split()
+        if smaller is None or sum((finer := plan(smaller)).slot_sizes) >= sum(best.slot_sizes):
+            break
+        prepared, best = smaller, finer
+    return prepared, best

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from harness.bench import Bench, reference_side
 from harness.checkpoints import stock_class
 from harness.checks import Outcome
 from harness.probes import blocks
+from rabbitllm.measure.limits import Limits, copy_bandwidth, direct_read_bandwidth
 
 PAIR = ("streamed", "stock")
 ROUNDS = 12
@@ -34,6 +36,12 @@ COUNTERS = ("forwards", "bytes_from_disk", "bytes_to_device", "wait_seconds", "s
 """Of `streaming_stats()`, as they change over the generations."""
 LENGTH = 4
 """Tokens generated in a round."""
+READS = 3
+"""Of the checkpoint, of which the fastest counts."""
+READING = 0.1
+"""Seconds for one of them, and for copying to a device."""
+COPY = 1 << 26
+"""Bytes of one copy."""
 
 
 def run(bench: Bench) -> Outcome:
@@ -60,7 +68,22 @@ def run(bench: Bench) -> Outcome:
         for name, value in change.items()
         if name != "forwards"
     }
-    return Outcome("pass", figures)
+    return Outcome("pass", figures | {"limit_tokens_per_second": limit(bench, figures)})
+
+
+def limit(bench: Bench, figures: dict[str, Any]) -> float:
+    """Return tokens per second that streaming cannot exceed.
+
+    It is no faster than stock, fully loaded, nor than the wires carry what its forward moves.
+    """
+    files = sorted(bench.folder.glob("*.safetensors"))
+    disk = max(direct_read_bandwidth(files, seconds=READING) or 0.0 for _ in range(READS))
+    cuda = bench.device.type == "cuda"
+    copies = copy_bandwidth(bench.device, COPY, READING) if cuda else {}
+    seconds = Limits(disk, **copies).seconds(
+        figures["bytes_from_disk_per_forward"], figures["bytes_to_device_per_forward"], 0
+    )
+    return 1 / max(seconds, 1 / statistics.median(figures["stock_tokens_per_second"]))
 
 
 def offloaded(bench: Bench, folder: str) -> Any:

@@ -5,10 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from transformers import AutoTokenizer
 
 from harness import checkpoints
 from harness.cells import Gguf, load_matrix
-from harness.checkpoints import checkpoint, gguf_file, load_reference, tiny_model
+from harness.checkpoints import (
+    checkpoint,
+    gguf_file,
+    load_reference,
+    tiny_model,
+    write_tokenizer,
+)
 
 
 @pytest.fixture
@@ -78,6 +85,17 @@ def test_the_reference_lies_in_aligned_memory_and_stays_tied(here, tmp_path):
     assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert not model.training
+
+
+def test_a_tokenizer_from_gguf_is_the_one_that_transformers_reads(tmp_path):
+    (gguf,) = (row.gguf for row in load_matrix().architectures if row.gguf)
+    source = gguf_file(gguf)
+    write_tokenizer(source, tmp_path)
+    ours = AutoTokenizer.from_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    chat = [{"role": "user", "content": "It's 1234  naïve\n\nquestions, <|im_end|> 你好"}]
+    assert ours.apply_chat_template(chat) == theirs.apply_chat_template(chat)
+    assert ours.eos_token_id == theirs.eos_token_id
 
 
 def test_a_file_that_the_distribution_lacks_is_named():

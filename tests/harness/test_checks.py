@@ -6,18 +6,19 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch._inductor.exc import InvalidCxxCompiler
-from transformers import Cache
+from transformers import BatchEncoding, Cache
 
 from harness import checks
 from harness.bench import Bench, Decoded, compiling
 from harness.checkpoints import checkpoint
-from harness.checks import left_padded, speed
+from harness.checks import chat_answer, left_padded, speed
 from harness.measure import measure
 from harness.probes import blocks, probe, text_blocks
 from rabbitllm import AutoModel
@@ -256,6 +257,48 @@ def test_speed_keeps_samples_of_all_three(bench):
             assert len(figures[f"{name}_{unit}"]) == expected
             assert min(figures[f"{name}_{unit}"]) > 0
     assert figures["bytes_from_disk_per_forward"] > 0
+
+
+@pytest.mark.parametrize(("disk", "expected"), [(2.0, 1.0), (8.0, 3.0)])
+def test_the_limit_of_speed_is_the_disk_or_stock(monkeypatch, tmp_path, disk, expected):
+    monkeypatch.setattr(speed, "direct_read_bandwidth", lambda *_, **__: disk)
+    figures = {
+        "bytes_from_disk_per_forward": 2e9,
+        "bytes_to_device_per_forward": 0,
+        "stock_tokens_per_second": [2.0, 3.0, 4.0],
+    }
+    made = SimpleNamespace(folder=tmp_path, device=torch.device("cpu"))
+    assert speed.limit(made, figures) == pytest.approx(expected)
+
+
+class Words:
+    """A tokenizer whose tokens are words, as far as chat_answer needs one."""
+
+    known = ("It", "is", "Paris", "Rome")
+
+    def apply_chat_template(self, *_: object, **__: object) -> Any:
+        return BatchEncoding({"input_ids": torch.zeros(1, 2)})
+
+    def decode(self, tokens: torch.Tensor, **_: object) -> str:
+        return " ".join(self.known[token] for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "status"),
+    [
+        ([0, 1, 2], [0, 1, 2], "pass"),
+        ([2, 1, 2], [0, 1, 2], "fail"),
+        ([0, 1, 3], [0, 1, 3], "reference-broken"),
+        ([0, 1, 2], [0, 1, 3], "reference-broken"),
+    ],
+)
+def test_a_chat_answer_is_right_if_stock_s_is(monkeypatch, ours, stock, status):
+    made = SimpleNamespace(
+        streamed=SimpleNamespace(tokenizer=Words()), reference=None, device=torch.device("cpu")
+    )
+    answers = {id(made.streamed): ours, id(made.reference): stock}
+    monkeypatch.setattr(chat_answer, "answer", lambda m, _: torch.tensor(answers[id(m)]))
+    assert chat_answer.run(made).status == status
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")

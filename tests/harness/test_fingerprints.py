@@ -99,6 +99,8 @@ def test_hostile_exceptions_are_described(error):
         ('File ".tox/tf5.0.0/lib/site-packages/torch/nn/a.py"', 'File "torch/nn/a.py"'),
         ("cannot open /home/someone/models/x.safetensors", "cannot open <path>/x.safetensors"),
         ("in=/a/site-packages/b/site-packages/c.py", "in=c.py"),
+        ("g++ -I/home/me/torch/include -L/opt/lib/x", "g++ -I<path>/include -L<path>/x"),
+        ("read file:///home/someone/x.safetensors", "read file://<path>/x.safetensors"),
         ("see https://example.org/a/b#c", "see https://example.org/a/b#c"),
         ("a/b and 1/2", "a/b and 1/2"),
     ],

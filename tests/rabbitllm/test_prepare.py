@@ -30,12 +30,31 @@ def test_blocks_split_where_computing_needs_the_room(
     checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto, "working_bytes", lambda *_: 1000)
-    cpu = torch.device("cpu")
-    prepared = prepare(checkpoint(), None, cpu, "auto", "auto", False)
+    cuda = torch.device("cuda")  # placing is arithmetic: none has to be there
+    prepared = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False)
     least = prepared.minimum_bytes()
-    whole, plan = auto.place(prepared, cpu, "auto", least + 1000, 64)
+    whole, plan = auto.place(prepared, cuda, least + 1000, "auto", 64)
     assert whole is prepared
     assert plan.device_bytes <= least
-    split, plan = auto.place(prepared, cpu, "auto", least + 999, 64)
+    split, plan = auto.place(prepared, cuda, least + 999, "auto", 64)
     assert len(split.stages) > len(prepared.stages)
     assert plan.device_bytes <= least - 1
+
+
+def test_on_cpu_blocks_split_where_smaller_slots_leave_less_to_read(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "working_bytes", lambda *_: 1000)
+    prepared = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False)
+    memory = prepared.minimum_bytes() + 1000
+
+    def read_from_disk(device: str, host: int | str) -> int:
+        placed, plan = auto.place(prepared, torch.device(device), memory, host, 64)
+        return sum(placed.sizes()[name] for name in plan.on("disk"))
+
+    whole = read_from_disk("cuda", "min")
+    monkeypatch.setattr(auto, "total_budget", lambda *_: memory)
+    assert 0 < read_from_disk("cpu", "auto") < whole
+    everything = sum(prepared.sizes().values()) + 1000 + 10_000
+    monkeypatch.setattr(auto, "total_budget", lambda *_: everything)
+    assert auto.place(prepared, torch.device("cpu"), "auto", "auto", 64)[0] is prepared
