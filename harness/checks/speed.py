@@ -83,7 +83,8 @@ def limit(bench: Bench, figures: dict[str, Any]) -> float:
     seconds = Limits(disk, **copies).seconds(
         figures["bytes_from_disk_per_forward"], figures["bytes_to_device_per_forward"], 0
     )
-    return 1 / max(seconds, 1 / statistics.median(figures["stock_tokens_per_second"]))
+    stock: float = statistics.median(figures["stock_tokens_per_second"])
+    return 1 / max(seconds, 1 / stock)
 
 
 def offloaded(bench: Bench, folder: str) -> Any:
