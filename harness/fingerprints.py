@@ -44,7 +44,7 @@ KNOWN = (
     # What a diagnosis says (harness/diagnosis.py) is certain, so it comes before what a message
     # only suggests.
     Known(
-        r"Diagnosis: .*each of \d+ blocks ran with the weights of the one \d+ (behind|before) it",
+        r"Diagnosis: .*each of \d+ blocks ran with the weights of the one 1 (behind|before) it",
         "Every layer computes with its neighbour's weights: loading ahead is off by one, so a slot "
         "is bound to one layer while another's weights are read into it.",
     ),

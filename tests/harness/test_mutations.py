@@ -428,7 +428,7 @@ def test_a_missing_wait_on_the_copy_event_is_seen(cell, tmp_path, monkeypatch):
 
     def late(self: CudaTransfer, *args: Any) -> None:
         with torch.cuda.stream(self._stream):
-            torch.cuda._sleep(5_000_000)  # copies of tiny layers are too quick to be missed
+            torch.cuda._sleep(20_000_000)  # copies of tiny layers are too quick to be missed
         copy(self, *args)
 
     def wait(self: CudaTransfer, slot: Any) -> None:
