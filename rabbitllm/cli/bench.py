@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from rabbitllm.prepare import Prepared
 
 EXAMPLE = "  rabbitllm bench Qwen/Qwen2.5-7B-Instruct --device-memory 4GiB -p 512 -n 64"
-WARM_UP = 8
-"""Tokens of prompt before the clock runs."""
+WARM_UP = 2
+"""Tokens generated after the prompt before the clock runs: kernels depend on its length."""
+PICTURED = 8
+"""Tokens of the prompt of the timed layers."""
+PICTURES = (".png", ".svg", ".pdf")
 MOVED = ("bytes_from_disk", "bytes_to_device")
 ROOM = 1.25
 """Stock transformers runs where this many times the model's bytes are free."""
@@ -80,7 +83,9 @@ def main(arguments: argparse.Namespace) -> int:
     from rabbitllm.measure.limits import measure_limits
 
     device = pick_device(arguments.device)
+    _check_picture(arguments.picture)
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
+    _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
     located = prepared.locate(arguments.store, delete_original=False)
     limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
@@ -94,6 +99,35 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_picture(picture: Path | None) -> None:
+    """Before anything is measured.
+
+    Raises:
+        ValueError: it could not be written.
+    """
+    if picture is not None and picture.suffix not in PICTURES:
+        raise ValueError(f"--picture {picture} has to end in {', '.join(PICTURES)}.")
+    if picture is not None and not picture.parent.is_dir():
+        raise ValueError(
+            f"--picture {picture}: there is no folder {picture.parent}. Make it first."
+        )
+
+
+def _check_length(tokens: int, prepared: "Prepared") -> None:
+    """Before anything is measured.
+
+    Raises:
+        ValueError: the model has positions for fewer tokens.
+    """
+    text = prepared.model.config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise ValueError(
+            f"-p and -n make {tokens} tokens, with the one that is not timed, but this model has "
+            f"positions for {most}. Lower them."
+        )
+
+
 def _measure(
     model: Any, runs: str, arguments: argparse.Namespace, prepared: "Prepared", limits: "Limits"
 ) -> list[Result]:
@@ -104,7 +138,7 @@ def _measure(
     print(f"Running {arguments.model}, {runs}", file=sys.stderr)
     tokens, new_tokens = arguments.prompt_tokens, arguments.new_tokens
     prompt = _prompt(model, tokens)
-    generate(model, prompt[:, :WARM_UP], 2)
+    generate(model, prompt, WARM_UP)
     before = _counters(model)
     timings = [generate(model, prompt, new_tokens + 1) for _ in range(arguments.repeats)]
     after = _counters(model)
@@ -226,6 +260,6 @@ def _draw(arguments: argparse.Namespace) -> None:
     from rabbitllm.measure.picture import draw
 
     model = load(arguments, profiling_mode=True)
-    generate(model, _prompt(model, WARM_UP), arguments.new_tokens)
+    generate(model, _prompt(model, PICTURED), arguments.new_tokens)
     draw(model.streaming_stats(), arguments.picture)
     print(f"Drawn: {arguments.picture}", file=sys.stderr)

@@ -150,3 +150,20 @@ def test_bench_draws_a_picture(command: Command, talker: Path, tmp_path: Path) -
     status, _, err = command("bench", talker, "--no-stock", "--picture", picture, *SHORT)
     assert status == 2
     assert "Nothing streams" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--picture", "missing/p.svg"), "no folder missing"),
+        (("--picture", "p.txt"), "has to end in .png, .svg, .pdf"),
+        (("-p", "99999"), "positions for"),
+    ],
+)
+def test_bench_says_what_cannot_be_before_it_measures(
+    command: Command, talker: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = command("bench", str(talker), *SHORT, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Limits on" not in err
