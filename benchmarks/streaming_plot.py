@@ -30,7 +30,7 @@ def measure_one(folder: Path, share: float, run: Run) -> dict[str, Any]:
     memory = budget(folder, share)
     model = streamed(folder, **memory)
     figures = measure(model, run)
-    layers = sum(".layers." in name for name in model.streaming_plan.tiers)
+    layers = model.config.get_text_config().num_hidden_layers
     del model
     gc.collect()
     if DEVICE.type == "cuda":

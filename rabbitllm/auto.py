@@ -163,7 +163,11 @@ def place(
     best = plan(prepared)
     while device.type == "cpu" and total != "min" and best.slots:
         smaller = prepared.with_largest_split()
-        if smaller is None or sum((finer := plan(smaller)).slot_sizes) >= sum(best.slot_sizes):
+        # Parts that are always resident can make the least larger.
+        if smaller is None or smaller.minimum_bytes() > prepared.minimum_bytes():
+            break
+        finer = plan(smaller)
+        if sum(finer.slot_sizes) >= sum(best.slot_sizes):
             break
         prepared, best = smaller, finer
     return prepared, best
