@@ -51,9 +51,10 @@ def test_a_budget_holds_a_share_of_the_layers(
     model = streaming.streamed(folder, **streaming.budget(folder, share))
     sizes = {n: p.numel() for n, p in model.named_parameters() if ".layers." in n}
     streamed = sum(sizes[n] for n, p in model.named_parameters() if n in sizes and p.is_meta)
-    # On CPU blocks stream in parts, so that more of them stay.
+    # On CPU blocks stream in parts, so that up to the two more stay that would take turns.
+    layer = sum(sizes.values()) / 4
     assert (streamed > 0) == (streaming_layers > 0)
-    assert streamed <= streaming_layers * sum(sizes.values()) / 4
+    assert (streaming_layers - 2) * layer < streamed <= streaming_layers * layer or not streamed
     assert model.streaming_plan.tiers["lm_head"] == "device"
 
 
