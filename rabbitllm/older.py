@@ -1,12 +1,17 @@
 """What the package of this name had up to release 1.1, and what stands in its place."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rabbitllm.checkpoint.packing import Compression
 
 ARGUMENTS = {
     "cache_layers": "host_memory, a size, says how much of the weights stays in RAM; 'auto' takes "
     "what is free",
-    "compression": "weights stream as the checkpoint has them; dtype= chooses another precision",
     "kv_cache_dir": "generate(cache_implementation='offloaded') keeps the cache in host memory",
     "offload_small_layers": "device_memory, a size, places embedding and head like every layer",
     "offload_small_layers_use_cpu_cache": "host_memory, a size, says how much of the weights stays "
@@ -16,6 +21,9 @@ ARGUMENTS = {
     "use_gds": "files are always read past the page cache where that is faster",
 }
 """Argument of `AutoModel.from_pretrained` -> what does its work now."""
+
+LOSSY = ("4bit", "8bit")
+"""Values of `compression` that changed the weights."""
 
 NAMES = {
     "NotEnoughSpaceException": "BudgetError",
@@ -46,6 +54,27 @@ def accept_arguments(given: Mapping[str, object]) -> None:
             FutureWarning,
             stacklevel=CALLER,
         )
+
+
+def accept_compression(value: str | None) -> Compression | None:
+    """The compression that an argument means; one that changed the weights warns, and means none.
+
+    Raises:
+        ValueError: there never was such a one.
+    """
+    if value is None:
+        return None
+    if value == "lossless":
+        return "lossless"
+    if value not in LOSSY:
+        raise ValueError(f"compression={value!r} is not known. Use 'lossless', or None.")
+    warnings.warn(
+        f"compression={value!r} has no effect since rabbitllm 2.0: weights keep the bits that "
+        "the checkpoint has, which 'lossless' makes cheaper; dtype= chooses another precision.",
+        FutureWarning,
+        stacklevel=CALLER,
+    )
+    return None
 
 
 def rename(name: str) -> str:

@@ -27,6 +27,7 @@ from rabbitllm.checkpoint.convert import (
     recipes_for,
     resolve_ties,
 )
+from rabbitllm.checkpoint.packing import LEAST, SAVED, Compression
 from rabbitllm.checkpoint.source import TensorEntry, read_index, resolve
 from rabbitllm.checkpoint.store import (
     LayerStore,
@@ -69,30 +70,36 @@ class Prepared:
     stages: list[Stage]
 
     def locate(
-        self, store_root: str | os.PathLike[str] | None, delete_original: bool
+        self,
+        store_root: str | os.PathLike[str] | None,
+        delete_original: bool,
+        compression: Compression | None = None,
     ) -> dict[str, TensorEntry]:
         """Where each parameter and buffer lies: in the checkpoint as it is, or in the layer store.
 
         Args:
             store_root: the folder for layer stores; None is the user's cache.
             delete_original: remove the checkpoint's shards once a store holds everything.
+            compression: "lossless" packs what can be, in a layer store.
         """
-        if self.readable_in_place():
+        if self.readable_in_place(compression):
             return {
                 recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
             }
-        store = self.store(store_root)
+        store = self.store(store_root, compression)
         located = store.fill(self._groups(), self.recipes)
         if delete_original:
             remove_originals(self.folder, self.entries, store)
         return located
 
-    def split(self, store_root: str | os.PathLike[str] | None) -> Path:
+    def split(
+        self, store_root: str | os.PathLike[str] | None, compression: Compression | None = None
+    ) -> Path:
         """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
         folders = {entry.file.parent for entry in self.entries.values()}
-        if self.readable_in_place() and all(is_store(folder) for folder in folders):
+        if self.readable_in_place(compression) and all(is_store(folder) for folder in folders):
             return folders.pop()  # `delete_original` put it in the checkpoint's place
-        store = self.store(store_root)
+        store = self.store(store_root, compression)
         store.fill(self._groups(), self.recipes)
         return store.folder
 
@@ -112,6 +119,15 @@ class Prepared:
         """Stage name -> bytes of its buffer."""
         return {stage.name: stage.nbytes for stage in self.stages}
 
+    def disk_sizes(self, compression: Compression | None = None) -> dict[str, int]:
+        """Stage name -> bytes that are read to bring it, or about as many before it is packed."""
+        packable = self.packable() if compression or self.is_packed() else set()
+        return {
+            stage.name: stage.nbytes
+            - sum(weight.nbytes // SAVED for weight in stage.weights if weight.name in packable)
+            for stage in self.stages
+        }
+
     def rows(self) -> set[str]:
         """The names of stages whose rows can be looked up, so that they need no slot."""
         return {stage.name for stage in self.stages if stage.without_rows() is None}
@@ -120,19 +136,40 @@ class Prepared:
         """The least bytes of weights on the device that the model can run with."""
         return minimum_bytes(self.sizes(), self.base.nbytes if self.base else 0, self.rows())
 
-    def store(self, root: str | os.PathLike[str] | None) -> LayerStore:
+    def store(
+        self, root: str | os.PathLike[str] | None, compression: Compression | None = None
+    ) -> LayerStore:
         """The layer store of this checkpoint, filled or not."""
         return LayerStore(
-            Path(root or default_root()).expanduser(), self.entries, self.model, self.dtypes
+            Path(root or default_root()).expanduser(),
+            self.entries,
+            self.model,
+            self.dtypes,
+            self.packable() if compression else (),
         )
 
-    def readable_in_place(self) -> bool:
-        """Whether every parameter lies on disk as the model wants it, under whatever name."""
-        return all(
+    def packable(self) -> set[str]:
+        """The parameters that can be packed. Embeddings can not: their rows are looked up."""
+        return {
+            weight.name
+            for stage in self.stages
+            for weight in stage.weights
+            if stage.rows is None and weight.dtype == torch.bfloat16
+            if weight.shape.numel() >= LEAST
+        }
+
+    def readable_in_place(self, compression: Compression | None = None) -> bool:
+        """Whether every parameter lies on disk as it is wanted, under whatever name."""
+        to_pack = compression is not None and bool(self.packable()) and not self.is_packed()
+        return not to_pack and all(
             recipe.converter is None
             and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
             for recipe in self.recipes
         )
+
+    def is_packed(self) -> bool:
+        """Whether a packed store took the place of the checkpoint's own shards."""
+        return any(entry.packing for entry in self.entries.values())
 
     def _groups(self) -> dict[str, list[str]]:
         """File stem -> names of what it holds: a file for each stage, and one for the rest."""

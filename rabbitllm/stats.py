@@ -19,7 +19,7 @@ class StageTimes:
             it come first, and count.
         copy: seconds that it was copied from host memory to a CUDA device.
         compute: seconds that it ran.
-        bytes: that were loaded.
+        bytes: that were copied to a CUDA device, or on CPU read from disk.
     """
 
     wait: float = 0.0
@@ -36,7 +36,7 @@ class Stats:
     Attributes:
         forwards: forward passes of the whole model.
         tokens: one for each sequence of each forward: what they generate, if nothing is guessed.
-        bytes_from_disk: weights read from disk while streaming, padding included.
+        bytes_from_disk: weights read from disk while streaming, as they lie there, and padding.
         bytes_to_device: weights copied from host memory to a CUDA device while streaming, padding
             included.
         wait_seconds: the model stood still because a stage was not there yet.

@@ -4,9 +4,9 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
 )
 
+from rabbitllm.checkpoint.packing import Packing
 from rabbitllm.errors import CheckpointError, first_line, summary
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MOVED = "rabbitllm-moved.json"
 """In a checkpoint's folder: where its weights lie since its own shards were deleted."""
+PACKED = "rabbitllm.packed"
+"""In a header's metadata: name -> shape, lowest exponent and outliers, of what is packed there."""
 CONFIG_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 CODE_PATTERNS = ("*.py",)
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -71,8 +74,9 @@ class TensorEntry:
         file: the safetensors file.
         offset: of the first byte, from the file's start.
         nbytes: how many bytes.
-        dtype: the element type on disk.
-        shape: the shape on disk.
+        dtype: the element type, on disk or once unpacked.
+        shape: the shape, on disk or once unpacked.
+        packing: how the bytes are packed; None if they are the elements.
     """
 
     file: Path
@@ -80,6 +84,7 @@ class TensorEntry:
     nbytes: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    packing: Packing | None = None
 
 
 def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code: bool) -> Path:
@@ -221,8 +226,10 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         header = stream.read(length)
     try:
         fields = json.loads(header)
-        fields.pop("__metadata__", None)
+        metadata = fields.pop("__metadata__", None) or {}
         tensors = {key: _entry(file, 8 + length, value) for key, value in fields.items()}
+        packed = json.loads(metadata.get(PACKED, "{}"))
+        tensors |= {key: _packed_entry(tensors[key], *how) for key, how in packed.items()}
     except MALFORMED as error:
         raise CheckpointError(f"The header of {file} is malformed: {error!r}.") from error
     end = 8 + length
@@ -248,6 +255,16 @@ def _entry(file: Path, start: int, value: Mapping[str, Any]) -> TensorEntry:
     return TensorEntry(file, start + first, end - first, DTYPES[value["dtype"]], shape)
 
 
+def _packed_entry(
+    entry: TensorEntry, shape: Sequence[int], lowest: int, outliers: int
+) -> TensorEntry:
+    """What a header's entry of packed bytes stands for; raises one of `MALFORMED`."""
+    packing = Packing(index(lowest), index(outliers))
+    return replace(
+        entry, dtype=torch.bfloat16, shape=tuple(index(size) for size in shape), packing=packing
+    )
+
+
 def _fits(entry: TensorEntry) -> bool:
     """Whether a shape has as many elements as there are bytes for."""
     elements = 1
@@ -255,6 +272,8 @@ def _fits(entry: TensorEntry) -> bool:
         if n < 0 or elements > MAX_ELEMENTS:  # before a long product of long numbers takes minutes
             return False
         elements *= n
+    if entry.packing:
+        return entry.nbytes == entry.packing.nbytes(elements)
     return entry.nbytes == elements * entry.dtype.itemsize
 
 

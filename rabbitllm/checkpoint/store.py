@@ -1,7 +1,8 @@
 """The layer store: parameters on disk as the model wants them, one safetensors file for each stage.
 
-It is filled once, for checkpoints whose tensors are not parameters yet. A file appears only when it
-is whole (written beside, flushed, renamed), so a fill that was killed goes on where it stopped.
+It is filled once, for checkpoints whose tensors are not parameters yet, or are to be packed. A file
+appears only when it is whole (written beside, flushed, renamed), so a fill that was killed goes on
+where it stopped.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,14 +23,22 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.source import MALFORMED, MOVED, WEIGHTS_INDEX, TensorEntry, read_header
+from rabbitllm.checkpoint.packing import pack
+from rabbitllm.checkpoint.source import (
+    MALFORMED,
+    MOVED,
+    PACKED,
+    WEIGHTS_INDEX,
+    TensorEntry,
+    read_header,
+)
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 DESCRIPTION = "store.json"
 TEMPORARY = ".partial-"
 LOCK = ".lock"
@@ -123,6 +132,7 @@ class LayerStore:
             identity.
         model: the model, on the meta device.
         dtypes: name -> dtype of every parameter and persistent buffer.
+        packed: names of the parameters to pack, as far as their values let them.
     """
 
     def __init__(
@@ -131,6 +141,7 @@ class LayerStore:
         entries: Mapping[str, TensorEntry],
         model: PreTrainedModel,
         dtypes: Mapping[str, torch.dtype],
+        packed: Collection[str] = (),
     ) -> None:
         files = sorted({entry.file for entry in entries.values()})
         self.identity = {
@@ -140,12 +151,14 @@ class LayerStore:
             "architecture": type(model).__name__,
             "dtypes": sorted({str(dtype) for dtype in dtypes.values()}),
             "transformers": transformers.__version__,
+            "packed": bool(packed),
         }
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / f"{files[0].parent.resolve().name}-{digest}"
         self._sources = Reader(entries)
         self._model = model
         self._dtypes = dict(dtypes)
+        self._packed = frozenset(packed)
 
     def fill(
         self, groups: Mapping[str, list[str]], recipes: list[Recipe]
@@ -210,8 +223,9 @@ class LayerStore:
 
     def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
         temporary = self.folder / f"{TEMPORARY}{stem}"
+        stored, metadata = self._pack(tensors)
         try:
-            save_file(tensors, temporary, {CHECKSUM: checksum(sorted(tensors.items()))})
+            save_file(stored, temporary, metadata | {CHECKSUM: checksum(sorted(stored.items()))})
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
         except (OSError, SafetensorError) as error:
@@ -221,6 +235,17 @@ class LayerStore:
                 "that is mended, loading again goes on from here."
             ) from error
         temporary.replace(self._path(stem))
+
+    def _pack(
+        self, tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """The tensors as a file holds them, and what its metadata say of those that are packed."""
+        stored, how = dict(tensors), {}
+        for name in tensors.keys() & self._packed:
+            if packed := pack(tensors[name]):
+                packing, stored[name] = packed
+                how[name] = [list(tensors[name].shape), packing.lowest, packing.outliers]
+        return stored, {PACKED: json.dumps(how)} if how else {}
 
     def _whole(self, stem: str, names: list[str]) -> bool:
         """The file is there and holds these names, whole, in their shapes and dtypes."""

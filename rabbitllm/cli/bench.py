@@ -86,7 +86,7 @@ def main(arguments: argparse.Namespace) -> int:
     _check_picture(arguments.picture)
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
-    located = prepared.locate(arguments.store, delete_original=False)
+    located = prepared.locate(arguments.store, False, arguments.compression)
     limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
     results = _measure(load(arguments), "streamed", arguments, prepared, limits)

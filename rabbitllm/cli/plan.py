@@ -17,6 +17,7 @@ from rabbitllm.cli.options import add_model_arguments, prepare_only
 if TYPE_CHECKING:
     import torch
 
+    from rabbitllm.checkpoint.packing import Compression
     from rabbitllm.measure.limits import Limits
     from rabbitllm.prepare import Prepared
     from rabbitllm.streaming.plan import Plan
@@ -59,14 +60,15 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     plans = list(_plans(prepared, device, arguments))
     print(_model(prepared, device))
-    print(_disk(prepared, arguments.store, fetched))
+    print(_disk(prepared, arguments.store, fetched, arguments.compression))
     limits = Limits()
     if not arguments.no_measure:
         files = sorted({entry.file for entry in prepared.entries.values()})
         limits = measure_limits(device, prepared.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
-    print(table([_row(*plan, device, limits) for plan in plans]))
+    compression = arguments.compression
+    print(table([_row(*plan, device, limits, compression) for plan in plans]))
 
 
 def _cache() -> Path:
@@ -89,7 +91,9 @@ def _model(prepared: "Prepared", device: "torch.device") -> str:
     )
 
 
-def _disk(prepared: "Prepared", root: str | None, fetched: bool) -> str:
+def _disk(
+    prepared: "Prepared", root: str | None, fetched: bool, compression: "Compression | None"
+) -> str:
     """What the checkpoint takes on disk, and what a layer store would need."""
     from rabbitllm.checkpoint.source import total_bytes
     from rabbitllm.checkpoint.stores import find_stores
@@ -97,13 +101,15 @@ def _disk(prepared: "Prepared", root: str | None, fetched: bool) -> str:
 
     size = format_size(total_bytes(prepared.entries.values()))
     place = f"{size} in {prepared.folder}" if fetched else f"{size} to fetch, {_free(_cache())}"
-    if prepared.readable_in_place():
+    if prepared.readable_in_place(compression):
         return f"Disk: {place}; read in place, so no more is needed"
-    store = prepared.store(root)
+    store = prepared.store(root, compression)
     present = {found.folder: found for found in find_stores(store.folder.parent)}.get(store.folder)
     if present and present.complete:
         return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
-    needed = sum(prepared.sizes().values()) + (prepared.base.nbytes if prepared.base else 0)
+    needed = sum(prepared.disk_sizes(compression).values()) + (
+        prepared.base.nbytes if prepared.base else 0
+    )
     return f"Disk: {place}; {format_size(needed)} for a layer store, {_free(store.folder.parent)}"
 
 
@@ -143,7 +149,12 @@ def _plans(
 
 
 def _row(
-    budget: str, prepared: "Prepared", plan: "Plan", device: "torch.device", limits: "Limits"
+    budget: str,
+    prepared: "Prepared",
+    plan: "Plan",
+    device: "torch.device",
+    limits: "Limits",
+    compression: "Compression | None",
 ) -> dict[str, str]:
     """A line of the table: what lies where with a budget, what moves, and how fast that can be."""
     from rabbitllm.utils.memory import format_size
@@ -154,7 +165,8 @@ def _row(
         names = [name for name in sizes if plan.tiers[name] in tiers]
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
-    read = sum(sizes[name] for name in plan.on("disk"))
+    on_disk = prepared.disk_sizes(compression)
+    read = sum(on_disk[name] for name in plan.on("disk"))
     copied = sum(sizes[name] for name in plan.on("host", "disk")) if cuda else 0
     seconds = limits.seconds(read, copied, computed_bytes(prepared))
     row = {"budget": budget, "resident": held("device")}

@@ -1,8 +1,8 @@
 """Prepare a checkpoint ahead of time, so that loading it is quick.
 
 Fills the layer store, which only checkpoints that cannot be read in place need: others fuse their
-experts, come from an older family, or change their dtype. A split that was stopped goes on where it
-stopped.
+experts, come from an older family, change their dtype, or are to be compressed. A split that was
+stopped goes on where it stopped.
 """
 
 import argparse
@@ -29,11 +29,11 @@ def main(arguments: argparse.Namespace) -> int:
     from rabbitllm.utils.memory import format_size
 
     prepared = prepare_only(arguments, torch.device("cpu"))
-    located = prepared.locate(arguments.store, arguments.delete_original)
+    located = prepared.locate(arguments.store, arguments.delete_original, arguments.compression)
     files = {entry.file for entry in located.values()}
     size = format_size(sum(file.stat().st_size for file in files))
     for folder in sorted({file.parent for file in files}):
-        if prepared.readable_in_place():
+        if prepared.readable_in_place(arguments.compression):
             print(f"{arguments.model} is read in place from {folder} ({size}): nothing to split")
         else:
             print(f"{arguments.model} is split in {folder} ({len(files)} files, {size})")

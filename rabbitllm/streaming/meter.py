@@ -66,12 +66,12 @@ class Meter:
             self._add(name, "read", end - max(begin, self._read_until))
             self._read_until = end
 
-    def load(self, name: str, nbytes: int, from_disk: bool, to_device: bool) -> None:
-        """A stage begins to load."""
-        self.stats.bytes_from_disk += nbytes * from_disk
-        self.stats.bytes_to_device += nbytes * to_device
+    def load(self, name: str, from_disk: int = 0, to_device: int = 0) -> None:
+        """A stage begins to load, which moves so many bytes."""
+        self.stats.bytes_from_disk += from_disk
+        self.stats.bytes_to_device += to_device
         if self.profiling:
-            self._add(name, "bytes", nbytes)
+            self._add(name, "bytes", to_device or from_disk)
 
     def settle(self, wait: bool = False) -> None:
         """Reads the times of what the device has passed; of everything, if it is to wait for it."""

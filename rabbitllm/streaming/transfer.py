@@ -94,7 +94,7 @@ class CpuTransfer(Transfer):
 
     @override
     def start(self, stage: Stage, slot: Slot) -> None:
-        self.meter.load(stage.name, stage.nbytes, from_disk=True, to_device=False)
+        self.meter.load(stage.name, from_disk=self.reader.disk_bytes(stage))
         slot.arrival = self._workers.submit(self._read, stage, slot.buffer)
 
     @override
@@ -151,7 +151,8 @@ class CudaTransfer(Transfer):
     @override
     def start(self, stage: Stage, slot: Slot) -> None:
         hosted = stage.name in self._pinned
-        self.meter.load(stage.name, stage.nbytes, from_disk=not hosted, to_device=True)
+        from_disk = 0 if hosted else self.reader.disk_bytes(stage)
+        self.meter.load(stage.name, from_disk=from_disk, to_device=stage.nbytes)
         if hosted:
             slot.arrival = None
             self._copy(self._pinned[stage.name], stage, slot)

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError
+from rabbitllm.checkpoint.packing import Packing
 from rabbitllm.checkpoint.source import (
     MAX_HEADER_BYTES,
+    PACKED,
     TensorEntry,
     read_header,
     read_index,
@@ -319,3 +321,45 @@ def test_a_spoiled_file_is_read_whole_or_refused(
             assert 8 <= entry.offset <= entry.offset + entry.nbytes <= len(good)
             assert read(entry).shape == entry.shape
     assert refused > 0
+
+
+# packed tensors
+
+
+def packed_header(shape: object = (2, 3), *how: object, name: str = "w") -> dict[str, Any]:
+    """Of one block of 6 elements in 9 bytes, unless said otherwise."""
+    return {
+        "__metadata__": {PACKED: json.dumps({name: [shape, *(how or (100, 0))]})},
+        "w": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]},
+    }
+
+
+def test_a_packed_tensor_is_described_as_what_it_stands_for(tmp_path: Path) -> None:
+    entry = read_header(write(tmp_path / "a.safetensors", packed_header(), 9))["w"]
+    assert (entry.dtype, entry.shape, entry.nbytes) == (torch.bfloat16, (2, 3), 9)
+    assert entry.packing == Packing(100, 0)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        packed_header([2, 4]),
+        packed_header([-2, -3]),
+        packed_header([2**40, 2**40]),
+        packed_header(6),
+        packed_header([2, 3], 100, 1),
+        packed_header([2, 3], 250, 0),
+        packed_header([2, 3], -1, 0),
+        packed_header([2, 3], "100", 0),
+        packed_header([2, 3], 100),
+        packed_header([2, 3], 100, 0, 0),
+        packed_header(name="v"),
+        {**packed_header(), "__metadata__": {PACKED: "[]"}},
+        {**packed_header(), "__metadata__": {PACKED: "{"}},
+        {**packed_header(), "__metadata__": {PACKED: 7}},
+        {**packed_header(), "__metadata__": 7},
+    ],
+)
+def test_no_other_packing_is_taken(tmp_path: Path, header: object) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+        read_header(write(tmp_path / "a.safetensors", header, 9))

@@ -149,7 +149,7 @@ def test_on_a_gpu_host_memory_is_a_tier_of_its_own(checkpoint: Callable[..., Pat
     assert least.on("host")
     assert not plans["100% of the weights"].on("host", "disk")
     limits = Limits(disk=1e-3, pinned=2e-3, compute=1e9)
-    row = plan_module._row("min", prepared, least, cuda, limits)
+    row = plan_module._row("min", prepared, least, cuda, limits, None)
     hosted = sum(prepared.sizes()[name] for name in least.on("host"))
     on_disk = sum(prepared.sizes()[name] for name in least.on("disk"))
     assert row["host memory"] == f"{format_size(hosted)} ({len(least.on('host'))})"

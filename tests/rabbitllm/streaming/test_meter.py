@@ -58,7 +58,7 @@ def test_without_profiling_stages_are_not_timed() -> None:
     meter = Meter(CPU)
     meter.wait("a", 1.0, 1.5)
     meter.read("a", 1.0, 2.0)
-    meter.load("a", 7, from_disk=True, to_device=False)
+    meter.load("a", from_disk=7)
     assert meter.stats.stages == {}
     assert meter.stats.bytes_from_disk == 7
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from rabbitllm import CheckpointError
-from rabbitllm.checkpoint.source import read_header
+from rabbitllm.checkpoint.packing import BLOCK, pack
+from rabbitllm.checkpoint.source import PACKED, read_header
 from rabbitllm.streaming import reader as reader_module
-from rabbitllm.streaming.reader import Reader
+from rabbitllm.streaming.reader import UNPACKERS, Reader
 from rabbitllm.streaming.stages import ALIGNMENT, Stage, Weight
 
 Tensors = dict[str, torch.Tensor]
@@ -261,3 +263,64 @@ def open_files() -> Callable[[], set[str]]:
         return found
 
     return names
+
+
+# packed tensors
+
+CHUNKS = [51 * 4096, 4 << 20]
+"""Bytes: two blocks of packed elements and more."""
+
+
+@pytest.fixture
+def mixed(tensors: Tensors) -> Tensors:
+    """Plain tensors, and two that are going to be packed; their blocks begin at any byte."""
+    generator = torch.Generator().manual_seed(1)
+    long = torch.randn(50 * BLOCK + 3, generator=generator).bfloat16()
+    return tensors | {"p": long, "q": torch.randn(3, 201, generator=generator).bfloat16()}
+
+
+def write_packed(tensors: Tensors, file: Path) -> Reader:
+    stored, how = dict(tensors), {}
+    for name in ("p", "q"):
+        packing, stored[name] = pack(tensors[name]) or pytest.fail("not packed")
+        how[name] = [list(tensors[name].shape), packing.lowest, packing.outliers]
+    save_file(stored, file, {PACKED: json.dumps(how)})
+    return Reader(read_header(file))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_what_is_packed_is_unpacked_to_its_place(
+    mixed: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, chunk: int
+) -> None:
+    monkeypatch.setattr(reader_module, "CHUNK", chunk)
+    reader, stage = write_packed(mixed, tmp_path / "a.safetensors"), lay_out(mixed)
+    for _ in range(2):
+        buffer = buffer_for(stage)
+        reader.read_stage(stage, buffer, direct)
+        check(stage, buffer, mixed)
+    for name, tensor in mixed.items():
+        assert torch.equal(reader.view(name), tensor)
+
+
+def test_reading_what_is_packed_moves_less(mixed: Tensors, tmp_path: Path) -> None:
+    stage = lay_out(mixed)
+    packed = write_packed(mixed, tmp_path / "a.safetensors")
+    assert write(mixed, tmp_path).disk_bytes(stage) == stage.nbytes
+    saved = stage.nbytes - packed.disk_bytes(stage)
+    assert saved == pytest.approx((mixed["p"].nbytes + mixed["q"].nbytes) / 4, rel=1e-2)
+
+
+def test_damage_to_what_is_packed_is_named(mixed: Tensors, tmp_path: Path) -> None:
+    mixed["q"][0, 0] = 1e30  # an outlier, whose position is going to be spoiled
+    file, stage = tmp_path / "a.safetensors", lay_out(mixed)
+    entry = write_packed(mixed, file).entries["q"]
+    assert entry.packing
+    assert entry.packing.outliers
+    with file.open("r+b") as stream:
+        stream.seek(entry.offset + entry.nbytes - 3 * entry.packing.outliers)
+        stream.write(b"\xff\xff")
+    reader = Reader(read_header(file))
+    for _ in range(2 * UNPACKERS):  # nor is it an error to wait forever for what one had
+        with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged behind byte"):
+            reader.read_stage(stage, buffer_for(stage), True)

@@ -1,0 +1,237 @@
+"""compression="lossless", from the argument to the bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from rabbitllm import AutoModel, StreamedModel
+from rabbitllm.checkpoint.source import read_header
+from rabbitllm.checkpoint.stores import damaged, find_stores
+from rabbitllm.cli import main
+from rabbitllm.prepare import prepare
+from rabbitllm.streaming.budget import working_bytes
+from rabbitllm.utils import find_or_create_local_splitted_path
+
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3}
+"""So that a layer's weights are worth packing."""
+
+
+@pytest.fixture(scope="module")
+def wide(
+    build: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """`wide(model_type, dtype, field=value)` -> a checkpoint of its own."""
+
+    def folder(model_type: str, dtype: torch.dtype = torch.bfloat16, **fields: Any) -> Path:
+        path = tmp_path_factory.mktemp(model_type)
+        build(model_type, dtype, **WIDE | fields).save_pretrained(path)
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(wide: Callable[..., Path]) -> Path:
+    """A checkpoint that can be read in place; do not write there."""
+    return wide("llama", tie_word_embeddings=False, vocab_size=2000)
+
+
+def read_a_forward(model: StreamedModel, prompt: torch.Tensor) -> int:
+    for _ in range(2):  # the first learns the order
+        before = model.streaming_stats()["bytes_from_disk"]
+        model(prompt)
+    return int(model.streaming_stats()["bytes_from_disk"] - before)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("llama", {"tie_word_embeddings": False, "vocab_size": 2000}),
+        ("llama", {"tie_word_embeddings": True, "vocab_size": 2000}),
+        ("mixtral", {"num_local_experts": 4}),
+    ],
+)
+def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
+    wide: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+    model_type: str,
+    fields: dict[str, Any],
+) -> None:
+    folder = wide(model_type, **fields)
+    options = {"device": "cpu", "host_memory": "min", "layer_shards_saving_path": tmp_path}
+    plain = AutoModel.from_pretrained(folder, **options)
+    packed = AutoModel.from_pretrained(folder, compression="lossless", **options)
+    assert packed.streaming_plan == plain.streaming_plan
+    expected = stock(folder)(prompt).logits
+    assert torch.equal(packed(prompt).logits, expected)
+    streamed = tuple(f"{name}." for name in packed.streaming_plan.on("disk"))
+    packable = sum(
+        parameter.nbytes
+        for name, parameter in packed.named_parameters()
+        if name.startswith(streamed) and "embed" not in name and parameter.numel() >= 1 << 16
+    )
+    assert torch.equal(packed(prompt).logits, expected)
+    saved = read_a_forward(plain, prompt) - read_a_forward(packed, prompt)
+    assert 0.24 * packable < saved <= 0.25 * packable
+
+
+def test_what_stays_resident_is_unpacked_too(
+    llama: Path, stock: Callable[..., PreTrainedModel], prompt: torch.Tensor, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"device": "cpu", "max_seq_len": 16, "compression": "lossless"}
+    options["layer_shards_saving_path"] = tmp_path
+    smallest = AutoModel.from_pretrained(llama, host_memory="min", **options)
+    least = smallest.streaming_plan
+    room = least.slot_sizes[0] * 3 // 2
+    working = working_bytes(smallest.config, torch.bfloat16, 16, torch.device("cpu"))
+    model = AutoModel.from_pretrained(
+        llama, host_memory=least.device_bytes + room + working, **options
+    )
+    plan = model.streaming_plan
+    assert plan.on("disk")
+    assert any(name.startswith("model.layers.") for name in plan.on("device"))
+    assert torch.equal(model(prompt).logits, stock(llama)(prompt).logits)
+
+
+def test_a_store_holds_embeddings_and_small_weights_as_they_are(
+    llama: Path, tmp_path: Path
+) -> None:
+    _, store = find_or_create_local_splitted_path(llama, tmp_path, compression="lossless")
+    packed, plain = {}, {}
+    for file in store.glob("*.safetensors"):
+        for name, entry in read_header(file).items():
+            (packed if entry.packing else plain)[name] = entry
+    assert "model.embed_tokens.weight" in plain
+    assert "lm_head.weight" in packed
+    assert all(
+        name.endswith(("norm.weight", "k_proj.weight", "v_proj.weight", "embed_tokens.weight"))
+        for name in plain
+    )
+    assert len(packed) == 3 * 5 + 1
+    (found,) = find_stores(tmp_path)
+    assert found.complete
+    assert damaged(found) == []
+
+
+def test_a_store_is_made_only_for_what_comes_from_disk(
+    llama: Path, stock: Callable[..., PreTrainedModel], prompt: torch.Tensor, tmp_path: Path
+) -> None:
+    model = AutoModel.from_pretrained(
+        llama, device="cpu", compression="lossless", layer_shards_saving_path=tmp_path
+    )
+    assert torch.equal(model(prompt).logits, stock(llama)(prompt).logits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_and_a_packed_store_lie_side_by_side(
+    wide: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = wide("mixtral", num_local_experts=4)
+    made = {
+        compression: find_or_create_local_splitted_path(folder, tmp_path, compression=compression)[
+            1
+        ]
+        for compression in (None, "lossless")
+    }
+    sizes = {
+        compression: sum(file.stat().st_size for file in store.glob("*.safetensors"))
+        for compression, store in made.items()
+    }
+    assert made[None] != made["lossless"]
+    assert 0.74 < sizes["lossless"] / sizes[None] < 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_another_dtype_has_nothing_to_pack(
+    wide: Callable[..., Path], tmp_path: Path, dtype: torch.dtype
+) -> None:
+    AutoModel.from_pretrained(
+        wide("llama", dtype),
+        device="cpu",
+        host_memory="min",
+        compression="lossless",
+        layer_shards_saving_path=tmp_path,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("memory", ["min", "auto"])
+def test_a_packed_store_can_take_the_place_of_the_originals(
+    wide: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+    memory: str,
+) -> None:
+    folder = wide("llama", tie_word_embeddings=False)
+    expected = stock(folder)(prompt).logits
+    options = {"device": "cpu", "layer_shards_saving_path": tmp_path}
+    AutoModel.from_pretrained(
+        folder, host_memory="min", compression="lossless", delete_original=True, **options
+    )
+    assert list(folder.glob("*.safetensors")) == []
+    (store,) = tmp_path.iterdir()
+    for compression in (None, "lossless"):
+        again = AutoModel.from_pretrained(
+            folder, host_memory=memory, compression=compression, **options
+        )
+        assert torch.equal(again(prompt).logits, expected)
+        assert (
+            find_or_create_local_splitted_path(folder, tmp_path, compression=compression)[1]
+            == store
+        )
+    assert list(tmp_path.iterdir()) == [store]
+
+
+def test_another_compression_is_named(llama: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"compression='zip' is not known\. Use 'lossless', or None"
+    ):
+        AutoModel.from_pretrained(llama, compression="zip")
+
+
+def test_the_command_line_plans_and_splits_with_it(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: str, *options: str) -> list[str]:
+        assert main([command, str(llama), "--store", str(tmp_path), *options]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    def plan(*options: str) -> tuple[str, float]:
+        """What is said of the disk, and the MiB that a token moves at the smallest budget."""
+        lines = run("plan", "--device=cpu", "--host-memory=min", "--no-measure", *options)
+        (least,) = (line for line in lines if line.startswith("min "))
+        return lines[1], float(least.split()[-3])
+
+    packing = "--compression=lossless"
+    (plain_disk, plain), (packed_disk, packed) = plan(), plan(packing)
+    assert "read in place" in plain_disk
+    assert "for a layer store" in packed_disk
+    assert 0.74 < packed / plain < 0.85
+    assert "is split in" in run("split", packing)[-1]
+    (store,) = find_stores(tmp_path)
+    assert f"in the layer store {store.folder}" in plan(packing)[0]
+
+
+def test_what_is_expected_to_be_read_is_read(
+    llama: Path, prompt: torch.Tensor, tmp_path: Path
+) -> None:
+    model = AutoModel.from_pretrained(
+        llama,
+        device="cpu",
+        host_memory="min",
+        compression="lossless",
+        layer_shards_saving_path=tmp_path,
+    )
+    prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
+    sizes = prepared.disk_sizes("lossless")
+    expected = sum(sizes[name] for name in model.streaming_plan.on("disk"))
+    assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)
