@@ -2,11 +2,12 @@
 
     python -m benchmarks.cpu --folder /data/qwen2-1.5b --out cpu.jsonl --memory 1.8GB
 
-With too little: stock transformers on mapped files, accelerate's disk offload and RabbitLLM, by
-turns in a cgroup of that size, each time in a process of its own; then RabbitLLM in turns with
-direct reads of the disk. With enough: stock and RabbitLLM in one process, in turns. Turns, because
-the pace of a disk wanders by half within a minute. The checkpoint is written if absent. Greedy
-tokens that differ are an error, as in benchmarks.peers.
+With too little: stock transformers on mapped files, accelerate's disk offload, and RabbitLLM on the
+checkpoint as it is and on a packed store of it, by turns in a cgroup of that size, each time in a
+process of its own; then RabbitLLM in turns with direct reads of the disk. With enough: stock and
+RabbitLLM in one process, in turns. Turns, because the pace of a disk wanders by half within a
+minute. The checkpoint and the store are written if absent. Greedy tokens that differ are an error,
+as in benchmarks.peers.
 """
 
 import argparse
@@ -26,19 +27,23 @@ import torch
 from benchmarks.cpu_cgroup import CgroupError, Group, limited
 from benchmarks.peers_compare import DifferentTokensError, check_tokens
 from benchmarks.peers_process import ProcessError, figures_of, run_peer
+from benchmarks.peers_rows import stores_of
 from benchmarks.shapes import SHAPES, write_checkpoint
 from harness.environment import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
+from rabbitllm.utils import find_or_create_local_splitted_path
 from rabbitllm.utils.memory import format_size, parse_size
 
-PEERS = ("stock", "accelerate-disk", "rabbitllm")
+OTHERS = ("stock", "accelerate-disk")
+OWN = ("rabbitllm", "rabbitllm-lossless")
 TURNS = "turns"
 ROUNDS = 3
 """Of the peers under the limit."""
 SECONDS = 600.0
 """For one process."""
+RATIO = "{}, ratio to the better of stock and accelerate"
 TARGETS = {
-    "ratio to the better of stock and accelerate": 2.2,
+    **{RATIO.format(name): 2.2 for name in OWN},
     "share of direct reads": 0.95,
     "ratio to stock, all in memory": 0.98,
 }
@@ -91,7 +96,7 @@ def in_group(
     Raises:
         CgroupError: no cgroup can be made.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = [*folder.glob("*.safetensors"), *stores_of(folder).glob("*/*.safetensors")]
     forget(files)
     before = cached_bytes(files)
     print(f"{name} in {format_size(nbytes)} ...", file=sys.stderr, flush=True)
@@ -125,7 +130,8 @@ def measure(folder: Path, nbytes: int | None, new_tokens: int) -> Iterator[dict[
         return run_peer(name, folder, "cpu", new_tokens, SECONDS, prefix)
 
     if nbytes is not None:
-        for name in PEERS * ROUNDS:
+        find_or_create_local_splitted_path(folder, stores_of(folder), compression="lossless")
+        for name in (OTHERS + OWN) * ROUNDS:
             yield in_group(name, partial(peer, name), folder, nbytes)
         yield in_group(TURNS, partial(run_child, TURNS, folder), folder, nbytes)
     print("fits ...", file=sys.stderr, flush=True)
@@ -149,16 +155,17 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     Args:
         records: each with a "scenario".
     """
-    pace = [
-        [r.get("tokens_per_second", 0.0) for r in records if r["scenario"] == name]
-        for name in PEERS
-    ]
-    rounds = zip(*pace, strict=False)  # a run that was stopped ends within one
-    ratios = [own / max(others) for *others, own in rounds if own and any(others)]
+    pace = {
+        name: [r.get("tokens_per_second", 0.0) for r in records if r["scenario"] == name]
+        for name in OTHERS + OWN
+    }
     named = {record["scenario"]: record for record in records if "failed" not in record}
     summary = {}
-    if ratios:
-        summary["ratio to the better of stock and accelerate"] = statistics.median(ratios)
+    for name in OWN:
+        # A run that was stopped ends within a round.
+        rounds = zip(pace[name], *(pace[other] for other in OTHERS), strict=False)
+        if ratios := [own / max(others) for own, *others in rounds if own and any(others)]:
+            summary[RATIO.format(name)] = statistics.median(ratios)
     if TURNS in named:
         summary["share of direct reads"] = named[TURNS]["share"]
     if "fits" in named:

@@ -106,8 +106,13 @@ def link_as_on_the_hub(folder: Path, links: Path) -> Path:
     return links
 
 
-def load_streamed(**budgets: Any) -> Callable[[Path, str, Path], Any]:
-    """A loader of the streamed model with these budgets."""
+def stores_of(folder: Path) -> Path:
+    """Where the layer stores of a checkpoint lie: beside it, so that they are made only once."""
+    return folder.with_name(f"{folder.name}-stores")
+
+
+def load_streamed(**options: Any) -> Callable[[Path, str, Path], Any]:
+    """A loader of the streamed model with these budgets, and other arguments of its own."""
 
     def load(folder: Path, device: str, scratch: Path) -> Any:
         from rabbitllm import AutoModel  # the environments of others need not have what it needs
@@ -116,10 +121,10 @@ def load_streamed(**budgets: Any) -> Callable[[Path, str, Path], Any]:
             folder,
             device=device,
             attn_implementation=ATTENTION,
-            layer_shards_saving_path=scratch,
+            layer_shards_saving_path=stores_of(folder),
             max_seq_len=256,
             show_layer_progress=False,
-            **budgets,
+            **options,
         )
 
     return load
@@ -133,7 +138,15 @@ PEERS: dict[str, Peer] = {
     "accelerate-disk": Peer(load_offloaded("disk"), "layers on disk", slower=8),
     "airllm": Peer(load_airllm, "all on disk", requirements=("airllm==4.0.0",), slower=16),
     "rabbitllm": Peer(load_streamed(device_memory="min"), "layers in host memory"),
+    "rabbitllm-lossless": Peer(
+        load_streamed(compression="lossless"), "what does not fit on disk, packed", devices=("cpu",)
+    ),
     "rabbitllm-disk": Peer(
         load_streamed(device_memory="min", host_memory="min"), "layers on disk", slower=8
+    ),
+    "rabbitllm-disk-lossless": Peer(
+        load_streamed(device_memory="min", host_memory="min", compression="lossless"),
+        "layers on disk, packed",
+        slower=8,
     ),
 }

@@ -86,16 +86,22 @@ def stock(folder: Path) -> Any:
     )
 
 
-def streamed(folder: Path, **budgets: Any) -> Any:
-    """The streamed model with these budgets."""
+def streamed(folder: Path, **options: Any) -> Any:
+    """The streamed model with these budgets, and other arguments of its own."""
     return AutoModel.from_pretrained(
         folder,
         device=str(DEVICE),
         attn_implementation=ATTENTION,
         max_seq_len=TOKENS,
         show_layer_progress=False,
-        **budgets,
+        **options,
     )
+
+
+def from_disk(folder: Path, **options: Any) -> Any:
+    """The streamed model with all layers on disk."""
+    staging = {"host_memory": "min"} if DEVICE.type == "cuda" else {}
+    return streamed(folder, **budget(folder, 0) | staging | options)
 
 
 def prepared(folder: Path) -> Prepared:
@@ -133,13 +139,12 @@ SETUPS: dict[str, Setup] = {
         ),
         cyclic=True,
     ),
-    "disk": Setup(
-        lambda f: (
-            streamed(f, **budget(f, 0) | {"host_memory": "min"})
-            if DEVICE.type == "cuda"
-            else streamed(f, **budget(f, 0))
+    "disk": Setup(lambda f: from_disk(f), (Run("disk", new_tokens=3),)),
+    "disk-lossless": Setup(
+        lambda f: from_disk(
+            f, compression="lossless", layer_shards_saving_path=f.with_name(f"{f.name}-stores")
         ),
-        (Run("disk", new_tokens=3),),
+        (Run("disk-lossless", new_tokens=3),),
     ),
 }
 
@@ -218,9 +223,10 @@ def run_setup(name: str, folder: Path, out: Path) -> None:
     model = setup.load(folder)
     loaded = time.perf_counter() - begun
     reference = stock(folder) if setup.turns else None
-    generate(model, prompt_for(Run("warm-up", 8), False), 1 if name == "disk" else 3)
+    on_disk = name.startswith("disk")
+    generate(model, prompt_for(Run("warm-up", 8), False), 1 if on_disk else 3)
     for run in setup.runs:
-        before = disk_pace(folder) if name == "disk" else None
+        before = disk_pace(folder) if on_disk else None
         figures = measure(model, run, setup.cyclic)
         if reference is not None:
             figures |= in_turns(model, reference, run, setup.turns)

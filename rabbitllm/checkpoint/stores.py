@@ -21,6 +21,7 @@ class StoreInfo:
         folder: where it lies; its name is the store's.
         source: the checkpoint's folder; None if the store does not say.
         dtypes: of what it holds, as in "bfloat16".
+        packed: the weights that can be are packed.
         nbytes: that it takes on disk.
         complete: it holds everything; otherwise the next load or split goes on with it.
         only_copy: the checkpoint's own shards were deleted in its favour.
@@ -29,6 +30,7 @@ class StoreInfo:
     folder: Path
     source: Path | None
     dtypes: tuple[str, ...]
+    packed: bool
     nbytes: int
     complete: bool
     only_copy: bool
@@ -45,14 +47,16 @@ def describe(folder: Path) -> StoreInfo:
         fields: dict[str, Any] = dict(json.loads((folder / DESCRIPTION).read_text()))
         source = Path(fields["source"])
         dtypes = tuple(str(name).removeprefix("torch.") for name in fields["dtypes"])
+        packed = bool(fields["packed"])
         held = [folder / f"{stem}.safetensors" for stem in fields["holds"]]
     except MALFORMED:  # cut off, or of another version: worth no more than an incomplete one
-        source, dtypes, held = None, (), []
+        source, dtypes, packed, held = None, (), False, []
     files = [path for path in folder.iterdir() if path.is_file()]
     return StoreInfo(
         folder=folder,
         source=source,
         dtypes=dtypes,
+        packed=packed,
         nbytes=sum(path.stat().st_size for path in files),
         complete=bool(held) and all(path.is_file() for path in held),
         only_copy=source is not None and _stands_in_for(folder, source),

@@ -118,6 +118,7 @@ def test_a_store_holds_embeddings_and_small_weights_as_they_are(
     assert len(packed) == 3 * 5 + 1
     (found,) = find_stores(tmp_path)
     assert found.complete
+    assert found.packed
     assert damaged(found) == []
 
 
@@ -145,7 +146,10 @@ def test_a_plain_and_a_packed_store_lie_side_by_side(
         compression: sum(file.stat().st_size for file in store.glob("*.safetensors"))
         for compression, store in made.items()
     }
-    assert made[None] != made["lossless"]
+    assert {found.folder: found.packed for found in find_stores(tmp_path)} == {
+        made[None]: False,
+        made["lossless"]: True,
+    }
     assert 0.74 < sizes["lossless"] / sizes[None] < 0.9
 
 
