@@ -27,7 +27,8 @@ from rabbitllm.checkpoint.convert import (
     recipes_for,
     resolve_ties,
 )
-from rabbitllm.checkpoint.source import TensorEntry, read_index, resolve
+from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.source import TensorEntry, read_index
 from rabbitllm.checkpoint.store import (
     LayerStore,
     default_root,

@@ -10,13 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
 
-from rabbitllm.checkpoint.source import (
-    MALFORMED,
-    MOVED,
-    fetch_settings,
-    hub_errors,
-    shard_names,
-)
+from rabbitllm.checkpoint.hub import fetch_settings, hub_errors
+from rabbitllm.checkpoint.source import MALFORMED, MOVED, shard_names
 from rabbitllm.errors import CheckpointError
 
 

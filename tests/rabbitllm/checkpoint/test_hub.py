@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
-from rabbitllm.checkpoint.source import MOVED, read_index, resolve
+from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.source import MOVED, read_index
 from rabbitllm.cli import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -157,6 +158,19 @@ def hub(
 def _wanted(folder: Path) -> set[str]:
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     return names - set(EXTRAS)
+
+
+@pytest.mark.parametrize(
+    "model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "../x"]
+)
+def test_what_can_only_be_a_folder_is_not_sought_on_the_hub(model: str) -> None:
+    with pytest.raises(CheckpointError, match="No such folder"):
+        resolve(model, None, False)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert resolve(tmp_path, None, False) == tmp_path
+    assert resolve(str(tmp_path), None, False) == tmp_path
 
 
 @pytest.mark.parametrize("repo", ["tiny/llama", "tiny/shards"])
