@@ -7,18 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from harness.cells import Cell
-from harness.environment import check_hash, engine_hash
 from harness.fingerprints import LONGEST_MESSAGE, fingerprint, scrub
 from harness.judging.verdict import fails_run, judge, load_expected
 from harness.planning.environments import Environment, enter, hardware_of, make_environments
 from harness.planning.freshness import key, stale
 from harness.records import Record, Store
+from harness.records.blank import blank
 
 
 @dataclass(frozen=True)
@@ -165,22 +164,8 @@ def problem_of(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
 
 def without_environment(cell: Cell, reason: str) -> Record:
     """Return the record of a cell whose environment could not be made."""
-    return Record(
-        architecture=cell.architecture.id,
-        family=cell.architecture.family,
-        family_class=cell.architecture.family_class,
-        model_class=cell.architecture.model_class,
-        dtype=cell.dtype,
-        release=cell.release,
-        backend=cell.backend.id,
-        device=cell.device,
-        status="env-error",
-        message=scrub(reason)[-LONGEST_MESSAGE:],
-        fingerprint=fingerprint("env-error", reason, "environment"),
-        engine_hash=engine_hash(),
-        check_hash=check_hash(cell),
-        time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
+    record = blank(cell, "env-error", scrub(reason)[-LONGEST_MESSAGE:])
+    return replace(record, fingerprint=fingerprint("env-error", reason, "environment"))
 
 
 def say(line: str) -> None:
