@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from harness import environment
 from harness.cells import Cell
 from harness.fingerprints import explanation, fingerprint, scrub
 from harness.records import FAILED, Record, Status, to_json
+from harness.records.blank import blank
 from harness.strict import build
 
 TIME_LIMIT = 300.0
@@ -70,9 +70,9 @@ def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
         time_limit: seconds for each run.
     """
     if cell.unsupported:
-        return blank(cell, "unsupported", cell.unsupported)
+        return unmeasured(cell, "unsupported", cell.unsupported)
     if reason := environment.unmet(cell):
-        return blank(cell, "not-run", reason)
+        return unmeasured(cell, "not-run", reason)
     first = run_once(cell, cache, time_limit)
     if first.status not in FAILED or first.status in ("timeout", "reference-broken"):
         return first
@@ -86,7 +86,7 @@ def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
 def run_once(cell: Cell, cache: Path, time_limit: float) -> Record:
     """Return the record of one run of a cell."""
     ended = isolated(_measure, (cell, cache), time_limit)
-    record = blank(cell, "pass")
+    record = unmeasured(cell, "pass")
     record = replace(record, seconds=ended.seconds, cpu_seconds=ended.cpu_seconds)
     if ended.value is not None:
         record = build(Record, {**vars(record), **ended.value}, cell.id)
@@ -122,26 +122,11 @@ def cause_of_death(ended: Ended, time_limit: float) -> tuple[Status, str, str]:
     )
 
 
-def blank(cell: Cell, status: Status, message: str = "") -> Record:
-    """Return a record that says what and where, with no results yet."""
-    row = cell.architecture
-    return Record(
-        architecture=row.id,
-        family=row.family,
-        family_class=row.family_class,
-        model_class=row.model_class,
-        dtype=cell.dtype,
-        release=cell.release,
-        backend=cell.backend.id,
-        device=cell.device,
-        status=status,
-        message=message,
-        versions=environment.versions(),
-        hardware=environment.hardware(cell.device) if status != "not-run" else "",
-        engine_hash=environment.engine_hash(),
-        check_hash=environment.check_hash(cell),
-        time=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
-    )
+def unmeasured(cell: Cell, status: Status, message: str = "") -> Record:
+    """Return a blank record that says where as well: what is installed, and the hardware."""
+    hardware = environment.hardware(cell.device) if status != "not-run" else ""
+    record = blank(cell, status, message)
+    return replace(record, versions=environment.versions(), hardware=hardware)
 
 
 def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limit: float) -> Ended:

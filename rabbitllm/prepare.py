@@ -27,8 +27,9 @@ from rabbitllm.checkpoint.convert import (
     recipes_for,
     resolve_ties,
 )
+from rabbitllm.checkpoint.hub import resolve
 from rabbitllm.checkpoint.packing import LEAST, SAVED, Compression
-from rabbitllm.checkpoint.source import TensorEntry, read_index, resolve
+from rabbitllm.checkpoint.source import TensorEntry, read_index
 from rabbitllm.checkpoint.store import (
     LayerStore,
     default_root,

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from harness.cells import Cell, load_matrix
 from harness.records import CheckResult, Record
+from harness.records.blank import blank
 
 CUDA_RELEASES = ("5.0.0", "5.17.0", "5.23.0", "5.24.0")
 ON = {
@@ -47,16 +48,8 @@ def made(cell: Cell) -> Record:
     """Return the record of one cell; most pass."""
     chance = random.Random(cell.id)
     row = cell.architecture
-    record = Record(
-        architecture=row.id,
-        family=row.family,
-        family_class=row.family_class,
-        model_class=row.model_class,
-        dtype=cell.dtype,
-        release=cell.release,
-        backend=cell.backend.id,
-        device=cell.device,
-        status="pass",
+    record = replace(
+        blank(cell, "pass"),
         checks=checks(cell, chance),
         probes=probes(cell),
         versions={

@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "example:\n  tox -e matrix -- --releases 5.0,newest --arch llama,qwen2 --attn sdpa\n\n"
-        "exit status: 0 if all is as expected, 1 if a cell is not, 2 if the command is wrong"
+        "exit status: 0 if all is as expected, 1 if a cell is not, 2 if the command is wrong,\n"
+        "143 if SIGTERM stopped it: what was measured is recorded, the next run does the rest"
     )
     parser.add_argument(
         "--releases",
@@ -84,7 +85,11 @@ def run(args: argparse.Namespace) -> int:
         cells = parse_shard(args.shard).of(cells)
     reports = args.reports.resolve()
     jobs = args.jobs or (1 if args.device == "cuda" else cores())
-    problems = measure(cells, Work(reports / "results", jobs, args.force))
+    try:
+        problems = measure(cells, Work(reports / "results", jobs, args.force))
+    except (KeyboardInterrupt, SystemExit):
+        print("Stopped. What was measured is recorded: without --force, the next run does the rest")
+        raise
     for path in render_reports(reports):
         print(path)
     for problem in problems:

@@ -6,19 +6,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
 from harness.cells import Cell
-from harness.environment import check_hash, engine_hash
 from harness.fingerprints import LONGEST_MESSAGE, fingerprint, scrub
 from harness.judging.verdict import fails_run, judge, load_expected
 from harness.planning.environments import Environment, enter, hardware_of, make_environments
 from harness.planning.freshness import key, stale
+from harness.planning.stopping import end_children, stoppable
 from harness.records import Record, Store
+from harness.records.blank import blank
+
+GRACE = 1.0
+"""Seconds in which the processes of a run that is stopped may end by themselves, as at Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Work:
     candidates: Mapping[str, str] = field(default_factory=dict)
 
 
+@stoppable(first=end_children)  # unwinding kills tox, whose own children would be left
 def measure(cells: Sequence[Cell], work: Work) -> list[str]:
     """Run the cells whose record is not current, and judge the records of all.
 
@@ -50,6 +54,7 @@ def measure(cells: Sequence[Cell], work: Work) -> list[str]:
 
     Raises:
         OrchestrationError: tox failed, not a cell.
+        SystemExit: SIGTERM came; what was recorded until then stays.
     """
     by_release = {
         release: list(group) for release, group in groupby(cells, key=lambda cell: cell.release)
@@ -66,11 +71,24 @@ def measure(cells: Sequence[Cell], work: Work) -> list[str]:
     pending = to_run(made, environments, work)
     count = sum(map(len, pending.values()))
     say(f"{count} of {len(cells)} cells to run, the records of the others are current")
-    progress = Progress(count)
-    with ThreadPoolExecutor(work.jobs) as pool:
-        ended = pool.map(lambda chosen: run_release(chosen, work, progress), pending.values())
-        problems = [problem for problem in ended if problem]
+    problems = run_releases(list(pending.values()), work, Progress(count))
     return problems + unexpected(by_release, work.results)
+
+
+def run_releases(pending: Sequence[Sequence[Cell]], work: Work, progress: Progress) -> list[str]:
+    """Run the cells of each release; return what went wrong with the runs themselves."""
+    with ThreadPoolExecutor(work.jobs) as pool:
+        runs = [pool.submit(run_release, chosen, work, progress) for chosen in pending]
+        try:
+            with stoppable():
+                return [problem for run in runs if (problem := run.result())]
+        finally:
+            # Something is left only if this process is told to stop, or a run raises. Those to come
+            # are cancelled before the others are ended, lest they begin in their place.
+            for run in runs:
+                run.cancel()
+            while wait(runs, GRACE).not_done:
+                end_children()
 
 
 def to_run(
@@ -165,22 +183,8 @@ def problem_of(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
 
 def without_environment(cell: Cell, reason: str) -> Record:
     """Return the record of a cell whose environment could not be made."""
-    return Record(
-        architecture=cell.architecture.id,
-        family=cell.architecture.family,
-        family_class=cell.architecture.family_class,
-        model_class=cell.architecture.model_class,
-        dtype=cell.dtype,
-        release=cell.release,
-        backend=cell.backend.id,
-        device=cell.device,
-        status="env-error",
-        message=scrub(reason)[-LONGEST_MESSAGE:],
-        fingerprint=fingerprint("env-error", reason, "environment"),
-        engine_hash=engine_hash(),
-        check_hash=check_hash(cell),
-        time=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    )
+    record = blank(cell, "env-error", scrub(reason)[-LONGEST_MESSAGE:])
+    return replace(record, fingerprint=fingerprint("env-error", reason, "environment"))
 
 
 def say(line: str) -> None:

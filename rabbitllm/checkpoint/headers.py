@@ -3,21 +3,27 @@
 import json
 import os
 import struct
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
+from huggingface_hub import constants, get_session, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, says its documentation
+    build_hf_headers,
+    hf_raise_for_status,
+)
 
+from rabbitllm.checkpoint.hub import fetch_settings, hub_errors
 from rabbitllm.checkpoint.source import (
     MALFORMED,
+    MAX_HEADER_BYTES,
     MOVED,
-    fetch_settings,
-    hub_errors,
+    read_header,
     shard_names,
 )
-from rabbitllm.errors import CheckpointError
+from rabbitllm.errors import CheckpointError, summary
+
+MOST_BYTES = 8 + MAX_HEADER_BYTES
+"""Of a safetensors file in front of its data."""
 
 
 def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder: Path) -> None:
@@ -35,7 +41,6 @@ def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder:
     Raises:
         CheckpointError: as `resolve`, and for a repository without weights in safetensors files.
     """
-    api = HfApi(token=token)
     with hub_errors(repo):
         settings = fetch_settings(repo, token, trust_remote_code)
         for file in settings.iterdir():
@@ -44,25 +49,46 @@ def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder:
             if (folder / name).exists():
                 continue
             try:
-                header = api.parse_safetensors_file_metadata(repo, name)
-                _write_hollow(folder / name, header.tensors)
-            except (EntryNotFoundError, SafetensorsParsingError, *MALFORMED) as error:
+                _write_hollow(folder / name, _fetch_header(repo, name, token))
+            except (EntryNotFoundError, *MALFORMED) as error:
                 raise CheckpointError(
                     f"{repo} has no {name}, or not in the safetensors format "
-                    f"({type(error).__name__}). Weights in another format must be converted: "
+                    f"({summary(error)}). Weights in another format must be converted: "
                     "model.save_pretrained(...) with transformers."
                 ) from error
 
 
-def _write_hollow(file: Path, tensors: Mapping[str, Any]) -> None:
-    fields = {
-        key: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
-        for key, one in tensors.items()
-    }
-    header = json.dumps(fields).encode()
-    file.write_bytes(struct.pack("<Q", len(header)) + header)
-    data = max((one.data_offsets[1] for one in tensors.values()), default=0)
+def _fetch_header(repo: str, name: str, token: str | None) -> bytes:
+    """The beginning of a weight file, up to its data. Raises as huggingface_hub, or ValueError."""
+    headers = build_hf_headers(token=token) | {"Range": f"bytes=0-{MOST_BYTES - 1}"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    # As a stream that is left behind the header: not every server knows ranges, and one that does
+    # not would send weights until memory is full.
+    with get_session().stream(
+        "GET", hf_hub_url(repo, name), headers=headers, timeout=timeout
+    ) as response:
+        hf_raise_for_status(response)
+        begun = bytearray()
+        for chunk in response.iter_bytes():
+            begun += chunk
+            if len(begun) < 8:
+                continue
+            end = 8 + struct.unpack("<Q", begun[:8])[0]
+            if end <= len(begun):
+                return bytes(begun[:end])
+            if end > MOST_BYTES:
+                break
+    raise ValueError(f"{name} has no header")
+
+
+def _write_hollow(file: Path, head: bytes) -> None:
+    """Writes a file with this beginning and a hole for its data; raises one of `MALFORMED`."""
+    file.write_bytes(head)
+    fields = json.loads(head[8:])
+    fields.pop("__metadata__", None)
+    data = max((field["data_offsets"][1] for field in fields.values()), default=0)
     try:
-        os.truncate(file, 8 + len(header) + data)
+        os.truncate(file, len(head) + data)
     except OSError as error:
         raise ValueError(f"no file system has files of {data:,} bytes") from error
+    read_header(file)

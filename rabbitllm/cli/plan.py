@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     from rabbitllm.checkpoint.headers import fetch_headers
-    from rabbitllm.checkpoint.source import local_folder
+    from rabbitllm.checkpoint.hub import local_folder
 
     if local_folder(arguments.model):
         _show(arguments, fetched=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,8 @@ from harness.cells import Architecture, Backend, Cell
 from harness.planning import orchestrate
 from harness.planning.environments import Environment
 from harness.planning.orchestrate import Work
-from harness.records import Record, Store
+from harness.records import Store
+from harness.records.blank import blank
 
 VERSIONS = {"python": "3.11.7", "transformers": "5"}
 LLAMA = Architecture("llama", "Llama 2 / 3", "RabbitLLMLlama2", "LlamaForCausalLM", "llama")
@@ -25,14 +27,9 @@ def run(monkeypatch, tmp_path):
         def enter(release, candidates, *arguments):
             entered.append(arguments[arguments.index("--cells") + 1])
             if release in statuses:
-                made = orchestrate.without_environment(CELLS[0], "message\nmore")
-                changed = {
-                    "release": release,
-                    "status": statuses[release],
-                    "versions": VERSIONS,
-                    "hardware": "cpu",
-                }
-                Store(tmp_path, release).put([Record(**(vars(made) | changed))])
+                made = blank(CELLS[0], statuses[release], "message\nmore")
+                changed = {"release": release, "versions": VERSIONS, "hardware": "cpu"}
+                Store(tmp_path, release).put([replace(made, **changed)])
             return subprocess.CompletedProcess((), exit_status, "what pytest said")
 
         def make_environments(releases, candidates):

@@ -19,7 +19,6 @@ from rabbitllm.checkpoint.source import (
     TensorEntry,
     read_header,
     read_index,
-    resolve,
     total_bytes,
 )
 
@@ -172,19 +171,6 @@ def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> Non
 def test_a_folder_without_weights_says_what_is_looked_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safeten"):
         read_index(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "../x"]
-)
-def test_what_can_only_be_a_folder_is_not_sought_on_the_hub(model: str) -> None:
-    with pytest.raises(CheckpointError, match="No such folder"):
-        resolve(model, None, False)
-
-
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
-    assert resolve(tmp_path, None, False) == tmp_path
-    assert resolve(str(tmp_path), None, False) == tmp_path
 
 
 def test_metadata_is_no_tensor_and_a_scalar_is_one(tmp_path: Path) -> None:

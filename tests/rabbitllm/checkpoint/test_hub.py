@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
-from rabbitllm.checkpoint.source import MOVED, read_index, resolve
+from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.source import MAX_HEADER_BYTES, MOVED, read_index
 from rabbitllm.cli import main
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,6 +32,8 @@ EXTRAS = (
     ".gitattributes",
 )
 """What repositories hold besides, and nobody needs."""
+LONG = 2**27
+"""Bytes; more than lies between two sockets."""
 
 
 class Hub:
@@ -41,6 +44,9 @@ class Hub:
         gated: ids that need the token "let-me-in".
         expired: tokens that are refused.
         cut: names of files whose connection breaks half way.
+        silent: names of files that are asked for in vain.
+        long: names of files that `LONG` bytes follow, ranges or not.
+        left: set when somebody goes before all is sent.
         failing: name of a file -> the HTTP status it gets.
         tokens: of all requests.
         fetched: names of the files whose contents were asked for.
@@ -51,6 +57,9 @@ class Hub:
         self.gated: set[str] = set()
         self.expired: set[str] = set()
         self.cut: set[str] = set()
+        self.silent: set[str] = set()
+        self.long: set[str] = set()
+        self.left = threading.Event()
         self.failing: dict[str, int] = {}
         self.tokens: list[str | None] = []
         self.fetched: list[str] = []
@@ -58,6 +67,12 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except ConnectionError:
+                    hub.left.set()
 
             def do_HEAD(self) -> None:
                 self._answer(with_body=False)
@@ -73,14 +88,22 @@ class Hub:
                 token = token.removeprefix("Bearer ") if token else None
                 hub.tokens.append(token)
                 status, headers, body = hub.answer(self.path.split("?")[0], token, with_body)
+                file = Path(self.path).name
+                if file in hub.silent:
+                    self.rfile.read(1)  # until the other side hangs up
+                    self.close_connection = True
+                    return
+                length = len(body) + (LONG if file in hub.long else 0)
                 self.send_response(status)
-                for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                for name, value in (headers | {"Content-Length": str(length)}).items():
                     self.send_header(name, value)
                 self.end_headers()
                 if with_body:
-                    cut = Path(self.path).name in hub.cut
+                    cut = file in hub.cut
                     self.wfile.write(body[: len(body) // 2] if cut else body)
                     self.close_connection |= cut
+                    for _ in range(len(body), length, 2**20):
+                        self.wfile.write(bytes(2**20))
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -157,6 +180,19 @@ def hub(
 def _wanted(folder: Path) -> set[str]:
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     return names - set(EXTRAS)
+
+
+@pytest.mark.parametrize(
+    "model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder", "a/b/c", "../x"]
+)
+def test_what_can_only_be_a_folder_is_not_sought_on_the_hub(model: str) -> None:
+    with pytest.raises(CheckpointError, match="No such folder"):
+        resolve(model, None, False)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert resolve(tmp_path, None, False) == tmp_path
+    assert resolve(str(tmp_path), None, False) == tmp_path
 
 
 @pytest.mark.parametrize("repo", ["tiny/llama", "tiny/shards"])
@@ -342,6 +378,41 @@ def test_headers_make_a_hollow_copy_that_takes_no_space(
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+def test_no_more_than_a_header_is_taken_from_a_hub_that_sends_all(hub: Hub, tmp_path: Path) -> None:
+    hub.long.add("model.safetensors")
+    hollow = _empty(tmp_path / "hollow")
+    fetch_headers("tiny/llama", None, False, hollow)
+    assert hub.left.wait(30)
+    assert read_index(hollow).keys() == read_index(hub.repos["tiny/llama"]).keys()
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    hub.silent.add("model.safetensors")
+    with pytest.raises(CheckpointError, match=r"broke while tiny/llama was fetched: ReadTimeout"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 25, MAX_HEADER_BYTES + 1, 2**64 - 1])
+def test_a_header_whose_length_cannot_be_is_refused_before_it_is_planned(
+    hub: Hub, tmp_path: Path, length: int
+) -> None:
+    file = hub.repos["tiny/llama"] / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", length) + bytes(24))
+    hub.long |= {file.name} if length > MAX_HEADER_BYTES else set()
+    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_header_that_the_hub_refuses_says_so(hub: Hub, tmp_path: Path, status: int) -> None:
+    hub.failing["model.safetensors"] = status
+    with pytest.raises(CheckpointError, match=rf"The hub refuses tiny/llama: .*{status}"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
+
+
 def test_headers_of_what_is_in_the_cache_are_there_already(hub: Hub, tmp_path: Path) -> None:
     resolve("tiny/shards", None, False)
     hub.fetched.clear()
@@ -383,6 +454,14 @@ def test_a_malformed_header_is_refused_before_it_is_planned(
     file = hub.repos["tiny/llama"] / "model.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
     with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
+
+
+def test_a_header_of_an_unknown_type_says_so_before_it_is_planned(hub: Hub, tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F31", "shape": [6], "data_offsets": [0, 24]}}).encode()
+    file = hub.repos["tiny/llama"] / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
+    with pytest.raises(CheckpointError, match="no dtype 'F31' is known"):
         fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
 
 
