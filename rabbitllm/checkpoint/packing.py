@@ -148,9 +148,11 @@ def pack(weight: torch.Tensor) -> tuple[Packing, torch.Tensor] | None:
     if most > MAX_OUTLIERS:
         return None
     packing = Packing(lowest, int(most))
-    return packing, torch.from_numpy(
-        np.concatenate([np.empty(0, np.uint8), *(_pack_block(block, packing) for block in blocks)])
-    )
+    packed = np.empty(packing.nbytes(len(words)), np.uint8)
+    for first, block in zip(range(0, len(words), BLOCK), blocks, strict=True):
+        start, stop = packing.nbytes(first), packing.nbytes(first + len(block))
+        packed[start:stop] = _pack_block(block, packing)
+    return packing, torch.from_numpy(packed)
 
 
 def _words(weight: torch.Tensor) -> Words:

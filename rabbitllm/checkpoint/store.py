@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.packing import pack
+from rabbitllm.checkpoint.packing import SAVED, pack
 from rabbitllm.checkpoint.source import (
     MALFORMED,
     MOVED,
@@ -273,12 +273,15 @@ class LayerStore:
             )
 
     def _nbytes(self, groups: Mapping[str, list[str]]) -> int:
+        """What the files will take, without their headers and outliers."""
         state = self._model.state_dict()
-        return sum(
-            state[name].numel() * self._dtypes[name].itemsize
+        sizes: dict[str, int] = {
+            name: state[name].numel() * self._dtypes[name].itemsize
             for names in groups.values()
             for name in names
-        )
+        }
+        saved = (sizes[name] // SAVED for name in sizes.keys() & self._packed)
+        return sum(sizes.values()) - sum(saved)
 
     def _path(self, stem: str) -> Path:
         return self.folder / f"{stem}.safetensors"
