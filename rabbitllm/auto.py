@@ -66,8 +66,8 @@ class AutoModel:
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
             compression: "lossless" reads bfloat16 layers from disk in three quarters of their
-                bytes, and computes with the same bits. They are packed once, into a layer store; a
-                model of which nothing comes from disk needs none.
+                bytes, and computes with the same bits. They are packed once, into a layer store;
+                without layers on disk a checkpoint that can be read in place needs none.
             older: arguments of rabbitllm 1.1 that do nothing any more; each one warns.
 
         Raises:
@@ -91,11 +91,10 @@ class AutoModel:
         model, folder = prepared.model, prepared.folder
         generation = load_generation_config(folder)
         placed, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
-        from_disk = bool(plan.on("disk"))
         located = prepared.locate(
-            layer_shards_saving_path, delete_original, packing if from_disk else None
+            layer_shards_saving_path, delete_original, prepared.worth_packing(packing, plan)
         )
-        progress = from_disk if show_layer_progress is None else show_layer_progress
+        progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode)
         make_idle(model, target)
         meter = stream(model, placed.base, placed.stages, located, plan, target, options)

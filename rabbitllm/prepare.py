@@ -33,13 +33,14 @@ from rabbitllm.checkpoint.source import TensorEntry, read_index
 from rabbitllm.checkpoint.store import (
     LayerStore,
     default_root,
+    is_packed,
     is_store,
     moved_entries,
     remove_originals,
 )
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
-from rabbitllm.streaming.plan import minimum_bytes
+from rabbitllm.streaming.plan import Plan, minimum_bytes
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage, find_stages
 
@@ -97,8 +98,8 @@ class Prepared:
         self, store_root: str | os.PathLike[str] | None, compression: Compression | None = None
     ) -> Path:
         """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
-        folders = {entry.file.parent for entry in self.entries.values()}
-        if self.readable_in_place(compression) and all(is_store(folder) for folder in folders):
+        folders = self._folders()
+        if self.readable_in_place(compression) and all(map(is_store, folders)):
             return folders.pop()  # `delete_original` put it in the checkpoint's place
         store = self.store(store_root, compression)
         store.fill(self._groups(), self.recipes)
@@ -143,6 +144,7 @@ class Prepared:
         """The layer store of this checkpoint, filled or not."""
         return LayerStore(
             Path(root or default_root()).expanduser(),
+            self.folder,
             self.entries,
             self.model,
             self.dtypes,
@@ -170,7 +172,15 @@ class Prepared:
 
     def is_packed(self) -> bool:
         """Whether a packed store took the place of the checkpoint's own shards."""
-        return any(entry.packing for entry in self.entries.values())
+        return all(is_packed(folder) for folder in self._folders())
+
+    def worth_packing(self, compression: Compression | None, plan: Plan) -> Compression | None:
+        """The compression, where something comes from disk or a store is needed anyway."""
+        return compression if plan.on("disk") or not self.readable_in_place() else None
+
+    def _folders(self) -> set[Path]:
+        """Where the checkpoint's tensors lie: as a rule, one folder."""
+        return {entry.file.parent for entry in self.entries.values()}
 
     def _groups(self) -> dict[str, list[str]]:
         """File stem -> names of what it holds: a file for each stage, and one for the rest."""

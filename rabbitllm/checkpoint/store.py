@@ -69,6 +69,14 @@ def is_store(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
+def is_packed(folder: Path) -> bool:
+    """Whether the layer store in this folder holds packed whatever can be."""
+    try:
+        return bool(json.loads((folder / DESCRIPTION).read_text())["packed"])
+    except (OSError, *MALFORMED):
+        return False
+
+
 def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
     """Where a checkpoint's weights lie now, if `remove_originals` left them to a store.
 
@@ -97,7 +105,8 @@ def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
 def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
     """Deletes the shards that a complete store stands in for, and leaves word of its place.
 
-    Where a shard is a link, what it links to goes only if it is a blob of the hub's own cache.
+    Where a shard is a link, what it links to goes only if it is a blob of the hub's own cache. Of
+    another store that stood in for them before, nothing is left.
     """
     _sync(store.folder)  # its files' names too are to outlast a loss of power
     word = folder / f"{TEMPORARY}{MOVED}"
@@ -111,6 +120,9 @@ def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "L
         if original.parent == folder.resolve().parent.parent / "blobs":
             original.unlink(missing_ok=True)
     (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    # Not the checkpoint's own folder, whatever it was published with.
+    for earlier in {entry.file.parent for entry in entries.values()} - {store.folder, folder}:
+        shutil.rmtree(earlier)
 
 
 def _sync(folder: Path) -> None:
@@ -128,8 +140,9 @@ class LayerStore:
 
     Args:
         root: the folder that stores lie in.
-        entries: the checkpoint's tensors; their files' sizes and times are part of the store's
-            identity.
+        checkpoint: the folder of the checkpoint.
+        entries: its tensors, wherever they lie; their files' sizes and times are part of the
+            store's identity.
         model: the model, on the meta device.
         dtypes: name -> dtype of every parameter and persistent buffer.
         packed: names of the parameters to pack, as far as their values let them.
@@ -138,6 +151,7 @@ class LayerStore:
     def __init__(
         self,
         root: Path,
+        checkpoint: Path,
         entries: Mapping[str, TensorEntry],
         model: PreTrainedModel,
         dtypes: Mapping[str, torch.dtype],
@@ -155,6 +169,7 @@ class LayerStore:
         }
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / f"{files[0].parent.resolve().name}-{digest}"
+        self._checkpoint = checkpoint.resolve()
         self._sources = Reader(entries)
         self._model = model
         self._dtypes = dict(dtypes)
@@ -194,15 +209,15 @@ class LayerStore:
                 leftover.unlink()
             if missing := self._missing(groups):  # another process may have been faster
                 self._check_space(missing)
-                description = self.identity | {"holds": sorted(groups)}
-                (self.folder / DESCRIPTION).write_text(json.dumps(description, indent=2))
+                about = {"checkpoint": str(self._checkpoint), "holds": sorted(groups)}
+                (self.folder / DESCRIPTION).write_text(json.dumps(self.identity | about, indent=2))
                 self._write(missing, recipes)
 
     def _missing(self, groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
         return {stem: names for stem, names in groups.items() if not self._whole(stem, names)}
 
     def _write(self, missing: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
-        logger.info("Preparing %s in %s", self.identity["source"], self.folder)
+        logger.info("Preparing %s in %s", self._checkpoint, self.folder)
         with tqdm(
             total=self._nbytes(missing),
             desc="Preparing layers",
@@ -223,9 +238,9 @@ class LayerStore:
 
     def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
         temporary = self.folder / f"{TEMPORARY}{stem}"
-        stored, metadata = self._pack(tensors)
+        metadata = self._pack(tensors)
         try:
-            save_file(stored, temporary, metadata | {CHECKSUM: checksum(sorted(stored.items()))})
+            save_file(tensors, temporary, metadata | {CHECKSUM: checksum(sorted(tensors.items()))})
             with temporary.open("rb+") as stream:
                 os.fsync(stream.fileno())
         except (OSError, SafetensorError) as error:
@@ -236,16 +251,17 @@ class LayerStore:
             ) from error
         temporary.replace(self._path(stem))
 
-    def _pack(
-        self, tensors: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The tensors as a file holds them, and what its metadata say of those that are packed."""
-        stored, how = dict(tensors), {}
-        for name in tensors.keys() & self._packed:
+    def _pack(self, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+        """Packs tensors in their places, one by one; returns what metadata say of them."""
+        how = {}
+        for name in sorted(tensors.keys() & self._packed):
+            shape = list(tensors[name].shape)
             if packed := pack(tensors[name]):
-                packing, stored[name] = packed
-                how[name] = [list(tensors[name].shape), packing.lowest, packing.outliers]
-        return stored, {PACKED: json.dumps(how)} if how else {}
+                packing, tensors[name] = packed
+                how[name] = [shape, packing.lowest, packing.outliers]
+            else:
+                logger.info("%s is stored as it is: its exponents differ too widely", name)
+        return {PACKED: json.dumps(how)} if how else {}
 
     def _whole(self, stem: str, names: list[str]) -> bool:
         """The file is there and holds these names, whole, in their shapes and dtypes."""

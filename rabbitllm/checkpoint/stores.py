@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,17 @@ def find_stores(root: Path) -> list[StoreInfo]:
 
 def describe(folder: Path) -> StoreInfo:
     """What the store in `folder` says about itself, and what is really there."""
+    fields: dict[str, Any] = {}
+    with suppress(*MALFORMED):  # cut off
+        fields = dict(json.loads((folder / DESCRIPTION).read_text()))
+    # By itself, so that nothing else that is odd there makes an only copy look like one of two.
+    source = Path(fields["checkpoint"]) if isinstance(fields.get("checkpoint"), str) else None
     try:
-        fields: dict[str, Any] = dict(json.loads((folder / DESCRIPTION).read_text()))
-        source = Path(fields["source"])
         dtypes = tuple(str(name).removeprefix("torch.") for name in fields["dtypes"])
         packed = bool(fields["packed"])
         held = [folder / f"{stem}.safetensors" for stem in fields["holds"]]
-    except MALFORMED:  # cut off, or of another version: worth no more than an incomplete one
-        source, dtypes, packed, held = None, (), False, []
+    except MALFORMED:  # of another version: worth no more than an incomplete one
+        dtypes, packed, held = (), False, []
     files = [path for path in folder.iterdir() if path.is_file()]
     return StoreInfo(
         folder=folder,

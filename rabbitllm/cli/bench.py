@@ -79,14 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
-    from rabbitllm.auto import pick_device
+    from rabbitllm.auto import pick_device, place
     from rabbitllm.measure.limits import measure_limits
 
     device = pick_device(arguments.device)
     _check_picture(arguments.picture)
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
-    located = prepared.locate(arguments.store, False, arguments.compression)
+    budgets = arguments.device_memory, arguments.host_memory, arguments.max_seq_len
+    _, plan = place(prepared, device, *budgets)
+    packing = prepared.worth_packing(arguments.compression, plan)
+    located = prepared.locate(arguments.store, False, packing)
     limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
     results = _measure(load(arguments), "streamed", arguments, prepared, limits)

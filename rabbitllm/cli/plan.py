@@ -60,7 +60,8 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     plans = list(_plans(prepared, device, arguments))
     print(_model(prepared, device))
-    print(_disk(prepared, arguments.store, fetched, arguments.compression))
+    packing = prepared.worth_packing(arguments.compression, plans[0][2])
+    print(_disk(prepared, arguments.store, fetched, packing))
     limits = Limits()
     if not arguments.no_measure:
         files = sorted({entry.file for entry in prepared.entries.values()})

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +35,8 @@ GAP = 256 << 10
 READERS = 8
 """Threads. A disk needs several requests at a time, and memory is faster copied by two cores."""
 UNPACKERS = 2
-"""Threads that unpack at the same time: two keep ahead of any disk (7.4 GB/s), while more would
-compete with the model for cores and for Python's lock (5.0 GB/s with eight, on 2 cores)."""
+"""Threads that unpack at the same time: two keep ahead of most disks (4.6 GB/s on 2 cores), while
+more would compete with the model for cores, and for Python's lock (3.0 GB/s with eight)."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class Reader:
         """A weight as a view of its mapped file: nothing is read before it is used.
 
         What is packed there, or not aligned, is a copy.
+
+        Raises:
+            CheckpointError: what is packed is damaged.
         """
         entry = self.entries[name]
         if entry.file not in self._maps:
@@ -129,7 +133,8 @@ class Reader:
             )
         data = self._maps[entry.file][entry.offset : entry.offset + entry.nbytes]
         if entry.packing:
-            return entry.packing.restore(data, entry.shape)
+            with _damage_named(entry.file, entry.offset):
+                return entry.packing.restore(data, entry.shape)
         if entry.offset % entry.dtype.itemsize:
             data = data.clone()
         return data.view(entry.dtype).view(entry.shape)
@@ -216,14 +221,21 @@ class Reader:
             return
         scratch = self._scratch.get()  # in turn
         try:
-            piece.packing.unpack(source, target.view(np.uint16), scratch)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{piece.file} is damaged behind byte {piece.start:,}: {error}. Remove this layer "
-                "store (rabbitllm cache rm), and load again."
-            ) from error
+            with _damage_named(piece.file, piece.start):
+                piece.packing.unpack(source, target.view(np.uint16), scratch)
         finally:
             self._scratch.put(scratch)
+
+
+@contextmanager
+def _damage_named(file: Path, place: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file} is damaged behind byte {place:,}: {error}. `rabbitllm cache check` says what "
+            "to do."
+        ) from error
 
 
 def _together(piece: _Piece, following: _Piece) -> bool:

@@ -37,11 +37,13 @@ def find_or_create_local_splitted_path(
     Raises:
         CheckpointError: as `AutoModel.from_pretrained`.
         BudgetError: the disk lacks the space.
+        ValueError: there is no such compression.
     """
     from rabbitllm.prepare import (
         prepare,
     )  # here, because the engine that it imports uses this package
 
+    packing = accept_compression(compression)
     prepared = prepare(
         model_local_path_or_repo_id,
         token or hf_token,
@@ -50,6 +52,4 @@ def find_or_create_local_splitted_path(
         "auto",
         trust_remote_code,
     )
-    return prepared.folder, prepared.split(
-        layer_shards_saving_path, accept_compression(compression)
-    )
+    return prepared.folder, prepared.split(layer_shards_saving_path, packing)

@@ -195,7 +195,85 @@ def test_a_packed_store_can_take_the_place_of_the_originals(
     assert list(tmp_path.iterdir()) == [store]
 
 
+def test_a_checkpoint_that_needs_a_store_gets_one_packed_store_in_any_case(
+    wide: Callable[..., Path], prompt: torch.Tensor, tmp_path: Path
+) -> None:
+    folder = wide("mixtral", num_local_experts=4)
+    _, store = find_or_create_local_splitted_path(folder, tmp_path, compression="lossless")
+    for memory in ("auto", "min"):
+        AutoModel.from_pretrained(
+            folder,
+            device="cpu",
+            host_memory=memory,
+            compression="lossless",
+            layer_shards_saving_path=tmp_path,
+        )
+        assert list(tmp_path.iterdir()) == [store]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_a_packed_store_may_follow_a_plain_one_and_is_guarded_like_it(
+    wide: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model_type: str,
+) -> None:
+    folder = wide(model_type, tie_word_embeddings=False)
+    expected = stock(folder)(prompt).logits
+    store = ("--store", str(tmp_path))
+    for options in ((), ("--compression=lossless",), ("--compression=lossless",)):
+        assert main(["split", str(folder), "--delete-original", *store, *options]) == 0
+    (found,) = find_stores(tmp_path)
+    assert found.source == folder.resolve()
+    assert found.only_copy
+    assert found.packed
+    assert [path.name for path in tmp_path.iterdir()] == [found.folder.name]
+    assert main(["cache", "rm", "--all", *store]) != 0
+    assert "only" in "".join(capsys.readouterr())
+    model = AutoModel.from_pretrained(
+        folder, device="cpu", host_memory="min", layer_shards_saving_path=tmp_path
+    )
+    assert torch.equal(model(prompt).logits, expected)
+    prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
+    sizes = prepared.disk_sizes()
+    expected_bytes = sum(sizes[name] for name in model.streaming_plan.on("disk"))
+    assert read_a_forward(model, prompt) == pytest.approx(expected_bytes, rel=2e-3)
+
+
+def test_a_checkpoint_that_says_it_is_a_store_keeps_its_other_files(
+    wide: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = wide("llama", tie_word_embeddings=False)
+    (folder / "store.json").write_text('{"packed": false}')
+    before = {path.name for path in folder.iterdir()} - {"model.safetensors"}
+    command = ["split", str(folder), "--store", str(tmp_path), "--compression=lossless"]
+    assert main([*command, "--delete-original"]) == 0
+    assert {path.name for path in folder.iterdir()} == before | {"rabbitllm-moved.json"}
+
+
+def test_a_store_in_which_nothing_could_be_packed_is_not_made_again(
+    wide: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rabbitllm.checkpoint.store.pack", lambda weight: None)
+    folder = wide("llama", tie_word_embeddings=False)
+    for _ in range(3):
+        AutoModel.from_pretrained(
+            folder,
+            device="cpu",
+            host_memory="min",
+            compression="lossless",
+            delete_original=True,
+            layer_shards_saving_path=tmp_path,
+        )
+        (store,) = find_stores(tmp_path)
+        assert store.complete
+
+
 def test_another_compression_is_named(llama: Path) -> None:
+    with pytest.raises(ValueError, match=r"compression='zip' is not known"):
+        find_or_create_local_splitted_path("/no/such/folder", compression="zip")
     with pytest.raises(
         ValueError, match=r"compression='zip' is not known\. Use 'lossless', or None"
     ):

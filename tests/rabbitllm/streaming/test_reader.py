@@ -321,6 +321,19 @@ def test_damage_to_what_is_packed_is_named(mixed: Tensors, tmp_path: Path) -> No
         stream.seek(entry.offset + entry.nbytes - 3 * entry.packing.outliers)
         stream.write(b"\xff\xff")
     reader = Reader(read_header(file))
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged behind byte"):
+        reader.view("q")
     for _ in range(2 * UNPACKERS):  # nor is it an error to wait forever for what one had
         with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged behind byte"):
             reader.read_stage(stage, buffer_for(stage), True)
+
+
+def test_what_is_packed_is_read_by_itself(mixed: Tensors, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    packing = write_packed(mixed, file).entries["p"].packing
+    plain = reader_module._Piece(file, 0, 100, 0, 100)
+    packed = reader_module._Piece(file, 100, 200, 100, 130, packing)
+    behind = reader_module._Piece(file, 200, 300, 230, 100)
+    assert reader_module._together(plain, behind)
+    assert not reader_module._together(plain, packed)
+    assert not reader_module._together(packed, behind)
