@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.peers_rows import stores_of
 from benchmarks.shapes import SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
 from rabbitllm import AutoModel
 from rabbitllm.measure.generation import generate
@@ -139,11 +140,9 @@ SETUPS: dict[str, Setup] = {
         ),
         cyclic=True,
     ),
-    "disk": Setup(lambda f: from_disk(f), (Run("disk", new_tokens=3),)),
+    "disk": Setup(from_disk, (Run("disk", new_tokens=3),)),
     "disk-lossless": Setup(
-        lambda f: from_disk(
-            f, compression="lossless", layer_shards_saving_path=f.with_name(f"{f.name}-stores")
-        ),
+        lambda f: from_disk(f, compression="lossless", layer_shards_saving_path=stores_of(f)),
         (Run("disk-lossless", new_tokens=3),),
     ),
 }

@@ -65,6 +65,18 @@ def _read(r: Records, name: str = "disk") -> float:
     return float(statistics.mean(r[name]["direct_read"]))
 
 
+def _from_disk(what: str, name: str) -> Target:
+    """The line of a scenario that is held against the disk's pace."""
+    return Target(
+        what,
+        (name,),
+        0.95,
+        _wire(name, "disk"),
+        lambda r: f"{_read(r, name):.2f} GB/s, direct reads",
+        lambda r: r[name]["disk_gb_per_second"] / _read(r, name),
+    )
+
+
 def _prefill(r: Records) -> float:
     """Seconds that copying and computing a prompt take at least, beside one another."""
     copying = r["prefill"]["bytes_to_device"] / r["limits"]["pinned"] / 1e9
@@ -101,22 +113,8 @@ TARGETS = (
         lambda r: f"{r['fits']['stock_tokens_per_second']:.2f} tokens/s, stock in turns with it",
         lambda r: r["fits"]["tokens_per_second"] / r["fits"]["stock_tokens_per_second"],
     ),
-    Target(
-        "all layers from disk",
-        ("disk",),
-        0.95,
-        _wire("disk", "disk"),
-        lambda r: f"{_read(r):.2f} GB/s, direct reads",
-        lambda r: r["disk"]["disk_gb_per_second"] / _read(r),
-    ),
-    Target(
-        "all layers from disk, packed",
-        ("disk-lossless",),
-        0.95,
-        _wire("disk-lossless", "disk"),
-        lambda r: f"{_read(r, 'disk-lossless'):.2f} GB/s, direct reads",
-        lambda r: r["disk-lossless"]["disk_gb_per_second"] / _read(r, "disk-lossless"),
-    ),
+    _from_disk("all layers from disk", "disk"),
+    _from_disk("all layers from disk, packed", "disk-lossless"),
     Target(
         "prefill of 2,048 tokens",
         ("prefill", "stock-prefill", "limits"),

@@ -60,7 +60,8 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     plans = list(_plans(prepared, device, arguments))
     print(_model(prepared, device))
-    packing = prepared.worth_packing(arguments.compression, plans[0][2])
+    compression: Compression | None = arguments.compression
+    packing = prepared.worth_packing(compression, plans[0][2])
     print(_disk(prepared, arguments.store, fetched, packing))
     limits = Limits()
     if not arguments.no_measure:
@@ -68,7 +69,6 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
         limits = measure_limits(device, prepared.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
-    compression = arguments.compression
     print(table([_row(*plan, device, limits, compression) for plan in plans]))
 
 

@@ -74,14 +74,17 @@ def test_what_fits_takes_turns_with_stock(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(streaming.DEVICE.type != "cpu", reason="on a GPU the disk is not all there is")
 def test_what_streams_is_measured_beside_stock_and_the_disk(folder: Path, tmp_path: Path) -> None:
-    records = measured(folder, tmp_path, "limits", "lookup", "disk")
+    records = measured(folder, tmp_path, "limits", "lookup", "disk", "disk-lossless")
     by_name = {record["scenario"]: record for record in records}
-    assert list(by_name) == ["limits", "repetitive", "prompt-lookup", "disk"]
+    streamed = ["disk", "disk-lossless"]
+    assert list(by_name) == ["limits", "repetitive", "prompt-lookup", *streamed]
     assert by_name["repetitive"]["tokens"] == by_name["prompt-lookup"]["tokens"]
     assert len(by_name["prompt-lookup"]["step_seconds"]) < 63 / 5
-    assert by_name["disk"]["bytes_from_disk"] > 0
-    assert len(by_name["disk"]["direct_read"]) == 2
-    assert min(by_name["disk"]["direct_read"]) > 0
+    for name in streamed:
+        assert by_name[name]["bytes_from_disk"] > 0
+        assert len(by_name[name]["direct_read"]) == 2
+        assert min(by_name[name]["direct_read"]) > 0
+    assert by_name["disk-lossless"]["tokens"] == by_name["disk"]["tokens"]
 
 
 def record(scenario: str, **figures: Any) -> dict[str, Any]:

@@ -42,6 +42,10 @@ def llama(wide: Callable[..., Path]) -> Path:
     return wide("llama", tie_word_embeddings=False, vocab_size=2000)
 
 
+def split(folder: Path, root: Path, compression: str | None) -> Path:
+    return find_or_create_local_splitted_path(folder, root, compression=compression)[1]
+
+
 def read_a_forward(model: StreamedModel, prompt: torch.Tensor) -> int:
     for _ in range(2):  # the first learns the order
         before = model.streaming_stats()["bytes_from_disk"]
@@ -60,23 +64,23 @@ def read_a_forward(model: StreamedModel, prompt: torch.Tensor) -> int:
 def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
     wide: Callable[..., Path],
     stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
     prompt: torch.Tensor,
     tmp_path: Path,
     model_type: str,
     fields: dict[str, Any],
 ) -> None:
     folder = wide(model_type, **fields)
-    options = {"device": "cpu", "host_memory": "min", "layer_shards_saving_path": tmp_path}
-    plain = AutoModel.from_pretrained(folder, **options)
-    packed = AutoModel.from_pretrained(folder, compression="lossless", **options)
+    plain = streamed(folder, layer_shards_saving_path=tmp_path)
+    packed = streamed(folder, layer_shards_saving_path=tmp_path, compression="lossless")
     assert packed.streaming_plan == plain.streaming_plan
     expected = stock(folder)(prompt).logits
     assert torch.equal(packed(prompt).logits, expected)
-    streamed = tuple(f"{name}." for name in packed.streaming_plan.on("disk"))
+    on_disk = tuple(f"{name}." for name in packed.streaming_plan.on("disk"))
     packable = sum(
         parameter.nbytes
         for name, parameter in packed.named_parameters()
-        if name.startswith(streamed) and "embed" not in name and parameter.numel() >= 1 << 16
+        if name.startswith(on_disk) and "embed" not in name and parameter.numel() >= 1 << 16
     )
     assert torch.equal(packed(prompt).logits, expected)
     saved = read_a_forward(plain, prompt) - read_a_forward(packed, prompt)
@@ -84,17 +88,19 @@ def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
 
 
 def test_what_stays_resident_is_unpacked_too(
-    llama: Path, stock: Callable[..., PreTrainedModel], prompt: torch.Tensor, tmp_path: Path
+    llama: Path,
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
 ) -> None:
-    options: dict[str, Any] = {"device": "cpu", "max_seq_len": 16, "compression": "lossless"}
+    options: dict[str, Any] = {"max_seq_len": 16, "compression": "lossless"}
     options["layer_shards_saving_path"] = tmp_path
-    smallest = AutoModel.from_pretrained(llama, host_memory="min", **options)
+    smallest = streamed(llama, **options)
     least = smallest.streaming_plan
     room = least.slot_sizes[0] * 3 // 2
     working = working_bytes(smallest.config, torch.bfloat16, 16, torch.device("cpu"))
-    model = AutoModel.from_pretrained(
-        llama, host_memory=least.device_bytes + room + working, **options
-    )
+    model = streamed(llama, host_memory=least.device_bytes + room + working, **options)
     plan = model.streaming_plan
     assert plan.on("disk")
     assert any(name.startswith("model.layers.") for name in plan.on("device"))
@@ -104,7 +110,7 @@ def test_what_stays_resident_is_unpacked_too(
 def test_a_store_holds_embeddings_and_small_weights_as_they_are(
     llama: Path, tmp_path: Path
 ) -> None:
-    _, store = find_or_create_local_splitted_path(llama, tmp_path, compression="lossless")
+    store = split(llama, tmp_path, "lossless")
     packed, plain = {}, {}
     for file in store.glob("*.safetensors"):
         for name, entry in read_header(file).items():
@@ -123,10 +129,14 @@ def test_a_store_holds_embeddings_and_small_weights_as_they_are(
 
 
 def test_a_store_is_made_only_for_what_comes_from_disk(
-    llama: Path, stock: Callable[..., PreTrainedModel], prompt: torch.Tensor, tmp_path: Path
+    llama: Path,
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
 ) -> None:
-    model = AutoModel.from_pretrained(
-        llama, device="cpu", compression="lossless", layer_shards_saving_path=tmp_path
+    model = streamed(
+        llama, host_memory="auto", compression="lossless", layer_shards_saving_path=tmp_path
     )
     assert torch.equal(model(prompt).logits, stock(llama)(prompt).logits)
     assert list(tmp_path.iterdir()) == []
@@ -136,12 +146,7 @@ def test_a_plain_and_a_packed_store_lie_side_by_side(
     wide: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = wide("mixtral", num_local_experts=4)
-    made = {
-        compression: find_or_create_local_splitted_path(folder, tmp_path, compression=compression)[
-            1
-        ]
-        for compression in (None, "lossless")
-    }
+    made = {compression: split(folder, tmp_path, compression) for compression in (None, "lossless")}
     sizes = {
         compression: sum(file.stat().st_size for file in store.glob("*.safetensors"))
         for compression, store in made.items()
@@ -155,15 +160,12 @@ def test_a_plain_and_a_packed_store_lie_side_by_side(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_another_dtype_has_nothing_to_pack(
-    wide: Callable[..., Path], tmp_path: Path, dtype: torch.dtype
+    wide: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    dtype: torch.dtype,
 ) -> None:
-    AutoModel.from_pretrained(
-        wide("llama", dtype),
-        device="cpu",
-        host_memory="min",
-        compression="lossless",
-        layer_shards_saving_path=tmp_path,
-    )
+    streamed(wide("llama", dtype), compression="lossless", layer_shards_saving_path=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,43 +173,32 @@ def test_another_dtype_has_nothing_to_pack(
 def test_a_packed_store_can_take_the_place_of_the_originals(
     wide: Callable[..., Path],
     stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
     prompt: torch.Tensor,
     tmp_path: Path,
     memory: str,
 ) -> None:
     folder = wide("llama", tie_word_embeddings=False)
     expected = stock(folder)(prompt).logits
-    options = {"device": "cpu", "layer_shards_saving_path": tmp_path}
-    AutoModel.from_pretrained(
-        folder, host_memory="min", compression="lossless", delete_original=True, **options
-    )
+    options = {"layer_shards_saving_path": tmp_path}
+    streamed(folder, compression="lossless", delete_original=True, **options)
     assert list(folder.glob("*.safetensors")) == []
     (store,) = tmp_path.iterdir()
     for compression in (None, "lossless"):
-        again = AutoModel.from_pretrained(
-            folder, host_memory=memory, compression=compression, **options
-        )
+        again = streamed(folder, host_memory=memory, compression=compression, **options)
         assert torch.equal(again(prompt).logits, expected)
-        assert (
-            find_or_create_local_splitted_path(folder, tmp_path, compression=compression)[1]
-            == store
-        )
+        assert split(folder, tmp_path, compression) == store
     assert list(tmp_path.iterdir()) == [store]
 
 
 def test_a_checkpoint_that_needs_a_store_gets_one_packed_store_in_any_case(
-    wide: Callable[..., Path], prompt: torch.Tensor, tmp_path: Path
+    wide: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
 ) -> None:
     folder = wide("mixtral", num_local_experts=4)
-    _, store = find_or_create_local_splitted_path(folder, tmp_path, compression="lossless")
+    store = split(folder, tmp_path, "lossless")
+    options = {"compression": "lossless", "layer_shards_saving_path": tmp_path}
     for memory in ("auto", "min"):
-        AutoModel.from_pretrained(
-            folder,
-            device="cpu",
-            host_memory=memory,
-            compression="lossless",
-            layer_shards_saving_path=tmp_path,
-        )
+        streamed(folder, host_memory=memory, **options)
         assert list(tmp_path.iterdir()) == [store]
 
 
@@ -215,6 +206,7 @@ def test_a_checkpoint_that_needs_a_store_gets_one_packed_store_in_any_case(
 def test_a_packed_store_may_follow_a_plain_one_and_is_guarded_like_it(
     wide: Callable[..., Path],
     stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
     prompt: torch.Tensor,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -232,9 +224,7 @@ def test_a_packed_store_may_follow_a_plain_one_and_is_guarded_like_it(
     assert [path.name for path in tmp_path.iterdir()] == [found.folder.name]
     assert main(["cache", "rm", "--all", *store]) != 0
     assert "only" in "".join(capsys.readouterr())
-    model = AutoModel.from_pretrained(
-        folder, device="cpu", host_memory="min", layer_shards_saving_path=tmp_path
-    )
+    model = streamed(folder, layer_shards_saving_path=tmp_path)
     assert torch.equal(model(prompt).logits, expected)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
     sizes = prepared.disk_sizes()
@@ -254,19 +244,16 @@ def test_a_checkpoint_that_says_it_is_a_store_keeps_its_other_files(
 
 
 def test_a_store_in_which_nothing_could_be_packed_is_not_made_again(
-    wide: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rabbitllm.checkpoint.store.pack", lambda weight: None)
     folder = wide("llama", tie_word_embeddings=False)
+    options = {"delete_original": True, "layer_shards_saving_path": tmp_path}
     for _ in range(3):
-        AutoModel.from_pretrained(
-            folder,
-            device="cpu",
-            host_memory="min",
-            compression="lossless",
-            delete_original=True,
-            layer_shards_saving_path=tmp_path,
-        )
+        streamed(folder, compression="lossless", **options)
         (store,) = find_stores(tmp_path)
         assert store.complete
 
@@ -304,15 +291,9 @@ def test_the_command_line_plans_and_splits_with_it(
 
 
 def test_what_is_expected_to_be_read_is_read(
-    llama: Path, prompt: torch.Tensor, tmp_path: Path
+    llama: Path, streamed: Callable[..., StreamedModel], prompt: torch.Tensor, tmp_path: Path
 ) -> None:
-    model = AutoModel.from_pretrained(
-        llama,
-        device="cpu",
-        host_memory="min",
-        compression="lossless",
-        layer_shards_saving_path=tmp_path,
-    )
+    model = streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
     sizes = prepared.disk_sizes("lossless")
     expected = sum(sizes[name] for name in model.streaming_plan.on("disk"))
