@@ -2,6 +2,10 @@
 
 The order of the stages is learned from every forward of the whole model and is a ring: behind the
 last stage of one token comes the first stage of the next, so loading never pauses between tokens.
+
+An interrupt (Ctrl-C, a notebook's stop) may fall between any two instructions, the cleaning up
+behind another one included. So nothing relies on being run to its end: a forward that was begun is
+marked as such first, and the next one puts in order what it finds unfinished.
 """
 
 import functools
@@ -34,6 +38,21 @@ class Options:
     profiling: bool = False
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A stage whose modules are running.
+
+    Attributes:
+        slot: where its weights are.
+        begun: when they were in place.
+        thread: the one that runs it.
+    """
+
+    slot: Slot
+    begun: Mark
+    thread: int
+
+
 class Pipeline:
     """Runs `model` with the `stages` streaming through `slots`.
 
@@ -61,7 +80,9 @@ class Pipeline:
         self._options = options
         self._ring = list(stages)
         self._position = -1
-        self._running: dict[Stage, tuple[Slot, list[nn.Parameter | None], Mark]] = {}
+        self._idle = {stage: bound(stage) for stage in stages}
+        self._running: dict[Stage, _Run] = {}
+        self._settled = True  # no forward is under way, nor was one cut off
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
         self._bar: tqdm[Any] | None = None
@@ -73,40 +94,58 @@ class Pipeline:
 
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's parameters in place, waiting for them if need be."""
-        if stage in self._running:
-            raise RuntimeError(
-                f"{stage.name} is already running; its weights cannot be bound twice."
-            )
+        self._refuse_twice(stage)
+        self._settled = False
         if self._seen is not None:
             self._seen.append(stage)
         self._advance(stage)
         slot = self._holder(stage) or self._load(stage)
         begun = self.meter.mark()
-        try:
-            self._transfer.wait(slot)
-        except BaseException:
-            slot.stage = None  # whatever is in it is not the stage; the next forward loads it again
-            raise
-        slot.busy = True
+        self._transfer.wait(slot)
         arrived = self.meter.mark()
         self.meter.wait(stage.name, begun, arrived)
-        meta = bind(stage, slot.parameters_of(stage))
-        self._running[stage] = slot, meta, arrived
+        self._running[stage] = _Run(slot, arrived, threading.get_ident())
+        bind(stage, slot.parameters_of(stage))
         self._prefetch()
 
     def release(self, stage: Stage) -> None:
         """Takes the parameters away; the slot is free once the device has run what was launched."""
         if stage not in self._running:
             return  # its pre-hook failed; torch calls this hook all the same
-        slot, meta, arrived = self._running.pop(stage)
-        bind(stage, meta)
-        self._transfer.computed(slot)
-        slot.busy = False
+        run = self._running[stage]
+        bind(stage, self._idle[stage])
+        self._transfer.computed(run.slot)
+        del self._running[stage]
         if self._options.profiling:
-            self.meter.compute(stage.name, arrived, self.meter.mark())
+            self.meter.compute(stage.name, run.begun, self.meter.mark())
         if self._bar is not None:
             self._bar.update()
         self._prefetch()
+
+    def _refuse_twice(self, stage: Stage) -> None:
+        """A stage that is running cannot run once more, inside itself or in another thread.
+
+        Where a block is called by itself, this thread's own run of it is one that was cut off.
+
+        Raises:
+            RuntimeError: it is running.
+        """
+        run = self._running.get(stage)
+        if run and (self._seen is not None or run.thread != threading.get_ident()):
+            raise RuntimeError(
+                f"{stage.name} is already running; its weights cannot be bound twice."
+            )
+
+    def _settle(self) -> None:
+        """Takes the weights away from whatever did not come to its end."""
+        if self._settled:
+            return
+        for stage, idle in self._idle.items():
+            bind(stage, idle)
+        for slot in self._slots:
+            self._transfer.computed(slot)
+        self._running.clear()
+        self._settled = True
 
     def _advance(self, stage: Stage) -> None:
         """Moves the position in the ring to the next occurrence of `stage`."""
@@ -137,7 +176,7 @@ class Pipeline:
             keep = {slot for slot in map(self._holder, upcoming[:position]) if slot}
             free = next((slot for slot in self._free(stage) if slot not in keep), None)
             if free is not None:
-                self._fill(free, stage)
+                self._transfer.start(stage, free)
 
     def _load(self, stage: Stage) -> Slot:
         """Loads a stage that was not foreseen, into the slot whose stage is needed last."""
@@ -152,18 +191,13 @@ class Pipeline:
             free,
             key=lambda slot: rank.get(slot.stage.name, len(rank)) if slot.stage else len(rank) + 1,
         )
-        self._fill(slot, stage)
+        self._transfer.start(stage, slot)
         return slot
 
     def _free(self, stage: Stage) -> list[Slot]:
         """The slots that are large enough for the stage and that no running one is in."""
-        return [s for s in self._slots if not s.busy and stage.nbytes <= s.buffer.numel()]
-
-    def _fill(self, slot: Slot, stage: Stage) -> None:
-        if slot.arrival is not None:
-            slot.arrival.exception()  # the buffer must not be written twice at once
-        slot.stage = stage
-        self._transfer.start(stage, slot)
+        busy = {run.slot for run in self._running.values()}
+        return [s for s in self._slots if s not in busy and stage.nbytes <= s.buffer.numel()]
 
     def _holder(self, stage: Stage) -> Slot | None:
         return next((slot for slot in self._slots if slot.stage is stage), None)
@@ -183,7 +217,8 @@ class Pipeline:
         @functools.wraps(forward)
         def whole(*args: Any, **kwargs: Any) -> Any:
             with self._turn:
-                self._seen = []
+                self._settle()
+                self._settled, self._seen = False, []
                 self.meter.settle()
                 begun = self.meter.mark()
                 try:
@@ -192,11 +227,11 @@ class Pipeline:
                     if self._seen:
                         self._ring, self._position = self._seen, len(self._seen) - 1
                         self._prefetch()  # by the new order
+                    self._settled = not self._running
                     return output
                 finally:
                     self._seen = self._bar = None
-                    for stage in list(self._running):  # none, but behind an interrupt
-                        self.release(stage)
+                    self._settle()
                     self.meter.forward(begun, self.meter.mark(), _sequences(args, kwargs))
 
         return whole
@@ -221,12 +256,14 @@ def _sequences(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return next((tensor.shape[0] for tensor in tensors if tensor.dim() > 1), 0)
 
 
-def bind(stage: Stage, parameters: Sequence[nn.Parameter | None]) -> list[nn.Parameter | None]:
-    """Makes `parameters` those of the stage's modules; returns the ones that were there."""
-    before = []
+def bound(stage: Stage) -> list[nn.Parameter | None]:
+    """The parameters that the stage's modules have at the moment, in the order of its weights."""
+    owners = (weight.owners[0] for weight in stage.weights)
+    return [module._parameters[attribute] for module, attribute in owners]
+
+
+def bind(stage: Stage, parameters: Sequence[nn.Parameter | None]) -> None:
+    """Makes `parameters` those of the stage's modules."""
     for weight, parameter in zip(stage.weights, parameters, strict=True):
-        module, attribute = weight.owners[0]
-        before.append(module._parameters[attribute])
         for module, attribute in weight.owners:
             module._parameters[attribute] = parameter
-    return before

@@ -1,5 +1,6 @@
 """How one stage gets into one slot: by reading on CPU, by a copy stream on CUDA."""
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,24 +24,49 @@ Copies of a quarter of this cost 1% of the link (H100, PCIe 5)."""
 
 
 @dataclass(eq=False)
+class Load:
+    """One stage's way into a slot.
+
+    Attributes:
+        stage: what is loaded.
+        arrival: done when a host thread has nothing left to do for it. None until the load is
+            sure to happen: an interrupt may fall before that, and then nothing may count on it.
+    """
+
+    stage: Stage
+    arrival: Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """The load never began, or ended in an error: the slot does not hold its stage."""
+        if self.arrival is None:
+            return True
+        return self.arrival.done() and self.arrival.exception() is not None
+
+
+@dataclass(eq=False)
 class Slot:
     """A buffer on the device that streamed stages take turns in.
 
     Attributes:
         buffer: uint8, as large as the largest stage that it takes.
-        stage: the stage whose weights it holds or is receiving.
         staging: pinned memory that stages on disk pass through on their way to a CUDA device.
-        busy: that stage is running at the moment.
-        arrival: the load under way; done when a host thread has nothing left to do for it.
+        load: the last that was started; earlier ones are void.
+        filling: held by whoever writes the buffer, so that a load which nobody waits for any more
+            cannot mix with the next one.
         parameters: stage name -> its parameters as views of this buffer, made once.
     """
 
     buffer: torch.Tensor
     staging: torch.Tensor | None = None
-    stage: Stage | None = None
-    busy: bool = False
-    arrival: Future[object] | None = None
+    load: Load | None = None
+    filling: threading.Lock = field(default_factory=threading.Lock)
     parameters: dict[str, list[nn.Parameter]] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage whose weights it holds or is receiving."""
+        return None if self.load is None or self.load.failed else self.load.stage
 
     def parameters_of(self, stage: Stage) -> list[nn.Parameter]:
         """The stage's parameters in this slot, in the order of `stage.weights`."""
@@ -67,9 +93,18 @@ class Transfer(ABC):
         """An empty slot for stages of at most `nbytes`."""
         return Slot(self.allocate(nbytes))
 
-    @abstractmethod
     def start(self, stage: Stage, slot: Slot) -> None:
-        """Begins to fill `slot`, and returns; what was in it may still compute on the device."""
+        """Begins to fill `slot`, and returns; what was in it may still compute on the device.
+
+        An interrupt may end it anywhere. First the slot lets go of what it held, last it counts on
+        what comes.
+        """
+        slot.load = load = Load(stage)
+        load.arrival = self._begin(load, slot)
+
+    @abstractmethod
+    def _begin(self, load: Load, slot: Slot) -> Future[None]:
+        """Has `slot` filled, unless another load was started by the time its turn comes."""
 
     @abstractmethod
     def wait(self, slot: Slot) -> None:
@@ -93,14 +128,18 @@ class CpuTransfer(Transfer):
         return host_buffer(nbytes)
 
     @override
-    def start(self, stage: Stage, slot: Slot) -> None:
-        self.meter.load(stage.name, from_disk=self.reader.disk_bytes(stage))
-        slot.arrival = self._workers.submit(self._read, stage, slot.buffer)
+    def _begin(self, load: Load, slot: Slot) -> Future[None]:
+        self.meter.load(load.stage.name, from_disk=self.reader.disk_bytes(load.stage))
+        return self._workers.submit(self._fill, load, slot)
+
+    def _fill(self, load: Load, slot: Slot) -> None:
+        with slot.filling:
+            if slot.load is load:
+                self._read(load.stage, slot.buffer)
 
     @override
     def wait(self, slot: Slot) -> None:
-        assert slot.arrival is not None
-        slot.arrival.result()
+        _arrival(slot).result()
 
     @override
     def computed(self, slot: Slot) -> None:
@@ -149,20 +188,20 @@ class CudaTransfer(Transfer):
         return slot
 
     @override
-    def start(self, stage: Stage, slot: Slot) -> None:
+    def _begin(self, load: Load, slot: Slot) -> Future[None]:
+        stage = load.stage
         hosted = stage.name in self._pinned
         from_disk = 0 if hosted else self.reader.disk_bytes(stage)
         self.meter.load(stage.name, from_disk=from_disk, to_device=stage.nbytes)
-        if hosted:
-            slot.arrival = None
+        if not hosted:
+            return self._workers.submit(self._read_and_copy, load, slot)
+        with slot.filling:
             self._copy(self._pinned[stage.name], stage, slot)
-        else:
-            slot.arrival = self._workers.submit(self._read_and_copy, stage, slot)
+        return _DONE
 
     @override
     def wait(self, slot: Slot) -> None:
-        if slot.arrival is not None:
-            slot.arrival.result()
+        _arrival(slot).result()
         torch.cuda.current_stream(self.device).wait_event(self._copied[id(slot)])
 
     @override
@@ -170,12 +209,15 @@ class CudaTransfer(Transfer):
         event = self._computed.setdefault(id(slot), torch.cuda.Event())
         event.record(torch.cuda.current_stream(self.device))
 
-    def _read_and_copy(self, stage: Stage, slot: Slot) -> None:
+    def _read_and_copy(self, load: Load, slot: Slot) -> None:
         assert slot.staging is not None
-        if id(slot) in self._copied:
-            self._copied[id(slot)].synchronize()  # of a copy that may come from the same staging
-        self._read(stage, slot.staging)
-        self._copy(slot.staging, stage, slot)
+        with slot.filling:
+            if slot.load is not load:
+                return
+            if id(slot) in self._copied:
+                self._copied[id(slot)].synchronize()  # a copy that may come from the same staging
+            self._read(load.stage, slot.staging)
+            self._copy(slot.staging, load.stage, slot)
 
     def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot) -> None:
         if id(slot) in self._computed:
@@ -188,3 +230,13 @@ class CudaTransfer(Transfer):
         if begun is not None:
             self.meter.copy(stage.name, begun, self.meter.mark(self._stream))
         self._copied.setdefault(id(slot), torch.cuda.Event()).record(self._stream)
+
+
+def _arrival(slot: Slot) -> Future[None]:
+    assert slot.load is not None, "nothing was started"
+    assert slot.load.arrival is not None, "nothing can be waited for"
+    return slot.load.arrival
+
+
+_DONE: Future[None] = Future()
+_DONE.set_result(None)

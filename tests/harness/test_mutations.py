@@ -432,8 +432,7 @@ def test_a_missing_wait_on_the_copy_event_is_seen(cell, tmp_path, monkeypatch):
         copy(self, *args)
 
     def wait(self: CudaTransfer, slot: Any) -> None:
-        if slot.arrival is not None:
-            slot.arrival.result()
+        slot.load.arrival.result()
 
     monkeypatch.setattr(CudaTransfer, "_copy", late)
     here = replace(small(cell("llama")), device="cuda")

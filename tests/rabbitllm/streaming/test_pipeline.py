@@ -13,7 +13,7 @@ from typing_extensions import override
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.stages import Stage, Weight
-from rabbitllm.streaming.transfer import Slot, Transfer
+from rabbitllm.streaming.transfer import Load, Slot, Transfer
 
 WIDTH = 4
 NBYTES = 256
@@ -25,8 +25,9 @@ class Store(Transfer):
     A buffer is spoiled when its load starts and whole only after `wait`.
     """
 
-    def __init__(self, truth: dict[str, torch.Tensor], broken: str) -> None:
-        self.truth = truth
+    def __init__(self, model: Toy, broken: str) -> None:
+        self.model = model
+        self.truth = model.truth
         self.started: list[str] = []
         self.broken = broken
 
@@ -35,28 +36,34 @@ class Store(Transfer):
         return torch.zeros(nbytes, dtype=torch.uint8)
 
     @override
-    def start(self, stage: Stage, slot: Slot) -> None:
-        assert not slot.busy, f"{stage.name} overwrites weights in use"
-        self.started.append(stage.name)
+    def _begin(self, load: Load, slot: Slot) -> Future[None]:
+        assert not self._in_use(slot), f"{load.stage.name} overwrites weights in use"
+        self.started.append(load.stage.name)
         slot.buffer.fill_(0xFF)
-        slot.arrival = Future()
-        if stage.name in self.broken:
-            slot.arrival.set_exception(OSError(f"{stage.name} cannot be read"))
+        arrival: Future[None] = Future()
+        if load.stage.name in self.broken:
+            arrival.set_exception(OSError(f"{load.stage.name} cannot be read"))
         else:
-            slot.arrival.set_result(None)
+            arrival.set_result(None)
+        return arrival
 
     @override
     def wait(self, slot: Slot) -> None:
-        assert slot.arrival is not None
-        assert slot.stage is not None
-        slot.arrival.result()
-        data = self.truth[slot.stage.name].reshape(-1).view(torch.uint8)
-        offset = slot.stage.weights[0].offset
+        assert slot.load is not None
+        assert slot.load.arrival is not None
+        slot.load.arrival.result()
+        data = self.truth[slot.load.stage.name].reshape(-1).view(torch.uint8)
+        offset = slot.load.stage.weights[0].offset
         slot.buffer[offset : offset + data.numel()] = data
 
     @override
     def computed(self, slot: Slot) -> None:
         pass
+
+    def _in_use(self, slot: Slot) -> bool:
+        memory = slot.buffer.untyped_storage().data_ptr()
+        weights = [self.model.blocks[name].weight for name in self.model.bound()]
+        return any(weight.untyped_storage().data_ptr() == memory for weight in weights)
 
     def take(self) -> list[str]:
         """What was started since the last call."""
@@ -104,7 +111,7 @@ def stages_of(model: Toy) -> list[Stage]:
 
 
 def run(model: Toy, slots: int = 2, broken: str = "", **options: bool) -> tuple[Store, Pipeline]:
-    store = Store(model.truth, broken)
+    store = Store(model, broken)
     buffers = [Slot(store.allocate(NBYTES)) for _ in range(slots)]
     meter = Meter(torch.device("cpu"), options.get("profiling", False))
     pipeline = Pipeline(model, stages_of(model), buffers, store, meter, Options(**options))
@@ -114,7 +121,7 @@ def run(model: Toy, slots: int = 2, broken: str = "", **options: bool) -> tuple[
 
 def run_with_outsize(model: Toy, name: str) -> tuple[Store, Pipeline]:
     """One stage is three times as large as the others, and only the first slot takes it."""
-    store, stages = Store(model.truth, ""), stages_of(model)
+    store, stages = Store(model, ""), stages_of(model)
     stages = [
         replace(s, weights=(replace(s.weights[0], offset=2 * NBYTES),)) if s.name == name else s
         for s in stages
