@@ -5,6 +5,7 @@ Needs neither torch nor transformers, so that the environment that plans a run c
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -196,23 +197,28 @@ def read_rows(cls: type[Row], path: Path, kind: str, key: str | None = "id") -> 
         StrictError: naming file, line, row and what is wrong.
     """
     place = f"{path.parent.name}/{path.name}"
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise StrictError(f"{place}: {error}") from error
     for other in content.keys() - {kind}:
         raise StrictError(f"{place}: {unknown('table', other, [kind])}")
-    begins = [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(f"[[{kind}]]")]
+    tables = content.get(kind, [])
+    if not isinstance(tables, list):
+        raise StrictError(f"{place}: {kind} must be tables, each below a line [[{kind}]]")
+    heading = re.compile(rf"\s*\[\[\s*{kind}\s*\]\]")
+    begins = [number for number, line in enumerate(text.splitlines(), 1) if heading.match(line)]
     rows: dict[object, Row] = {}
-    for number, table in enumerate(content.get(kind, []), start=1):
-        name: object = table.get(key, number) if key else number
+    for number, table in enumerate(tables, start=1):
         # Written in another way, rows have no line of their own.
-        line = f":{begins[number - 1]}" if len(begins) == len(content[kind]) else ""
+        line = f":{begins[number - 1]}" if len(begins) == len(tables) else ""
+        name = table.get(key, number) if key and isinstance(table, dict) else number
         where = f"{place}{line}, {kind} {name!r}"
+        row = build(cls, table, where)
         if name in rows:
             raise StrictError(f"{where}: stated twice")
-        rows[name] = build(cls, table, where)
+        rows[name] = row
     return tuple(rows.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -25,13 +26,16 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
     Args:
         cls: a dataclass; its type hints say what is accepted (str, int, float, bool, date, Literal,
-            unions, tuple[X, ...], dict[str, X], dataclasses).
+            unions, tuple[X, ...], dict[str, X], dataclasses), its `__post_init__` what else must
+            hold, by raising ValueError.
         table: field name -> value. Arrays become tuples.
         where: names the place in error messages, such as "matrix/backends.toml, backend 'sdpa'".
 
     Raises:
-        StrictError: an unknown or missing key, or a value of another type.
+        StrictError: an unknown or missing key, or a value that is of another type or refused.
     """
+    if not isinstance(table, Mapping):
+        raise StrictError(f"{where}: expected a table, got {table!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in table:
         if key not in fields:
@@ -46,9 +50,11 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     if missing:
         raise StrictError(f"{where}: missing {', '.join(map(repr, missing))}")
     hints = typing.get_type_hints(cls)
-    return cls(
-        **{key: convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
-    )
+    values = {key: convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise StrictError(f"{where}: {error}") from error
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -70,16 +76,12 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(convert(item, arguments[0], where) for item in value)
     if origin is dict and isinstance(value, Mapping):
         return {key: convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
-    # bool is a subclass of int, but True is no number here.
-    if (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or not isinstance(value, bool))
-    ):
+    # Not by isinstance: True is no number here, and a moment is no day.
+    if type(value) is hint:
         return value
     raise StrictError(f"{where}: expected {_name(hint)}, got {value!r}")
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from harness.cells import MATRIX, Cell, read_rows
+from harness.cells import MATRIX, Cell, Device, read_rows
+from harness.judging.pattern import fits
 from harness.records import FAILED, Record, read_all
-from harness.strict import StrictError
+from harness.strict import unknown
 
 PLACE = "matrix/expected_failures.toml"
 
@@ -29,10 +30,10 @@ class Expected:
         device: likewise.
         transformers: release range, such as ">=5.21.1".
         exception: type name of what is raised; empty if a check fails without.
-        message: regular expression found in the message.
+        message: text found in the message, see `harness.judging.pattern`.
         side: whose fault it is.
         why: the cause.
-        link: where it is discussed.
+        link: where it is discussed, by https.
         expires: from this day on the entry fails the run, to be looked at again.
     """
 
@@ -48,16 +49,26 @@ class Expected:
     device: str = "*"
 
     def __post_init__(self) -> None:
-        """Check what only its own syntax can.
+        """Check what types do not say.
 
         Raises:
-            StrictError: the range or the pattern cannot be read.
+            ValueError: naming the field that is wrong, and how.
         """
+        for field in ("architecture", "backend", "why"):
+            if not getattr(self, field).strip():
+                raise ValueError(f"{field}: is empty")
+        if not self.message.replace("*", "").strip():
+            raise ValueError("message: would be found in every message")
+        if self.exception and not self.exception.isidentifier():
+            raise ValueError(f"exception: expected the name of a type, got {self.exception!r}")
+        if not any(fnmatchcase(device, self.device) for device in get_args(Device)):
+            raise ValueError(f"device: {unknown('device', self.device, get_args(Device))}")
+        if not re.fullmatch(r"https://[^\s/]\S*", self.link):
+            raise ValueError(f"link: expected an https address, got {self.link!r}")
         try:
             SpecifierSet(self.transformers)
-            re.compile(self.message)
-        except (InvalidSpecifier, re.error) as error:
-            raise StrictError(f"{PLACE}, {self.name}: {error}") from error
+        except InvalidSpecifier as error:
+            raise ValueError(f"transformers: {error}") from error
 
     @property
     def name(self) -> str:
@@ -75,9 +86,7 @@ class Expected:
 
     def explains(self, exception: str, message: str) -> bool:
         """Return whether a failure is the one that the entry expects."""
-        return (
-            exception == self.exception and re.search(self.message, message, re.DOTALL) is not None
-        )
+        return exception == self.exception and fits(self.message, message)
 
 
 def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:

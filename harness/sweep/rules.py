@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from harness.cells import MATRIX
+from harness.judging.pattern import fits
 from harness.strict import StrictError, build
 
 if sys.version_info >= (3, 11):
@@ -54,7 +54,7 @@ class Known:
 
     Attributes:
         names: the model types that fail so.
-        pattern: regular expression found in "Exception: message".
+        pattern: text found in "Exception: message", see `harness.judging.pattern`.
         why: they do.
     """
 
@@ -81,7 +81,7 @@ class Rules:
     def explanation(self, model_type: str, failure: str) -> str:
         """Return why the type fails in this way, or nothing if that is not known."""
         rows = (row for row in self.known if model_type in row.names)
-        return next((row.why for row in rows if re.search(row.pattern, failure)), "")
+        return next((row.why for row in rows if fits(row.pattern, failure)), "")
 
 
 def shrunk(config: PretrainedConfig, values: Mapping[str, int | bool]) -> dict[str, Any]:

@@ -118,6 +118,14 @@ def test_a_backend_may_override_the_dtype(cell):
             r"backends.toml:4, backend 'x': stated twice",
         ),
         ("[[backend]\n", r"backends.toml: "),
+        (
+            "backend = 'x'\n",
+            r"backends.toml: backend must be tables, each below .*\[\[b",
+        ),
+        ("[backend]\nid = 'x'\n", r"backends.toml: backend must be tables"),
+        ("backend = ['x']\n", r"backends.toml, backend 1: expected a table, got 'x'"),
+        ("[[ backend ]]\nid = ['x']\ndevices = []\n", r"toml:1, backend .*: id: expected str"),
+        (f"backend = {'[' * 100_000}", r"backends.toml: "),
     ],
 )
 def test_a_bad_file_is_named_with_row_and_reason(tmp_path, text, message):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal
 
 import pytest
@@ -55,6 +55,10 @@ def test_builds_nested_values():
         ({"count": "1"}, r"here: count: expected int, got '1'"),
         ({"count": True}, r"here: count: expected int, got True"),
         ({"count": 1, "on": 1}, r"here: on: expected bool, got 1"),
+        ({"count": 1, "day": datetime(2030, 1, 2)}, r"here: day: expected date, got datetime"),
+        ({"count": 1, "share": 10**400}, r"here: share: expected float, got 1000"),
+        ({"count": 1, "inner": "n"}, r"here: inner: expected a table, got 'n'"),
+        ([], r"here: expected a table, got \[\]"),
         ({"count": 1, "kind": "c"}, r"here: kind: Unknown value 'c'. Available: a, b"),
         ({"count": 1, "names": ["x", 2]}, r"here: names: expected str, got 2"),
         ({"count": 1, "names": "x"}, r"here: names: expected tuple"),
@@ -65,3 +69,18 @@ def test_builds_nested_values():
 def test_names_place_and_trouble(table, message):
     with pytest.raises(StrictError, match=message):
         build(Outer, table, "here")
+
+
+@dataclass(frozen=True)
+class Even:
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number % 2:
+            raise ValueError(f"number: {self.number} is odd")
+
+
+def test_what_a_class_refuses_is_named_with_its_place():
+    assert build(Even, {"number": 2}, "here").number == 2
+    with pytest.raises(StrictError, match=r"^here: number: 3 is odd$"):
+        build(Even, {"number": 3}, "here")
