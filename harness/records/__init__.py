@@ -8,6 +8,7 @@ from harness.records.record import (
     RecordError,
     Status,
     from_json,
+    parse,
     to_json,
     validate,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Status",
     "Store",
     "from_json",
+    "parse",
     "read_all",
     "to_json",
     "validate",

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,8 @@ FAILED = frozenset(
     {"degraded", "fail", "flaky", "env-error", "timeout", "crash", "reference-broken"}
 )
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
+DEEPEST = 50
+"""Levels of tables and arrays in JSON that is read here; records have five."""
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 """JSON Schema (draft 7) of a stored record."""
 PLACES = {
@@ -153,15 +155,32 @@ def from_json(text: str) -> Record:
     Raises:
         RecordError: it is not JSON, of another schema, or no record.
     """
-    try:
-        table = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(str(error)) from error
+    table = parse(text)
     if isinstance(table, dict) and table.get("schema") != SCHEMA:
         raise RecordError(f"schema {table.get('schema')!r}, expected {SCHEMA}")
     validate(table)
     checks = {name: CheckResult(**result) for name, result in table["checks"].items()}
     return Record(**{**table, "checks": checks})
+
+
+def parse(text: str) -> Any:
+    """Return what JSON says, if it is not so deep that code which follows it down would fail.
+
+    Raises:
+        RecordError: it is not JSON, or nested deeper than `DEEPEST`.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise RecordError(f"nested deeper than {DEEPEST} levels") from error
+    except ValueError as error:  # what is no JSON, and numbers of thousands of digits
+        raise RecordError(str(error)) from error
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _inner(outer)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise RecordError(f"nested deeper than {DEEPEST} levels")
+    return value
 
 
 def validate(table: Any) -> None:
@@ -182,6 +201,12 @@ def _validator() -> Callable[[Any], Any]:
         json.loads(SCHEMA_FILE.read_text("utf-8"))
     )
     return validator
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _plain(value: Any) -> Any:

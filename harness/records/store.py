@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.records.record import Record, RecordError, from_json, to_json, validate
+from harness.records.record import Record, RecordError, from_json, parse, to_json, validate
 
 logger = logging.getLogger(__name__)
 
@@ -20,27 +19,31 @@ class Store:
     """The records of one release in `folder/transformers-<release>.jsonl`.
 
     Writers may be several processes: each write reads the file, replaces the records that it brings
-    and keeps all others, under a lock; readers never see half a file. A line that is no record is
-    reported, and the next write keeps it aside in `transformers-<release>.jsonl.damaged`.
+    and keeps all others, under a lock; readers never see half a file. A line that is no record, or
+    one of another release, is reported, and the next write keeps it aside in
+    `transformers-<release>.jsonl.damaged`.
     """
 
     def __init__(self, folder: Path, release: str) -> None:
+        self.release = release
         self.path = folder / f"transformers-{release}.jsonl"
         self.damaged = folder / f"{self.path.name}.damaged"
 
     def read(self) -> list[Record]:
-        """Return all records, in the order of their keys; warn of every line that is none."""
+        """Return all records, in the order of their keys; warn of every line that is left out."""
         return self._read()[0]
 
     def put(self, records: Iterable[Record]) -> None:
         """Write records, each in place of the one with its key.
 
         Raises:
-            RecordError: one of them does not fit the schema; nothing is written.
+            RecordError: one of them does not fit the schema, or is of another release; nothing is
+                written.
         """
-        texts = {record.key: to_json(record) for record in records}
-        for text in texts.values():
-            validate(json.loads(text))
+        texts = {}
+        for record in records:
+            texts[record.key] = text = to_json(self._of_release(record))
+            validate(parse(text))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.parent / ".lock"):
             kept, damaged = self._read()
@@ -53,25 +56,32 @@ class Store:
             write_atomically(self.path, "".join(f"{merged[key]}\n" for key in sorted(merged)))
 
     def _read(self) -> tuple[list[Record], list[bytes]]:
-        """Return the records, and the lines that are none."""
+        """Return the records, and the lines that are left out."""
         records, damaged = [], []
         content = self.path.read_bytes() if self.path.exists() else b""
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line:
                 continue
             try:
-                records.append(from_json(line.decode("utf-8")))
+                records.append(self._of_release(from_json(line.decode("utf-8"))))
             except (RecordError, UnicodeDecodeError) as error:
                 damaged.append(line)
                 logger.warning(
-                    "%s:%d is no record and was left out: %s. The next run of that cell writes it "
-                    "again and keeps the line in %s.",
+                    "%s:%d is no record of this file and was left out: %s. The next run "
+                    "of that cell writes it again and keeps the line in %s.",
                     self.path,
                     number,
                     error,
                     self.damaged.name,
                 )
         return records, damaged
+
+    def _of_release(self, record: Record) -> Record:
+        if record.release != self.release:
+            raise RecordError(
+                f"it is of transformers {record.release}, this file of {self.release}"
+            )
+        return record
 
 
 def read_all(folder: Path) -> list[Record]:

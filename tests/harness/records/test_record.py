@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.records import CheckResult, Record, RecordError, from_json, to_json
-from harness.records.record import SCHEMA_FILE
+from harness.records.record import DEEPEST, SCHEMA_FILE
 
 
 def test_a_record_survives_json(cell_record):
@@ -41,6 +41,16 @@ def test_what_does_not_fit_the_schema_is_no_record(cell_record, change, message)
     text = json.dumps(json.loads(to_json(cell_record())) | change)
     with pytest.raises(RecordError, match=message):
         from_json(text)
+
+
+def test_what_can_be_read_can_be_written_again(cell_record):
+    deep: object = 0
+    for _ in range(DEEPEST - 1):
+        deep = [deep]
+    record = from_json(to_json(cell_record(probes={"deep": deep[0][0]})))
+    assert from_json(to_json(record)) == record
+    with pytest.raises(RecordError, match="nested deeper than 50 levels"):
+        from_json(to_json(cell_record(probes={"deep": [deep]})))
 
 
 def test_the_schema_has_the_fields_of_a_record():

@@ -53,6 +53,8 @@ def test_writers_do_not_lose_each_others_records(tmp_path, cell_record):
         (b'["schema"]', r"jsonl:2 .*must be object"),
         (b"<<<<<<< HEAD", r"jsonl:2 .*Expecting value"),
         (b"\xff\xfe", r"jsonl:2 .*can't decode"),
+        (b"[" * 100_000 + b"]" * 100_000, r"jsonl:2 .*nested deeper than 50 levels"),
+        (b"1" * 5_000, r"jsonl:2 .*digits"),
     ],
 )
 def test_a_damaged_line_is_named_and_kept_aside(tmp_path, cell_record, caplog, line, message):
@@ -67,6 +69,24 @@ def test_a_damaged_line_is_named_and_kept_aside(tmp_path, cell_record, caplog, l
     assert [record.architecture for record in store.read()] == ["llama", "qwen2"]
     assert store.damaged.read_bytes() == line + b"\n"
     assert len(caplog.messages) == 2  # reading the mended store had nothing to say
+
+
+def test_a_record_of_another_release_is_left_out_and_kept_aside(tmp_path, cell_record, caplog):
+    store, other = Store(tmp_path, "5.3.0"), Store(tmp_path, "5.2.0")
+    store.put([cell_record(release="5.3.0")])
+    other.put([cell_record(release="5.2.0", architecture="qwen2")])
+    with store.path.open("ab") as file:
+        file.write(other.path.read_bytes())
+    assert [record.architecture for record in store.read()] == ["llama"]
+    assert re.search(
+        r"transformers-5.3.0.jsonl:2 is no record of this file .*"
+        r"it is of transformers 5.2.0, this file of 5.3.0",
+        caplog.text,
+    )
+    store.put([cell_record(release="5.3.0", architecture="gemma2")])
+    assert store.damaged.read_bytes() == other.path.read_bytes()
+    with pytest.raises(RecordError, match=r"it is of transformers 5.2.0"):
+        store.put([cell_record(release="5.2.0")])
 
 
 def test_what_is_no_record_is_not_written(tmp_path, cell_record):
