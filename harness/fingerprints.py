@@ -12,6 +12,10 @@ from harness.cells import ROOT
 
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACEBACK = 6_000
+LONGEST_PATH = 4_096
+"""Characters; no file system that is in use takes a longer one."""
+APART = r"[\s'\":,()]"
+"""What stands between paths."""
 BLAMED = ("rabbitllm", "transformers", "accelerate", "harness")
 """Packages whose frames say where a failure arose, the most telling first."""
 
@@ -157,8 +161,9 @@ def describe(error: BaseException) -> Failure:
     # The traceback module survives a __str__ that raises.
     message = "".join(traceback.format_exception_only(error)).strip()
     exception = type(error).__name__
-    message = scrub(re.sub(rf"^[\w.]*{re.escape(exception)}:?\s*", "", message))[:LONGEST_MESSAGE]
-    text = scrub("".join(traceback.format_exception(error)))[-LONGEST_TRACEBACK:]
+    message = re.sub(rf"^[\w.]*{re.escape(exception)}:?\s*", "", message)
+    message = head(message, LONGEST_MESSAGE)
+    text = tail("".join(traceback.format_exception(error)), LONGEST_TRACEBACK)
     return Failure(
         exception, message, text, fingerprint(exception, message, origin(error.__traceback__))
     )
@@ -185,7 +190,8 @@ def normalised(message: str) -> str:
 
 def explanation(exception: str, message: str) -> str:
     """Return the sentence of the first known cause that fits, or nothing."""
-    text = f"{exception}: {message}"
+    # Its end is the diagnosis. Some patterns would take long for a message of megabytes.
+    text = f"{exception}: {message}"[-2 * LONGEST_MESSAGE :]
     return next(
         (known.sentence for known in KNOWN if re.search(known.pattern, text, re.DOTALL)), ""
     )
@@ -198,6 +204,25 @@ def origin(tb: TracebackType | None) -> str:
         module = str(frame.f_globals.get("__name__", ""))
         innermost[module.split(".")[0]] = f"{module}.{frame.f_code.co_name}"
     return next((innermost[package] for package in BLAMED if package in innermost), "")
+
+
+def head(text: str, length: int) -> str:
+    """Return the beginning of a text, scrubbed: what is cut off, whatever its size, is not read."""
+    if len(text) > length + LONGEST_PATH:
+        text = text[: length + LONGEST_PATH]
+        # Without what the cut left of a path; what is longer than a path is none.
+        ends = [found.start() for found in re.finditer(APART, text)]
+        text = text[: max([length, *ends[-1:]])]
+    return scrub(text)[:length]
+
+
+def tail(text: str, length: int) -> str:
+    """Return the end of a text, scrubbed, as `head` returns the beginning."""
+    if len(text) > length + LONGEST_PATH:
+        text = text[-length - LONGEST_PATH :]
+        begins = re.search(APART, text)
+        text = text[min(LONGEST_PATH, begins.end() if begins else LONGEST_PATH) :]
+    return scrub(text)[-length:]
 
 
 def scrub(text: str) -> str:

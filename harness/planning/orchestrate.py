@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from harness.cells import Cell
-from harness.fingerprints import LONGEST_MESSAGE, fingerprint, scrub
+from harness.fingerprints import LONGEST_MESSAGE, fingerprint, tail
 from harness.judging.verdict import fails_run, judge, load_expected
 from harness.planning.environments import Environment, enter, hardware_of, make_environments
 from harness.planning.freshness import key, stale
@@ -183,7 +183,7 @@ def problem_of(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
 
 def without_environment(cell: Cell, reason: str) -> Record:
     """Return the record of a cell whose environment could not be made."""
-    record = blank(cell, "env-error", scrub(reason)[-LONGEST_MESSAGE:])
+    record = blank(cell, "env-error", tail(reason, LONGEST_MESSAGE))
     return replace(record, fingerprint=fingerprint("env-error", reason, "environment"))
 
 

@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from harness import environment
 from harness.fingerprints import fingerprint
-from harness.runner import TIME_LIMIT, cause_of_death, innermost, isolated
+from harness.isolation import isolated
+from harness.runner import TIME_LIMIT, cause_of_death, innermost
 from harness.strict import build, unknown
 from harness.sweep.results import Result
 from harness.sweep.rules import Rules

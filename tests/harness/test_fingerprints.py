@@ -5,15 +5,19 @@ import re
 import pytest
 import torch
 
+from harness import fingerprints
 from harness.cells import ROOT
 from harness.fingerprints import (
     KNOWN,
     LONGEST_MESSAGE,
+    LONGEST_PATH,
     describe,
     explanation,
     fingerprint,
+    head,
     normalised,
     scrub,
+    tail,
 )
 
 
@@ -107,6 +111,23 @@ def test_hostile_exceptions_are_described(error):
 )
 def test_scrub_removes_local_paths_only(text, clean):
     assert scrub(text) == clean
+
+
+def test_only_what_is_kept_of_a_text_is_scrubbed(monkeypatch):
+    seen = []
+    monkeypatch.setattr(fingerprints, "scrub", lambda text: seen.append(len(text)) or text)
+    long = "x" * (16 << 20)
+    assert head(long, 100) == tail(long, 100) == "x" * 100
+    assert max(seen) <= 100 + LONGEST_PATH
+
+
+@pytest.mark.parametrize("length", range(8_000, 8_030))
+def test_a_cut_through_a_path_shows_no_part_of_it(length):
+    long = "at /ZZZZZZZZ/ZZZZZZZZZZ/x.py " * 2_000
+    for text in (head(long, length), tail(long, length)):
+        assert "at <path>/x.py at" in text
+        assert "Z" not in text
+    assert head("short", length) == tail("short", length) == "short"
 
 
 @pytest.mark.parametrize("piece", ["/a", "a/", "/", "/site-packages", "/site-packages/ ", "\x1b["])

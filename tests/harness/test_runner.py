@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +9,8 @@ import pytest
 
 from harness import environment, runner
 from harness.cells import Gguf
-from harness.runner import GRACE, Ended, cause_of_death, isolated, run
+from harness.isolation import Ended, isolated
+from harness.runner import cause_of_death, run
 
 
 @dataclass(frozen=True)
@@ -21,86 +19,11 @@ class Answer:
     pid: int
 
 
-def answer(text: str) -> Answer:
-    return Answer(text, os.getpid())
-
-
-def segfault() -> None:
-    print("last words", file=sys.stderr, flush=True)
-    signal.raise_signal(signal.SIGSEGV)  # in this thread: another one might outlive it
-
-
-def hang() -> None:
-    while True:
-        time.sleep(60)
-
-
-def hang_for_good() -> None:
-    faulthandler.cancel_dump_traceback_later()
-    hang()
-
-
-def leave() -> None:
-    os._exit(7)
-
-
 def die_at_the_end() -> Answer:
     from multiprocessing.util import Finalize
 
     Finalize(None, os.kill, args=(os.getpid(), signal.SIGABRT), exitpriority=1)
     return Answer("done", 0)
-
-
-def raises() -> None:
-    raise LookupError("nothing there")
-
-
-def test_a_value_comes_back_from_another_process():
-    ended = isolated(answer, ("é\ud800",), 60)
-    assert ended.value is not None
-    assert ended.value["text"] == "é?"
-    assert ended.value["pid"] != os.getpid()
-    assert ended.exit_code == 0
-    assert ended.cpu_seconds > 0
-
-
-def test_a_crash_is_named_by_its_signal_and_keeps_the_last_words():
-    ended = isolated(segfault, (), 60)
-    assert ended.value is None
-    assert ended.exit_code == -signal.SIGSEGV
-    assert "last words" in ended.stderr
-    assert "in segfault" in ended.stderr
-    assert cause_of_death(ended, 60)[:2] == ("crash", "SIGSEGV")
-
-
-def test_a_hang_is_stopped_and_says_where():
-    ended = isolated(hang, (), 1)
-    assert ended.value is None
-    assert ended.seconds < 1 + GRACE
-    assert "in hang" in ended.stderr
-    assert cause_of_death(ended, 1)[:2] == ("timeout", "Timeout")
-
-
-def test_a_hang_that_cannot_stop_itself_is_killed(monkeypatch):
-    monkeypatch.setattr(runner, "GRACE", 0.5)
-    ended = isolated(hang_for_good, (), 1)
-    assert ended.exit_code is None
-    assert cause_of_death(ended, 1)[0] == "timeout"
-
-
-def test_an_exit_without_a_result_is_a_crash():
-    ended = isolated(leave, (), 60)
-    assert cause_of_death(ended, 60) == (
-        "crash",
-        "Exit",
-        "the process ended with exit code 7 and no result",
-    )
-
-
-def test_an_exception_outside_the_checks_is_a_crash_with_its_traceback():
-    ended = isolated(raises, (), 60)
-    assert cause_of_death(ended, 60)[0] == "crash"
-    assert "LookupError: nothing there" in ended.stderr
 
 
 def test_a_crash_after_the_last_check_is_no_pass(monkeypatch, cell, tmp_path):
@@ -125,6 +48,30 @@ def outcomes(monkeypatch, *values: dict[str, str]):
 
 
 FAIL = {"status": "fail", "message": "RuntimeError: m", "fingerprint": "aa"}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"status": "fine"}, "its answer: status: Unknown value 'fine'"),
+        ({"status": "xfail"}, "status must be one of"),
+        ({"status": "pass", "colour": 1}, "its answer: Unknown key 'colour'"),
+        ({"status": "pass", "checks": 1}, "its answer: checks: expected"),
+        ({"status": "pass", "release": "4.0.0"}, "its answer is of llama@4.0.0/sdpa/cpu"),
+    ],
+)
+def test_an_answer_that_is_no_record_is_a_crash(monkeypatch, cell, tmp_path, value, reason):
+    outcomes(monkeypatch, value, value)
+    record = run(cell(), tmp_path)
+    assert record.status == "crash"
+    assert record.message.startswith("the process ended with exit code 0 and what is no result (")
+    assert reason in record.message
+    assert record.cell == cell().id
+
+
+def test_a_signal_without_a_name_is_a_crash():
+    ended = Ended(None, -40, 0.1, 0.0, "")
+    assert cause_of_death(ended, 60) == ("crash", "signal 40", "the process died of signal 40")
 
 
 def test_a_pass_runs_once(monkeypatch, cell, tmp_path):
