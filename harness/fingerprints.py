@@ -228,7 +228,8 @@ def tail(text: str, length: int) -> str:
 def scrub(text: str) -> str:
     """Return text without local paths and control characters: records are published."""
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
-    text = "".join(char for char in text if char in "\n\t" or char.isprintable())
+    strange = {char for char in set(text) - {"\n", "\t"} if not char.isprintable()}
+    text = text.translate(dict.fromkeys(map(ord, strange)))
     text = text.replace(f"{ROOT}/", "")
     # From a run's first slash on, and what is before it if that is a folder (.tox/tf5.0.0/...).
     # The lookbehind allows one try for each run, the groups one way to divide it, so hostile text
@@ -240,5 +241,5 @@ def scrub(text: str) -> str:
     )
     # Any other absolute path, a compiler's -I and -L and a file's URL included; no other URL's.
     return re.sub(
-        r"(?:(?<![\w.>/:])|(?<=\s-[IL])|(?<=\bfile://))/(?:[^\s'\":,()/]+/)+", "<path>/", text
+        r"/(?:(?<![\w.>/:]/)|(?<=\s-[IL]/)|(?<=\bfile:///))(?:[^\s'\":,()/]+/)+", "<path>/", text
     )
