@@ -227,10 +227,15 @@ def room(model: StreamedModel, length: int) -> int:
     """
     if not length:
         raise ValueError("The prompt is empty.")
-    fields = model.config.get_text_config().to_dict()  # attributes of some configs raise
-    context = fields.get("max_position_embeddings") or 1 << 30
+    context = context_length(model)
     if length >= context:
         raise ValueError(
             f"The prompt has {length} tokens, and the model's context is {context}. Shorten it."
         )
-    return int(context) - length
+    return context - length
+
+
+def context_length(model: StreamedModel) -> int:
+    """Tokens of the longest text that the model can read and write."""
+    fields = model.config.get_text_config().to_dict()  # attributes of some configs raise
+    return int(fields.get("max_position_embeddings") or 1 << 30)

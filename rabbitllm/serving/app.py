@@ -3,23 +3,25 @@
 import asyncio
 import contextlib
 import logging
-import secrets
+import reprlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import torch
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from rabbitllm.model import StreamedModel
-from rabbitllm.serving.errors import ApiError, error_body, handle_errors
+from rabbitllm.serving.aside import Aside, TimeLimitError
+from rabbitllm.serving.errors import ApiError, failure, handle_errors
+from rabbitllm.serving.gate import Gate
 from rabbitllm.serving.replies import CHAT, COMMENT, COMPLETION, DONE, Reply, Shape, event
-from rabbitllm.serving.requests import ChatRequest, CompletionRequest
+from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
-from rabbitllm.text import encode_chat, encode_text, room
+from rabbitllm.text import context_length, encode_chat, encode_text, room
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +29,30 @@ PATIENCE = 15.0
 """Seconds without text after which a stream says that it goes on, so that nobody hangs up."""
 CLIENT_LEFT = 499
 """nginx's status for a client that left before the answer; nobody is there to read it."""
-COMPLETION_TOKENS = 16
-"""OpenAI's own default of `max_tokens` in /v1/completions."""
+PREPARATION = 10.0
+"""Seconds in which a request becomes token ids, and in which its turn for that comes."""
+BYTES, BYTES_PER_TOKEN, MOST_BYTES = 1 << 16, 16, 1 << 23
+"""Of a request: for its fields, for each token of the model's context, and in all. Text takes 4 a
+token, escaped Chinese 9."""
+UNUSABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a chat template raises at messages that it was not written for."""
 
 
 def create_app(
-    model: StreamedModel, name: str, *, api_key: str | None, waiting: int, max_new_tokens: int
+    model: StreamedModel,
+    name: str,
+    *,
+    api_key: str | None,
+    waiting: int,
+    max_new_tokens: int,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -42,6 +62,7 @@ def create_app(
         api_key: what they must present as a bearer token; None lets everybody in.
         waiting: how many requests may wait while one is answered; others get status 429.
         max_new_tokens: the most tokens of a chat answer whose request sets no limit.
+        hosts: see `rabbitllm.serving.gate.Gate`.
     """
     routes = Routes(model, name, Worker(model, waiting), max_new_tokens)
 
@@ -50,20 +71,25 @@ def create_app(
         yield
         routes.worker.close()
 
-    async def authorise(request: Request) -> None:
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if api_key and not secrets.compare_digest(shown.encode(), api_key.encode()):
-            raise ApiError(401, "No valid API key was given.", "invalid_api_key")
-
-    router = APIRouter(prefix="/v1", dependencies=[Depends(authorise)])
-    router.add_api_route("/models", routes.models)
-    router.add_api_route("/models/{asked:path}", routes.model)
-    router.add_api_route("/chat/completions", routes.chat, methods=["POST"], response_model=None)
-    router.add_api_route("/completions", routes.completions, methods=["POST"], response_model=None)
     app = FastAPI(title="RabbitLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.include_router(router)
+    size = min(MOST_BYTES, BYTES + BYTES_PER_TOKEN * context_length(model))
+    app.add_middleware(Gate, api_key=api_key, hosts=hosts, body_size=size)
+    app.add_api_route("/v1/models", routes.models)
+    app.add_api_route("/v1/models/{asked:path}", routes.model)
+    for path, route, kind in (
+        ("/v1/chat/completions", routes.chat, ChatRequest),
+        ("/v1/completions", routes.completions, CompletionRequest),
+    ):
+        app.add_api_route(
+            path, route, methods=["POST"], response_model=None, openapi_extra=_described(kind)
+        )
     handle_errors(app)
     return app
+
+
+def _described(kind: type[ChatRequest] | type[CompletionRequest]) -> dict[str, Any]:
+    """The body of such a request, for /openapi.json."""
+    return {"requestBody": {"content": {"application/json": {"schema": kind.model_json_schema()}}}}
 
 
 class Routes:
@@ -77,6 +103,7 @@ class Routes:
         self._name = name
         self._max_new_tokens = max_new_tokens
         self._created = int(time.time())
+        self._aside = Aside(PREPARATION)
 
     async def models(self) -> dict[str, Any]:
         """GET /v1/models."""
@@ -84,8 +111,7 @@ class Routes:
 
     async def model(self, asked: str) -> dict[str, Any]:
         """GET /v1/models/NAME."""
-        if asked != self._name:
-            raise ApiError(404, f"No model {asked!r} here, only {self._name!r}.", "model_not_found")
+        self._check_name(asked)
         return {
             "id": self._name,
             "object": "model",
@@ -93,57 +119,85 @@ class Routes:
             "owned_by": "rabbitllm",
         }
 
-    async def chat(self, body: ChatRequest, request: Request) -> Response:
+    def _check_name(self, asked: str) -> None:
+        if asked != self._name:
+            raise ApiError(
+                404,
+                f"No model {reprlib.repr(asked)} here, only {self._name!r}.",
+                "model_not_found",
+                "model",
+            )
+
+    async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
+        return await self._answer(request, ChatRequest, CHAT, self._chat_prompt)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        return await self._answer(request, CompletionRequest, COMPLETION, self._plain_prompt)
+
+    def _chat_prompt(self, asked: ChatRequest) -> torch.Tensor:
+        """Token ids [1, tokens] of a conversation."""
         if not self._model.tokenizer.chat_template:
             raise ApiError(400, "This model has no chat template. Use /v1/completions.")
-        messages = [message.as_template_input() for message in body.messages]
-        limit = body.limit or self._max_new_tokens
-        return await self._answer(
-            request, body, CHAT, lambda: encode_chat(self._model, messages), limit
-        )
+        return encode_chat(self._model, [turn.as_template_input() for turn in asked.messages])
 
-    async def completions(self, body: CompletionRequest, request: Request) -> Response:
-        """POST /v1/completions."""
-        limit = body.limit or COMPLETION_TOKENS
-        return await self._answer(request, body, COMPLETION, lambda: self._plain(body), limit)
-
-    def _plain(self, body: CompletionRequest) -> torch.Tensor:
+    def _plain_prompt(self, asked: CompletionRequest) -> torch.Tensor:
         """Token ids [1, tokens] of a completion's prompt, which may be token ids already."""
-        if isinstance(body.prompt, str):
-            return encode_text(self._model, body.prompt)
+        if isinstance(asked.prompt, str):
+            return encode_text(self._model, asked.prompt)
         vocabulary = self._model.config.get_text_config().vocab_size
-        ids = torch.tensor([body.prompt], dtype=torch.long, device=self._model.device)
-        if not ((ids >= 0) & (ids < vocabulary)).all():
-            raise ValueError(f"prompt: token ids go from 0 to {vocabulary - 1}")
-        return ids
+        if not all(0 <= token < vocabulary for token in asked.prompt):
+            raise ValueError(f"token ids go from 0 to {vocabulary - 1}")
+        return torch.tensor([asked.prompt], dtype=torch.long, device=self._model.device)
+
+    def _understand(
+        self, kind: type[Kind], body: bytes, encode: Callable[[Kind], torch.Tensor]
+    ) -> tuple[Kind, torch.Tensor]:
+        """What a body asks for, and its prompt as token ids [1, tokens]."""
+        asked = read(kind, body)
+        self._check_name(asked.model)
+        try:
+            prompt = encode(asked)
+            room(self._model, prompt.shape[1])
+        except UNUSABLE as error:
+            said = str(error) if isinstance(error, ValueError) else repr(error)
+            raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
+        return asked, prompt
 
     async def _answer(
         self,
         request: Request,
-        body: ChatRequest | CompletionRequest,
+        kind: type[Kind],
         shape: Shape,
-        encode: Callable[[], torch.Tensor],
-        limit: int,
+        encode: Callable[[Kind], torch.Tensor],
     ) -> Response:
-        await self.model(body.model)
-        try:
-            prompt = encode()
-            room(self._model, prompt.shape[1])
-        except ValueError as error:
-            raise ApiError(400, str(error)) from error
-        job = self.worker.submit(
-            prompt, body.seed, max_new_tokens=limit, stop=body.stops, **body.sampling()
-        )
+        _check_json(request.headers.get("content-type", ""))
+        body = await request.body()
+        with self.worker.reserve() as job:
+            try:
+                asked, prompt = await self._aside.run(lambda: self._understand(kind, body, encode))
+            except TimeLimitError as error:
+                raise ApiError(400, f"{error} to read the request. Shorten it.") from error
+            limit = asked.limit or self._max_new_tokens
+            self.worker.start(
+                job, prompt, asked.seed, max_new_tokens=limit, stop=asked.stop, **asked.sampling()
+            )
         reply = Reply(shape, self._name)
-        if body.stream:
-            return _EventStream(job, reply, body.include_usage)
+        if asked.stream:
+            return _EventStream(job, reply, asked.stream_options.include_usage)
         watcher = asyncio.create_task(_cancel_when_gone(request.receive, job))
         text = "".join([piece async for piece in job.pieces()])
         watcher.cancel()
         if job.cancelled:
             return Response(status_code=CLIENT_LEFT)
         return JSONResponse(reply.whole(text, job.answer.result()))
+
+
+def _check_json(content_type: str) -> None:
+    """Refuses what a page on another site may send without asking the browser's leave."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(400, "Send the request as JSON, with Content-Type: application/json.")
 
 
 class _EventStream(StreamingResponse):
@@ -173,7 +227,7 @@ async def _events(job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[
         return
     if error := job.answer.exception():
         logger.error("A generation failed", exc_info=error)
-        yield event(error_body(f"{type(error).__name__}: {error}", "server_error"))
+        yield event(failure(error))
         return
     answer = job.answer.result()
     yield reply.chunk(shape.change(""), answer.finish_reason)

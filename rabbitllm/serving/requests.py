@@ -3,118 +3,201 @@
 https://platform.openai.com/docs/api-reference/chat and /completions.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, ValidationError, model_validator
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "tools": ([],),
-    "functions": ([],),
-    "response_format": ({"type": "text"},),
+from rabbitllm.serving.body import decode
+from rabbitllm.serving.errors import ApiError
+from rabbitllm.serving.fields import Fields, Neutral, refusal
+
+Kind = TypeVar("Kind", bound="Request")
+
+LABELS: Neutral = {
+    "metadata": (dict,),
+    "prompt_cache_key": (str,),
+    "safety_identifier": (str,),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "user": (str,),
 }
-"""Fields that are not supported, and the values besides null that ask for nothing."""
+"""What clients note about a request, and what a server without accounts and tiers does anyway."""
+NO_PENALTIES: Neutral = {
+    "frequency_penalty": (0, 0.0),
+    "logit_bias": ({},),
+    "n": (1,),
+    "presence_penalty": (0, 0.0),
+}
+NO_TOOLS: Neutral = {
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "parallel_tool_calls": (bool,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+}
+COMPLETION_TOKENS = 16
+"""OpenAI's own default of `max_tokens` in /v1/completions."""
+COLD = 1e-5
+"""A temperature below it is zero: the second best token's share is, and float32 overflows."""
+SEEDS = (-(2**63), 2**64 - 1)
+"""What torch takes."""
+STOPS, STOP_LENGTH = 64, 1_000
+"""Stop strings that are looked for in every token's text, and characters of each."""
 
 
-class StreamOptions(BaseModel):
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class StreamOptions(Fields):
     """How to stream."""
+
+    neutral: ClassVar[Neutral] = {"include_obfuscation": (False,)}
 
     include_usage: bool = False
 
 
-class Request(BaseModel):
-    """What both kinds of request share. Unknown fields are ignored, as OpenAI's own server does."""
+class Request(Fields):
+    """What both kinds of request share."""
+
+    source: ClassVar[str]
+    """The field that the prompt is made of."""
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    top_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=SEEDS[0], le=SEEDS[1])
+    stop: Annotated[
+        list[Annotated[str, Field(max_length=STOP_LENGTH)]],
+        FailFast(),
+        Field(max_length=STOPS, default_factory=list),
+        BeforeValidator(_listed),
+    ]
     stream: bool = False
-    stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, fields: Any) -> Any:
-        for name, neutral in NEUTRAL.items() if isinstance(fields, dict) else ():
-            value = fields.get(name)
-            if value is not None and value not in neutral:
-                raise ValueError(f"{name}={value!r} is not supported by this server")
-        return fields
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
 
     @property
-    def stops(self) -> list[str]:
-        """The stop strings as a list."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a chunk that counts tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
+    def limit(self) -> int | None:
+        """The most tokens to generate; None where the server decides."""
+        return self.max_tokens
 
     def sampling(self) -> dict[str, Any]:
         """Options of transformers' `generate`; what is not asked for stays the checkpoint's own."""
-        if self.temperature == 0:
+        if self.temperature is not None and self.temperature < COLD:
             return {"do_sample": False}
         given = {"temperature": self.temperature, "top_p": self.top_p}
         asked = {name: value for name, value in given.items() if value is not None}
         return asked | {"do_sample": True} if asked else {}
 
 
-class Part(BaseModel):
+class Part(Fields):
     """A piece of a message; only text can be read."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
-    """One turn of a conversation."""
+def _in_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
-    role: str
-    content: str | list[Part] | None = None
+
+class Message(Fields):
+    """One turn of a conversation; what an answer of this server holds may be sent back."""
+
+    neutral: ClassVar[Neutral] = {"annotations": ([],), "tool_calls": ([],)}
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[Part],
+        FailFast(),
+        Field(min_length=1, default_factory=list),
+        BeforeValidator(_in_parts),
+    ]
+
+    @model_validator(mode="after")
+    def _say_something(self) -> "Message":
+        if not self.content and self.role != "assistant":
+            raise ValueError("A message needs content")
+        return self
 
     def as_template_input(self) -> dict[str, str]:
         """The message as chat templates take it."""
-        parts = self.content if isinstance(self.content, list) else None
-        text = "".join(part.text for part in parts) if parts else self.content or ""
-        return {"role": "system" if self.role == "developer" else self.role, "content": str(text)}
+        text = "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    source: ClassVar[str] = "messages"
+    neutral: ClassVar[Neutral] = (
+        LABELS
+        | NO_PENALTIES
+        | NO_TOOLS
+        | {
+            "logprobs": (False,),
+            "modalities": (["text"],),
+            "response_format": ({"type": "text"},),
+            "top_logprobs": (0,),
+            "verbosity": ("medium",),
+        }
+    )
+
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "ChatRequest":
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+        return self
 
     @property
     def limit(self) -> int | None:
-        """The most tokens to generate, by either of its names."""
+        """The most tokens to generate, by either of its names; None where the server decides."""
         return self.max_completion_tokens or self.max_tokens
+
+
+def _one_prompt(prompt: Any) -> Any:
+    """A text or token ids, also if they are all that a list holds."""
+    several = isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list))
+    if several and len(prompt) > 1:
+        raise ValueError("several prompts in one request are not supported by this server")
+    one = prompt[0] if several else prompt
+    if isinstance(one, str) or (isinstance(one, list) and all(type(id_) is int for id_ in one)):
+        return one
+    raise ValueError("a text, or a list of token ids, is needed")
 
 
 class CompletionRequest(Request):
     """POST /v1/completions; one prompt, as text or as token ids."""
 
-    prompt: str | list[int] | list[str]
+    source: ClassVar[str] = "prompt"
+    neutral: ClassVar[Neutral] = (
+        LABELS
+        | NO_PENALTIES
+        | {"best_of": (1,), "echo": (False,), "logprobs": (False,), "suffix": ("",)}
+    )
 
-    @model_validator(mode="after")
-    def _one_prompt(self) -> "CompletionRequest":
-        if isinstance(self.prompt, list) and self.prompt and isinstance(self.prompt[0], str):
-            if len(self.prompt) > 1:
-                raise ValueError("several prompts in one request are not supported by this server")
-            self.prompt = self.prompt[0]
-        return self
+    prompt: Annotated[str | list[int], BeforeValidator(_one_prompt)]
 
     @property
-    def limit(self) -> int | None:
+    def limit(self) -> int:
         """The most tokens to generate."""
-        return self.max_tokens
+        return self.max_tokens or COMPLETION_TOKENS
+
+
+def read(kind: type[Kind], body: bytes) -> Kind:
+    """A request of this kind.
+
+    Raises:
+        ApiError: the body is no JSON, or asks for what cannot be done.
+    """
+    try:
+        return kind.model_validate(decode(body))
+    except ValidationError as error:
+        raise refusal(error) from error
+    except ValueError as error:
+        raise ApiError(400, f"The body is no request in JSON: {error}.") from error

@@ -1,30 +1,30 @@
 """One generation at a time, on a thread; others wait in a queue of fixed length."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from rabbitllm.model import StreamedModel
+from rabbitllm.serving.errors import BusyError
 from rabbitllm.text import Answer, generate
 
 
-class BusyError(Exception):
-    """Every place in the queue is taken."""
-
-
 class Job:
-    """One generation, waiting or running.
+    """One generation: a place in the queue, then waiting or running.
 
     Attributes:
+        started: the prompt is there.
         answer: how it went, once it is over; cancelled if it never began.
     """
 
     def __init__(self) -> None:
-        self.answer: Future[Answer]
+        self.started = False
+        self.answer: Future[Answer] = Future()
         self._cancelled = threading.Event()
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -67,21 +67,33 @@ class Worker:
         self._jobs: set[Job] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rabbitllm-generate")
 
-    def submit(self, prompt: torch.Tensor, seed: int | None, **options: Any) -> Job:
-        """Puts a generation into the queue.
-
-        Args:
-            prompt: token ids [1, tokens].
-            seed: of the sampling; None leaves the generator as it is.
-            options: of `rabbitllm.text.generate`.
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[Job]:
+        """A place in the queue, which is given back if the job is not started meanwhile.
 
         Raises:
-            BusyError: there is no place for it.
+            BusyError: there is none.
         """
         if len(self._jobs) >= self._places:
             raise BusyError
-        job, loop = Job(), asyncio.get_running_loop()
+        job = Job()
         self._jobs.add(job)
+        try:
+            yield job
+        finally:
+            if not job.started:
+                self._jobs.discard(job)
+
+    def start(self, job: Job, prompt: torch.Tensor, seed: int | None, **options: Any) -> None:
+        """Queues a job's generation.
+
+        Args:
+            job: what has a place.
+            prompt: token ids [1, tokens].
+            seed: of the sampling; None leaves the generator as it is.
+            options: of `rabbitllm.text.generate`.
+        """
+        loop = asyncio.get_running_loop()
 
         def hand_on(piece: str) -> None:
             loop.call_soon_threadsafe(job._pieces.put_nowait, piece)
@@ -94,9 +106,9 @@ class Worker:
         def over(_: object) -> None:
             loop.call_soon_threadsafe(self._forget, job)
 
+        job.started = True
         job.answer = self._thread.submit(run)
         job.answer.add_done_callback(over)
-        return job
 
     def close(self) -> None:
         """Cancels everything, and waits for the token under way."""

@@ -201,7 +201,7 @@ def test_a_seed_repeats_a_sample(client: openai.OpenAI) -> None:
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             openai.BadRequestError,
-            "messages.0.content",
+            r"messages\[0\]\.content\[0\]\.type: ",
         ),
         (
             {"messages": [{"role": "user", "content": "x" * 20_000}]},

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rabbitllm.serving import worker as module
-from rabbitllm.serving.worker import BusyError, Job, Worker
+from rabbitllm.serving.errors import BusyError
+from rabbitllm.serving.worker import Job, Worker
 from rabbitllm.text import Answer
 
 PROMPT = torch.tensor([[1]])
@@ -59,11 +60,17 @@ def run(play: Callable[[Callable[[str], Job]], Coroutine[Any, Any, None]], waiti
     async def scene() -> None:
         worker = Worker(None, waiting)  # type: ignore[arg-type]
         try:
-            await play(lambda name: worker.submit(PROMPT, None, name=name))
+            await play(lambda name: submit(worker, name=name))
         finally:
             worker.close()
 
     asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def submit(worker: Worker, seed: int | None = None, **options: Any) -> Job:
+    with worker.reserve() as job:
+        worker.start(job, PROMPT, seed, **options)
+    return job
 
 
 async def text(job: Job) -> str:
@@ -175,7 +182,7 @@ def test_a_seed_is_set_before_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         worker = Worker(None, 9)  # type: ignore[arg-type]
         for seed in (3, None, 3):
-            await text(worker.submit(PROMPT, seed))
+            await text(submit(worker, seed))
         worker.close()
 
     asyncio.run(scene())
