@@ -16,8 +16,6 @@ EXAMPLE = """\
   rabbitllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
   curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
     -d '{"model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{"role": "user", "content": "Hi"}]}'"""
-GRACE = 2
-"""Seconds that answers get to finish in when the server is told to stop."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what clients call the model (MODEL; a folder's last part)")
     parser.add_argument(
         "--api-key",
+        type=_api_key,
         default=os.environ.get("RABBITLLM_API_KEY"),
         metavar="KEY",
         help="let in only clients that present it (RABBITLLM_API_KEY, which `ps` does not show)",
+    )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients may call this server by, besides localhost and addresses; may be "
+        "repeated. Without it all names are allowed, unless --host is a loopback address",
     )
     parser.add_argument(
         "--queue",
@@ -56,9 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     try:
-        import uvicorn
-
         from rabbitllm.serving.app import create_app
+        from rabbitllm.serving.server import serve
     except ImportError as error:
         raise ImportError(f"{error}. Serving needs: pip install 'rabbitllm[serve]'") from error
     from rabbitllm.cli.aloud import placement
@@ -67,21 +73,33 @@ def main(arguments: argparse.Namespace) -> int:
     model = load(arguments)
     folder = Path(arguments.model).expanduser()
     name = arguments.name or (folder.resolve().name if folder.is_dir() else arguments.model)
+    host, taken = listener.getsockname()[:2]
+    loopback = ipaddress.ip_address(host).is_loopback
+    names = {"localhost", *(allowed.lower() for allowed in arguments.allowed_host)}
     app = create_app(
         model,
         name,
         api_key=arguments.api_key,
         waiting=arguments.queue,
         max_new_tokens=arguments.max_new_tokens,
+        hosts=names if loopback or arguments.allowed_host else None,
     )
-    host, taken = listener.getsockname()[:2]
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     print(f"Serving {name} on http://{_bracketed(host)}:{taken}/v1", file=sys.stderr, flush=True)
-    if not arguments.api_key and not ipaddress.ip_address(host).is_loopback:
+    if not arguments.api_key and not loopback:
         print("Anybody who reaches this address may use it: pass --api-key.", file=sys.stderr)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=GRACE)
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(app, listener)
     return 0
+
+
+def _api_key(text: str) -> str:
+    """The type of an argument that a client can present in a header."""
+    if not text or text != text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            "a key has at least one letter, no line breaks, and no spaces around it. To let "
+            "everybody in, pass none and unset RABBITLLM_API_KEY"
+        )
+    return text
 
 
 def _listen(host: str, number: int) -> socket.socket:
