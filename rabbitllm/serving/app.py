@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from rabbitllm.errors import BudgetError
 from rabbitllm.model import StreamedModel
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import ApiError, failure, handle_errors
@@ -21,7 +22,7 @@ from rabbitllm.serving.gate import Gate
 from rabbitllm.serving.replies import CHAT, COMMENT, COMPLETION, DONE, Reply, Shape, event
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
-from rabbitllm.text import context_length, encode_chat, encode_text, room
+from rabbitllm.text import context_length, encode_chat, encode_ids, encode_text
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Routes:
         vocabulary = self._model.config.get_text_config().vocab_size
         if not all(0 <= token < vocabulary for token in asked.prompt):
             raise ValueError(f"token ids go from 0 to {vocabulary - 1}")
-        return torch.tensor([asked.prompt], dtype=torch.long, device=self._model.device)
+        return encode_ids(self._model, asked.prompt)
 
     def _understand(
         self, kind: type[Kind], body: bytes, encode: Callable[[Kind], torch.Tensor]
@@ -159,7 +160,6 @@ class Routes:
         self._check_name(asked.model)
         try:
             prompt = encode(asked)
-            room(self._model, prompt.shape[1])
         except UNUSABLE as error:
             said = str(error) if isinstance(error, ValueError) else repr(error)
             raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
@@ -191,7 +191,10 @@ class Routes:
         watcher.cancel()
         if job.cancelled:
             return Response(status_code=CLIENT_LEFT)
-        return JSONResponse(reply.whole(text, job.answer.result()))
+        try:
+            return JSONResponse(reply.whole(text, job.answer.result()))
+        except BudgetError as error:  # too long a prompt for it
+            raise ApiError(400, str(error), param=kind.source) from error
 
 
 def _check_json(content_type: str) -> None:

@@ -1,7 +1,9 @@
 """The process that serves: uvicorn with this server's limits, and an end that comes in time."""
 
+import gc
 import os
 import socket
+import sys
 import threading
 from types import FrameType
 
@@ -16,6 +18,10 @@ GRACE = 2
 LAST_GRACE = 4.0
 """Seconds after which the process ends, whatever a layer or a tokenizer is doing."""
 
+SWITCH = 0.0005
+"""Seconds after which a thread lets the next one run Python: the event loop needs a few turns for
+each answer, while a prompt is made in another thread."""
+
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
     """Answers requests until SIGINT or SIGTERM.
@@ -24,6 +30,8 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         app: what answers.
         listener: a listening socket.
     """
+    sys.setswitchinterval(SWITCH)
+    gc.freeze()  # the model and its libraries stay: no collection need walk through them
     connections = most_connections()
     config = uvicorn.Config(
         app,
