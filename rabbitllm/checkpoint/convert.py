@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -81,7 +83,7 @@ def recipes_for(
 ) -> list[Recipe]:
     """The recipes that make `model`'s parameters and persistent buffers from these checkpoint keys.
 
-    Keys that the model has no use for are logged at DEBUG and left out, as `from_pretrained` does.
+    Keys that the model has no use for are left out, with a warning where `from_pretrained` has one.
 
     Args:
         model: the model, on the meta device.
@@ -94,6 +96,7 @@ def recipes_for(
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     state = model.state_dict()
     recipes: dict[str, Recipe] = {}
+    unused: dict[str, str] = {}
     for key in sorted(keys, key=dot_natural_key):
         # Positional: the fourth parameter was renamed in transformers 5.10.4.
         target, pattern = rename_source_key(
@@ -102,14 +105,37 @@ def recipes_for(
         if target not in state and key in state:
             target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
         if target not in state:
-            logger.debug("No parameter for checkpoint key %s", key)
+            unused[key] = target
         elif pattern is None:
             recipes.setdefault(target, Recipe((target,), [(key, key)]))
         else:
             converter = by_pattern[pattern]
             recipe = recipes.setdefault(target, Recipe(_targets(target, converter), [], converter))
             recipe.sources.append((key, pattern))
+    _report_unused(model, unused)
     return list(recipes.values())
+
+
+def _report_unused(model: PreTrainedModel, unused: dict[str, str]) -> None:
+    """Warns of checkpoint keys (-> name in the model) but for those that it ignores on purpose."""
+    targets = set(unused.values())
+    adjust: Any = model._adjust_missing_and_unexpected_keys
+    if "loading_info" in signature(adjust).parameters:
+        info = SimpleNamespace(missing_keys=set(), unexpected_keys=targets)
+        adjust(info)
+        unexpected = info.unexpected_keys
+    else:
+        _, unexpected = adjust(set(), targets)
+    if unexpected:
+        keys = [key for key, target in unused.items() if target in unexpected]
+        logger.warning(
+            "%d tensors in %s are not used by %s (%s). The config names fewer layers than the "
+            "checkpoint has, or these belong to something else than this model.",
+            len(keys),
+            model.config.name_or_path or "the checkpoint",
+            type(model).__name__,
+            ", ".join(keys[:2]) + (", ..." if len(keys) > 2 else ""),
+        )
 
 
 def _targets(first: str, converter: WeightConverter) -> tuple[str, ...]:

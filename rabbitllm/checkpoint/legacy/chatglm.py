@@ -17,6 +17,8 @@ WEIGHTS = (
     WeightRenaming("^transformer.encoder.layers", "model.layers"),
     WeightRenaming("^transformer.encoder.final_layernorm", "model.norm"),
     WeightRenaming("^transformer.output_layer", "lm_head"),
+    # Glm computes it; by its own name there, transformers leaves the tensor out without a warning.
+    WeightRenaming("^transformer.rotary_pos_emb.inv_freq", "model.rotary_emb.inv_freq"),
     WeightRenaming("self_attention.dense", "self_attn.o_proj"),
     WeightRenaming("mlp.dense_h_to_4h", "mlp.gate_up_proj"),
     WeightRenaming("mlp.dense_4h_to_h", "mlp.down_proj"),

@@ -142,14 +142,68 @@ def test_a_key_that_the_model_has_no_use_for_is_left_out(
     skeleton: Callable[..., PreTrainedModel],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG, "rabbitllm")
     folder = checkpoint()
     keys = [*read_index(folder), "model.layers.0.self_attn.rotary_emb.inv_freq", "extra"]
     targets = {
         target for recipe in recipes_for(skeleton(folder), keys) for target in recipe.targets
     }
     assert targets == read_index(folder).keys()
-    assert "No parameter for checkpoint key extra" in caplog.text
+    assert f"1 tensors in {folder} are not used by LlamaForCausalLM (extra). " in caplog.text
+
+
+OTHERS = [
+    [],
+    ["model.layers.1.self_attn.rotary_emb.inv_freq"],
+    ["model.layers.2.self_attn.rotary_emb.cos_cached"],
+    ["model.embeddings.position_ids"],
+    ["model.layers.0.mlp.down_proj.weight_scale_inv"],
+    ["model.layers.61.shared_head.norm.weight"],
+    ["mtp.fc.weight", "mtp.norm.weight", "mtp.layers.0.input_layernorm.weight"],
+    ["visual.patch_embed.proj.weight"],
+]
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=lambda names: "+".join(names[:1]) or "none")
+@pytest.mark.parametrize(
+    "architecture", ["llama", "llama-tied", "mixtral", "qwen3_moe", "deepseek_v3", "gemma2", "phi"]
+)
+def test_unused_tensors_are_reported_where_stock_reports_them(
+    copied: Callable[..., Path],
+    rewrite: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    caplog: pytest.LogCaptureFixture,
+    architecture: str,
+    others: list[str],
+) -> None:
+    folder = copied(architecture)
+    rewrite(folder, lambda tensors: tensors | {name: torch.ones(2) for name in others})
+    _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    streamed(folder)
+    reports = [record.getMessage() for record in caplog.records if "not used" in record.msg]
+    count = len(info["unexpected_keys"])
+    assert len(reports) == (count > 0)
+    assert all(report.startswith(f"{count} tensors in {folder} ") for report in reports)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_a_config_of_fewer_layers_is_reported_once_with_two_names(
+    copied: Callable[..., Path],
+    configure: Callable[..., None],
+    streamed: Callable[..., StreamedModel],
+    caplog: pytest.LogCaptureFixture,
+    architecture: str,
+) -> None:
+    folder = copied(architecture)
+    configure(folder, num_hidden_layers=1)
+    left = [key for key in read_index(folder) if key.startswith("model.layers.")]
+    left = [key for key in left if not key.startswith("model.layers.0.")]
+    streamed(folder)
+    (record,) = [record for record in caplog.records if "not used" in record.msg]
+    assert record.levelno == logging.WARNING
+    message = record.getMessage()
+    assert message.startswith(f"{len(left)} tensors in {folder} are not used by ")
+    assert "The config names fewer layers" in message
+    assert sum(key in message for key in left) == 2
 
 
 # ties

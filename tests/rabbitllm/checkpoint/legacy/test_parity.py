@@ -57,6 +57,14 @@ def test_family_and_stock_class(architecture, loaded):
     assert family in [cls.__name__ for cls in type(model).__mro__]
 
 
+def test_nothing_is_said_of_tensors_that_transformers_computes(
+    architecture, original, streamed, caplog
+):
+    folder, _ = original(architecture)
+    streamed(folder)
+    assert "not used" not in caplog.text
+
+
 def test_prefill(loaded, ids, run, distance):
     model, reference = loaded
     assert distance(run(model, ids), reference(ids)) <= TOLERANCE
