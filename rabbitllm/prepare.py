@@ -1,7 +1,9 @@
 """From a checkpoint to a model without weights, and where on disk those will come from."""
 
+import logging
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -27,22 +29,21 @@ from rabbitllm.checkpoint.convert import (
     recipes_for,
     resolve_ties,
 )
+from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.packing import LEAST, SAVED, Compression
-from rabbitllm.checkpoint.source import TensorEntry, read_index
-from rabbitllm.checkpoint.store import (
-    LayerStore,
-    default_root,
-    is_packed,
-    is_store,
-    moved_entries,
-    remove_originals,
-)
+from rabbitllm.checkpoint.proof import check_all_kept, check_bits
+from rabbitllm.checkpoint.source import MOVED, TensorEntry, read_index
+from rabbitllm.checkpoint.store import LayerStore, default_root
+from rabbitllm.checkpoint.stores import StoreInfo, find_moved
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
 from rabbitllm.streaming.plan import Plan, minimum_bytes
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage, find_stages
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Prepared:
         model: parameters on the meta device, buffers real and on the host.
         folder: where config and tokenizer are.
         dtype: of the weights, as far as the model does not ask for float32.
+        moved: the layer store that has taken the place of the checkpoint's shards, if one has.
         entries: the checkpoint's tensors, by their keys.
         recipes: how they become parameters and persistent buffers.
         dtypes: parameter or persistent buffer -> its dtype.
@@ -64,6 +66,7 @@ class Prepared:
     model: StreamedModel
     folder: Path
     dtype: torch.dtype
+    moved: StoreInfo | None
     entries: dict[str, TensorEntry]
     recipes: list[Recipe]
     dtypes: dict[str, torch.dtype]
@@ -81,26 +84,45 @@ class Prepared:
 
         Args:
             store_root: the folder for layer stores; None is the user's cache.
-            delete_original: remove the checkpoint's shards once a store holds everything.
+            delete_original: remove the checkpoint's shards once a store is shown to hold all of it.
             compression: "lossless" packs what can be, in a layer store.
+
+        Raises:
+            CheckpointError: `delete_original`, and the store would not hold, or does not hold, all
+                that the shards do.
         """
+        self._remember()
         if self.readable_in_place(compression):
+            if delete_original and self.moved:
+                finish(self.folder, self.moved.folder)
             return {
                 recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
             }
+        if delete_original:
+            check_all_kept(self.recipes, self.dtypes, self.entries, self.folder)
         store = self.store(store_root, compression)
         located = store.fill(self._groups(), self.recipes)
         if delete_original:
-            remove_originals(self.folder, self.entries, store)
+            files = {entry.file for entry in self.entries.values()}
+            check = partial(
+                check_bits,
+                self.model,
+                self.recipes,
+                self.dtypes,
+                self.entries,
+                located,
+                self.tied,
+            )
+            replace_originals(self.folder, files, store.folder, self.moved, check)
         return located
 
     def split(
         self, store_root: str | os.PathLike[str] | None, compression: Compression | None = None
     ) -> Path:
         """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
-        folders = self._folders()
-        if self.readable_in_place(compression) and all(map(is_store, folders)):
-            return folders.pop()  # `delete_original` put it in the checkpoint's place
+        self._remember()
+        if self.moved and self.readable_in_place(compression):
+            return self.moved.folder
         store = self.store(store_root, compression)
         store.fill(self._groups(), self.recipes)
         return store.folder
@@ -172,15 +194,19 @@ class Prepared:
 
     def is_packed(self) -> bool:
         """Whether a packed store took the place of the checkpoint's own shards."""
-        return all(is_packed(folder) for folder in self._folders())
+        return self.moved is not None and self.moved.packed
 
     def worth_packing(self, compression: Compression | None, plan: Plan) -> Compression | None:
         """The compression, where something comes from disk or a store is needed anyway."""
         return compression if plan.on("disk") or not self.readable_in_place() else None
 
-    def _folders(self) -> set[Path]:
-        """Where the checkpoint's tensors lie: as a rule, one folder."""
-        return {entry.file.parent for entry in self.entries.values()}
+    def _remember(self) -> None:
+        """Has the store that stands in for the shards know of this folder, so that it stays."""
+        if self.moved:
+            try:
+                register(self.moved.folder, self.folder)
+            except OSError as error:  # where nothing can be written, nothing can be deleted
+                logger.debug("%s does not record its use: %s", self.moved.folder, error)
 
     def _groups(self) -> dict[str, list[str]]:
         """File stem -> names of what it holds: a file for each stage, and one for the rest."""
@@ -203,8 +229,9 @@ def prepare(
     folder = resolve(model_id, token, trust_remote_code)
     fields = read_fields(folder)
     config, row = load_config(folder, trust_remote_code), legacy.find(fields)
-    moved = moved_entries(folder)
-    entries = moved or read_index(folder)
+    moved = find_moved(folder)
+    entries = moved.entries() if moved else read_index(folder)
+    place = f"{moved.folder}, which {folder / MOVED} leads to" if moved else folder
     weights_dtype = pick_dtype(dtype, config, entries)
     # The family goes by what the checkpoint says it is, not by the native class it maps to.
     streamed = streamed_class(
@@ -222,12 +249,14 @@ def prepare(
     if repair_head_dim(config, model, recipes, entries):
         with valid_config(fields):
             model = build(model.active_attention_implementation)
-    check_shapes(model, recipes, {key: entry.shape for key, entry in entries.items()}, folder)
+    check_shapes(model, recipes, {key: entry.shape for key, entry in entries.items()}, place)
     tied = resolve_ties(model, recipes, Reader(entries).view)
-    check_complete(model, recipes, folder)
+    check_complete(model, recipes, place)
     dtypes = dtypes_of(model, weights_dtype)
     base, stages = find_stages(model, tied, dtypes)
-    return Prepared(model, folder, weights_dtype, entries, recipes, dtypes, tied, base, stages)
+    return Prepared(
+        model, folder, weights_dtype, moved, entries, recipes, dtypes, tied, base, stages
+    )
 
 
 def _skeleton(

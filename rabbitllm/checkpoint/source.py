@@ -22,6 +22,8 @@ PACKED = "rabbitllm.packed"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors format's own limit on a header."""
+MAX_JSON_BYTES = 1 << 24
+"""Of a file that this program writes; what describes a store grows with the number of shards."""
 MAX_ELEMENTS = 2**63
 """Of a tensor, in any order of its dimensions."""
 
@@ -68,6 +70,15 @@ class TensorEntry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     packing: Packing | None = None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of ours; raises OSError, or one of `MALFORMED`."""
+    with path.open("rb") as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"it is longer than {MAX_JSON_BYTES:,} bytes")
+    return json.loads(content)
 
 
 def shard_names(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -23,15 +24,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.durable import TEMPORARY, sync, write_durably
+from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.checkpoint.packing import SAVED, pack
-from rabbitllm.checkpoint.source import (
-    MALFORMED,
-    MOVED,
-    PACKED,
-    WEIGHTS_INDEX,
-    TensorEntry,
-    read_header,
-)
+from rabbitllm.checkpoint.source import MALFORMED, PACKED, TensorEntry, read_header, read_json
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
@@ -39,8 +35,6 @@ from rabbitllm.utils.memory import format_size
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-DESCRIPTION = "store.json"
-TEMPORARY = ".partial-"
 LOCK = ".lock"
 CHECKSUM = "crc32"
 """In each file's metadata: against bit rot, not malice; it costs little beside the writing."""
@@ -64,75 +58,10 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return f"{value:08x}"
 
 
-def is_store(folder: Path) -> bool:
-    """Whether a layer store has been begun in this folder."""
-    return (folder / DESCRIPTION).is_file()
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether the layer store in this folder holds packed whatever can be."""
-    try:
-        return bool(json.loads((folder / DESCRIPTION).read_text())["packed"])
-    except (OSError, *MALFORMED):
-        return False
-
-
-def moved_entries(folder: Path) -> dict[str, TensorEntry] | None:
-    """Where a checkpoint's weights lie now, if `remove_originals` left them to a store.
-
-    Raises:
-        CheckpointError: they were, and the store is gone.
-    """
-    marker = folder / MOVED
-    if not marker.is_file():
-        return None
-    try:
-        store = Path(json.loads(marker.read_text())["store"])
-    except MALFORMED as error:
-        raise CheckpointError(f"{marker} does not say where the weights are: {error!r}.") from error
-    if not is_store(store):
-        raise CheckpointError(
-            f"The weights of {folder} were moved to {store}, which is gone. Download the "
-            "checkpoint again."
-        )
-    return {
-        key: entry
-        for file in sorted(store.glob("*.safetensors"))
-        for key, entry in read_header(file).items()
-    }
-
-
-def remove_originals(folder: Path, entries: Mapping[str, TensorEntry], store: "LayerStore") -> None:
-    """Deletes the shards that a complete store stands in for, and leaves word of its place.
-
-    Where a shard is a link, what it links to goes only if it is a blob of the hub's own cache. Of
-    another store that stood in for them before, nothing is left.
-    """
-    _sync(store.folder)  # its files' names too are to outlast a loss of power
-    word = folder / f"{TEMPORARY}{MOVED}"
-    word.write_text(json.dumps({"store": str(store.folder.resolve())}))
-    word.replace(folder / MOVED)
-    _sync(folder)
-    for file in {entry.file for entry in entries.values()} - set(store.folder.glob("*")):
-        logger.info("Deleting %s: the layer store has its weights", file)
-        original = file.resolve()
-        file.unlink()
-        if original.parent == folder.resolve().parent.parent / "blobs":
-            original.unlink(missing_ok=True)
-    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
-    # Not the checkpoint's own folder, whatever it was published with.
-    for earlier in {entry.file.parent for entry in entries.values()} - {store.folder, folder}:
-        shutil.rmtree(earlier)
-
-
-def _sync(folder: Path) -> None:
-    """Waits until what was renamed in a folder is on disk; Windows can not open one."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def store_name(identity: Mapping[str, Any]) -> str:
+    """What the folder of a store with this identity is called."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{Path(identity['source']).name}-{digest}"
 
 
 class LayerStore:
@@ -167,8 +96,7 @@ class LayerStore:
             "transformers": transformers.__version__,
             "packed": bool(packed),
         }
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = root / f"{files[0].parent.resolve().name}-{digest}"
+        self.folder = root / store_name(self.identity)
         self._checkpoint = checkpoint.resolve()
         self._sources = Reader(entries)
         self._model = model
@@ -190,7 +118,8 @@ class LayerStore:
             OSError: the folder cannot be made, or writing fails all the same; the next fill goes on
                 from there.
         """
-        if self._missing(groups):  # a whole store may lie where nobody can lock or write
+        # A whole store may lie where nobody can lock or write.
+        if not self._is_described(groups) or self._missing(groups):
             self._fill(groups, recipes)
         return {
             key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()
@@ -207,11 +136,24 @@ class LayerStore:
         with FileLock(self.folder / LOCK):
             for leftover in self.folder.glob(f"{TEMPORARY}*"):
                 leftover.unlink()
-            if missing := self._missing(groups):  # another process may have been faster
-                self._check_space(missing)
-                about = {"checkpoint": str(self._checkpoint), "holds": sorted(groups)}
-                (self.folder / DESCRIPTION).write_text(json.dumps(self.identity | about, indent=2))
+            missing = self._missing(groups)  # another process may have been faster
+            self._check_space(missing)
+            if not self._is_described(groups):
+                text = json.dumps(self._description(groups), indent=2)
+                write_durably(self.folder / DESCRIPTION, text)
+            if missing:
                 self._write(missing, recipes)
+
+    def _description(self, groups: Mapping[str, list[str]]) -> dict[str, Any]:
+        """What the store says about itself."""
+        return self.identity | {"checkpoint": str(self._checkpoint), "holds": sorted(groups)}
+
+    def _is_described(self, groups: Mapping[str, list[str]]) -> bool:
+        try:
+            found = read_json(self.folder / DESCRIPTION)
+        except (OSError, *MALFORMED):
+            return False
+        return bool(found == self._description(groups))
 
     def _missing(self, groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
         return {stem: names for stem, names in groups.items() if not self._whole(stem, names)}
@@ -241,8 +183,7 @@ class LayerStore:
         metadata = self._pack(tensors)
         try:
             save_file(tensors, temporary, metadata | {CHECKSUM: checksum(sorted(tensors.items()))})
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            sync(temporary)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise OSError(

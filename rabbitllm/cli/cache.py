@@ -92,7 +92,7 @@ def _check(arguments: argparse.Namespace, root: Path) -> int:
 
 def _rm(arguments: argparse.Namespace, root: Path) -> int:
     """Removes what is named, or nothing if one of the names is wrong."""
-    from rabbitllm.checkpoint.stores import remove
+    from rabbitllm.checkpoint.stores import check_removable, remove
     from rabbitllm.utils.memory import format_size
 
     stores = _by_name(root)
@@ -100,13 +100,11 @@ def _rm(arguments: argparse.Namespace, root: Path) -> int:
     if not names and not arguments.all:
         raise ValueError("Name a store, or pass --all. `rabbitllm cache ls` lists them.")
     for name in names:
-        if _named(stores, name, root).only_copy and not arguments.force:
-            raise ValueError(
-                f"{name} holds the only weights of {stores[name].source}, whose own were deleted. "
-                "--force removes it all the same."
-            )
+        store = _named(stores, name, root)
+        if not arguments.force:
+            check_removable(store)
     for name in names:
-        remove(stores[name])
+        remove(stores[name], arguments.force)
         print(f"Removed {name} ({format_size(stores[name].nbytes)})", file=sys.stderr)
     return 0
 

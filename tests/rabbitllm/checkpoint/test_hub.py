@@ -466,15 +466,21 @@ def test_a_header_of_an_unknown_type_says_so_before_it_is_planned(hub: Hub, tmp_
 
 
 def test_weights_that_were_deleted_on_purpose_are_not_fetched_again(
-    hub: Hub, streamed: Callable[..., StreamedModel], prompt: Any, tmp_path: Path
+    hub: Hub,
+    streamed: Callable[..., StreamedModel],
+    checkpoint: Callable[..., Path],
+    prompt: Any,
+    tmp_path: Path,
 ) -> None:
-    options = {"dtype": "bfloat16", "delete_original": True}
-    expected = streamed("tiny/shards", **options)(prompt).logits
+    hub.repos["tiny/moe"] = checkpoint("mixtral")
+    expected = streamed("tiny/moe", delete_original=True)(prompt).logits
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
     hub.fetched.clear()
-    assert streamed("tiny/shards", **options)(prompt).logits.equal(expected)
+    assert streamed("tiny/moe", delete_original=True)(prompt).logits.equal(expected)
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]
-    fetch_headers("tiny/shards", None, False, _empty(tmp_path / "hollow"))
+    fetch_headers("tiny/moe", None, False, _empty(tmp_path / "hollow"))
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert main(["plan", "tiny/moe", "--no-measure", "--device=cpu"]) == 0
 
 
 def test_a_plan_is_the_folders_and_fetches_no_weights(

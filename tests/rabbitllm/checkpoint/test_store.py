@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -18,8 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from rabbitllm import BudgetError, CheckpointError, StreamedModel
+from rabbitllm import BudgetError, StreamedModel
 from rabbitllm.checkpoint import store as store_module
+from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.utils import find_or_create_local_splitted_path
 
 Usage = namedtuple("Usage", "total used free")
@@ -245,6 +245,18 @@ def test_of_two_processes_one_fills_and_the_other_waits(
 # damage
 
 
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 3}'])
+def test_a_damaged_description_is_made_again(
+    checkpoint: Callable[..., Path], tmp_path: Path, text: str
+) -> None:
+    store = split(checkpoint("mixtral"), tmp_path)
+    before, good = identities(store), (store / DESCRIPTION).read_text()
+    (store / DESCRIPTION).write_text(text)
+    assert split(checkpoint("mixtral"), tmp_path) == store
+    assert (store / DESCRIPTION).read_text() == good
+    assert identities(store) == before
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "gone", "dtype", "shape", "names"])
 def test_a_damaged_file_is_made_again(
     checkpoint: Callable[..., Path],
@@ -338,112 +350,3 @@ def test_a_full_disk_leaves_whole_files_and_is_gone_on_from(
     after = identities(store)
     assert len(after) > len(before)
     assert {name: after[name] for name in before} == before
-
-
-# delete_original
-
-
-def test_deleted_originals_are_read_from_the_store(
-    copied: Callable[..., Path],
-    checkpoint: Callable[..., Path],
-    stock: Callable[..., PreTrainedModel],
-    streamed: Callable[..., StreamedModel],
-    prompt: torch.Tensor,
-    tmp_path: Path,
-) -> None:
-    folder, options = copied("mixtral"), {"layer_shards_saving_path": tmp_path / "stores"}
-    expected = stock(checkpoint("mixtral"))(prompt).logits
-    first = streamed(folder, delete_original=True, **options)
-    assert torch.equal(first(prompt).logits, expected)
-    assert list(folder.glob("*.safetensors")) == []
-    (store,) = (tmp_path / "stores").iterdir()
-    before = identities(store)
-    for deleting in (False, True):
-        again = streamed(folder, delete_original=deleting, **options)
-        assert torch.equal(again(prompt).logits, expected)
-        assert identities(store) == before
-    assert list((tmp_path / "stores").iterdir()) == [store]
-    assert split(folder, tmp_path / "stores") == store
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs procfs")
-def test_originals_are_deleted_once_what_replaces_them_is_on_disk(
-    copied: Callable[..., Path],
-    streamed: Callable[..., StreamedModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder, stores, synced = copied("mixtral"), tmp_path / "stores", []
-
-    def sync(descriptor: int) -> None:
-        synced.append(
-            (Path(f"/proc/self/fd/{descriptor}").resolve(), any(folder.glob("*.safete*")))
-        )
-
-    monkeypatch.setattr(os, "fsync", sync)
-    streamed(folder, delete_original=True, layer_shards_saving_path=stores)
-    (store,) = stores.iterdir()
-    assert synced[-2:] == [(store, True), (folder, True)]
-    assert len(synced) == STAGES + 2
-    assert not any(folder.glob("*.safetensors"))
-
-
-def test_deleting_frees_the_blobs_of_a_hub_cache(
-    copied: Callable[..., Path],
-    streamed: Callable[..., StreamedModel],
-    tmp_path: Path,
-) -> None:
-    blob, folder = tmp_path / "hub" / "blobs" / "0123", tmp_path / "hub" / "snapshots" / "main"
-    blob.parent.mkdir(parents=True)
-    folder.parent.mkdir()
-    copied("mixtral").rename(folder)
-    (folder / "model.safetensors").rename(blob)
-    (folder / "model.safetensors").symlink_to("../../blobs/0123")
-    streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
-    assert not blob.exists()
-    assert not (folder / "model.safetensors").is_symlink()
-
-
-def test_deleting_leaves_alone_what_a_link_leads_out_to(
-    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
-) -> None:
-    folder, elsewhere = copied("mixtral"), tmp_path / "of-somebody-else.safetensors"
-    (folder / "model.safetensors").rename(elsewhere)
-    (folder / "model.safetensors").symlink_to(elsewhere)
-    streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
-    assert elsewhere.exists()
-    assert not (folder / "model.safetensors").is_symlink()
-
-
-def test_originals_stay_when_the_store_is_not_complete(
-    copied: Callable[..., Path],
-    streamed: Callable[..., StreamedModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = copied("mixtral")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 0))
-    with pytest.raises(BudgetError):
-        streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
-    assert (folder / "model.safetensors").is_file()
-    assert not (folder / store_module.MOVED).exists()
-
-
-def test_a_store_that_is_gone_is_named(
-    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
-) -> None:
-    folder = copied("mixtral")
-    streamed(folder, delete_original=True, layer_shards_saving_path=tmp_path / "stores")
-    shutil.rmtree(tmp_path / "stores")
-    with pytest.raises(CheckpointError, match=rf"{folder} were moved to {tmp_path}.*is gone"):
-        streamed(folder)
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", json.dumps({"store": 3})])
-def test_a_spoiled_word_of_the_store_is_named(
-    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], text: str
-) -> None:
-    folder = copied("mixtral")
-    (folder / store_module.MOVED).write_text(text)
-    with pytest.raises(CheckpointError, match=f"{store_module.MOVED} does not say where"):
-        streamed(folder)

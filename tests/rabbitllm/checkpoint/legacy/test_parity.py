@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from harness.references import REFERENCES
+from rabbitllm import CheckpointError
 
 TOLERANCE = 2e-5
 CLASSES = {
@@ -129,11 +130,18 @@ def test_texts_beyond_the_context(architecture, copy, configure, streamed, ids, 
 
 
 def test_the_originals_can_be_deleted(copy, streamed, ids, run, distance):
-    folder, reference = copy("baichuan2-7b")
+    folder, reference = copy("baichuan-7b")
     for _ in range(3):
         model = streamed(folder, delete_original=True)
         assert not (folder / "model.safetensors").exists()
         assert distance(run(model, ids), reference(ids)) <= TOLERANCE
+
+
+def test_originals_that_a_store_holds_only_normalised_stay(copy, streamed):
+    folder, _ = copy("baichuan2-7b")
+    with pytest.raises(CheckpointError, match=r"lm_head.weight .* computed from them"):
+        streamed(folder, delete_original=True)
+    assert (folder / "model.safetensors").exists()
 
 
 def test_a_half_precision_checkpoint(copy, streamed, ids, run, distance):
