@@ -2,6 +2,7 @@
 
 import logging
 import os
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from rabbitllm.checkpoint.hub import resolve
 from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.packing import LEAST, SAVED, Compression
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
+from rabbitllm.checkpoint.rehearsal import rehearse
 from rabbitllm.checkpoint.source import MOVED, TensorEntry, read_index
 from rabbitllm.checkpoint.store import LayerStore, default_root
 from rabbitllm.checkpoint.stores import StoreInfo, find_moved
@@ -239,19 +241,26 @@ def prepare(
     )
     inputs = row.inputs if row else None
 
-    def build(attention: str) -> StreamedModel:
-        return _skeleton(streamed, config, weights_dtype, attention, inputs)
+    def build(settings: PretrainedConfig, attention: str) -> StreamedModel:
+        return _skeleton(streamed, settings, weights_dtype, attention, inputs)
+
+    def try_out(attention: str) -> StreamedModel:
+        return rehearse(lambda: build(deepcopy(config), attention), entries)
 
     with valid_config(fields):
-        model = build_with_attention(build, attn_implementation, device, weights_dtype, inputs)
+        trial = build_with_attention(try_out, attn_implementation, device, weights_dtype, inputs)
     # A store that took the originals' place holds parameters, which need no map.
-    recipes = recipes_for(model, entries, row.weights if row and not moved else ())
-    if repair_head_dim(config, model, recipes, entries):
+    recipes = recipes_for(trial, entries, row.weights if row and not moved else ())
+    if repair_head_dim(config, trial, recipes, entries):
         with valid_config(fields):
-            model = build(model.active_attention_implementation)
-    check_shapes(model, recipes, {key: entry.shape for key, entry in entries.items()}, place)
-    tied = resolve_ties(model, recipes, Reader(entries).view)
-    check_complete(model, recipes, place)
+            trial = try_out(trial.active_attention_implementation)
+    check_shapes(trial, recipes, {key: entry.shape for key, entry in entries.items()}, place)
+    tied = resolve_ties(trial, recipes, Reader(entries).view)
+    check_complete(trial, recipes, place)
+    # Only what fits the checkpoint is built with buffers.
+    with valid_config(fields):
+        model = build(config, trial.active_attention_implementation)
+    model.all_tied_weights_keys = trial.all_tied_weights_keys
     dtypes = dtypes_of(model, weights_dtype)
     base, stages = find_stages(model, tied, dtypes)
     return Prepared(

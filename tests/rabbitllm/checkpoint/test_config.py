@@ -88,7 +88,6 @@ def test_a_field_of_the_wrong_type_is_named_with_its_file(
     ("field", "value", "cause"),
     [
         ("hidden_size", -64, RuntimeError),
-        ("hidden_size", 2**40, RuntimeError),
         ("hidden_size", 2**62, RuntimeError),
         ("hidden_size", 2**70, TypeError),
         ("head_dim", 0, ZeroDivisionError),
