@@ -1,6 +1,5 @@
 """The config of a checkpoint, the stock class it names, and what its own tensors say against it."""
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.plain_json import read_settings
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError, summary
 
@@ -45,9 +45,15 @@ ZeroDivisionError, a padding token beyond the vocabulary an AssertionError, a ne
 that no memory holds torch's RuntimeError. OSError, ImportError and MemoryError are not among them,
 for they tell of the machine.
 """
-COUNTS = re.compile(r"(^|_)(layers?|experts|labels)$")
-MOST = 10_000
-"""Of what `COUNTS` matches: models have hundreds, and each costs time and memory to build."""
+COUNTS = re.compile(r"(^|_)(layers?|blocks|cycles|experts|labels)$")
+MOST = 100_000
+"""Of what `COUNTS` matches, for configs make lists of them; models have 16,384 experts at most.
+
+How many a checkpoint has tensors for is counted while the model is built, see `rehearsal`.
+"""
+MOST_OF = {"num_": 1000, "prompt_lookup_num_": 1000, "max_": 2**24, "min_": 2**24}
+"""Beginnings of fields of a generation config that memory grows with: beams, drafts and tokens."""
+AMOUNTS = re.compile("|".join(MOST_OF))
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What models compute in; torch has narrower types, for storage."""
 
@@ -73,7 +79,7 @@ def read_fields(folder: Path) -> Fields:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: it is no transformers checkpoint.")
     try:
-        fields = Fields(json.loads(path.read_text(encoding="utf-8")), path)
+        fields = Fields(read_settings(path), path)
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     fields["model_type"] = str(fields.get("model_type"))
@@ -101,7 +107,12 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         )
     with valid_config(fields):
         _check_counts(fields)
-        return _config(folder, fields, trust_remote_code)
+        config = _config(folder, fields, trust_remote_code)
+        _check_counts(config.to_dict())  # some are derived from others
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        if isinstance(layers, int) and layers < 1:
+            raise ValueError(f"a model has layers, but it names {layers}")
+    return config
 
 
 def load_generation_config(folder: Path) -> GenerationConfig | None:
@@ -114,8 +125,9 @@ def load_generation_config(folder: Path) -> GenerationConfig | None:
     if not path.is_file():
         return None
     try:
+        _check_amounts(read_settings(path))
         return GenerationConfig.from_pretrained(folder)
-    except (*INVALID, OSError) as error:  # the latter also if it is no JSON
+    except (*INVALID, OSError) as error:
         raise CheckpointError(f"{path} is no valid generation config: {summary(error)}") from error
 
 
@@ -137,11 +149,24 @@ def valid_config(fields: Fields) -> Iterator[None]:
 
 
 def _check_counts(fields: Mapping[str, Any]) -> None:
+    for name, value in _numbers(fields):
+        if not 0 <= value <= MOST and COUNTS.search(name):
+            raise ValueError(f"{name}={value} is beyond what any model has")
+
+
+def _check_amounts(settings: Mapping[str, Any]) -> None:
+    for name, value in _numbers(settings):
+        if (kind := AMOUNTS.match(name)) and value > MOST_OF[kind[0]]:
+            raise ValueError(f"{name}={value} is beyond what any model is published with")
+
+
+def _numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a config and the configs in it, with their names."""
     for name, value in fields.items():
         if isinstance(value, dict):
-            _check_counts(value)
-        elif isinstance(value, int) and value > MOST and COUNTS.search(name):
-            raise ValueError(f"{name}={value} is beyond what any model has")
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def _config(folder: Path, fields: Fields, trust_remote_code: bool) -> PretrainedConfig:
@@ -222,16 +247,16 @@ def repair_head_dim(
         name, key = recipe.targets[0], recipe.sources[0][0]
         if recipe.converter is not None or not name.endswith("q_proj.weight"):
             continue
-        rows = entries[key].shape[0]
-        if rows == state[name].shape[0] or rows % text.num_attention_heads:
+        rows, heads = entries[key].shape[0], getattr(text, "num_attention_heads", None)
+        if rows == state[name].shape[0] or not heads or rows % heads:
             return False
-        stated, found = getattr(text, "head_dim", None), rows // text.num_attention_heads
+        stated, found = getattr(text, "head_dim", None), rows // heads
         logger.warning(
             "The config says head_dim=%s, but %s has %d rows for %d heads: using head_dim=%d.",
             stated,
             key,
             rows,
-            text.num_attention_heads,
+            heads,
             found,
         )
         text.head_dim = found

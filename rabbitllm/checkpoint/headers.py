@@ -1,6 +1,5 @@
 """What a hub repository would bring, without its weights."""
 
-import json
 import os
 import struct
 from pathlib import Path
@@ -13,10 +12,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, say
 )
 
 from rabbitllm.checkpoint.hub import fetch_settings, hub_errors
+from rabbitllm.checkpoint.plain_json import parse
 from rabbitllm.checkpoint.source import (
     MALFORMED,
     MAX_HEADER_BYTES,
+    MOST_IN_FILE,
     MOVED,
+    VALUES,
     read_header,
     shard_names,
 )
@@ -84,7 +86,7 @@ def _fetch_header(repo: str, name: str, token: str | None) -> bytes:
 def _write_hollow(file: Path, head: bytes) -> None:
     """Writes a file with this beginning and a hole for its data; raises one of `MALFORMED`."""
     file.write_bytes(head)
-    fields = json.loads(head[8:])
+    fields = parse(head[8:], VALUES * MOST_IN_FILE)
     fields.pop("__metadata__", None)
     data = max((field["data_offsets"][1] for field in fields.values()), default=0)
     try:

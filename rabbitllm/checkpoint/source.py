@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from rabbitllm.checkpoint.packing import Packing
-from rabbitllm.errors import CheckpointError
+from rabbitllm.checkpoint.plain_json import parse, read_bytes
+from rabbitllm.errors import CheckpointError, summary
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -20,10 +21,16 @@ MOVED = "rabbitllm-moved.json"
 PACKED = "rabbitllm.packed"
 """In a header's metadata: name -> shape, lowest exponent and outliers, of what is packed there."""
 PICKLES = ("*.bin", "*.pt", "*.pth")
-MAX_HEADER_BYTES = 100_000_000
-"""The safetensors format's own limit on a header."""
 MAX_JSON_BYTES = 1 << 24
 """Of a file that this program writes; what describes a store grows with the number of shards."""
+MOST_TENSORS = 250_000
+"""In a checkpoint. Those of the largest, each expert apart and quantised, are near to it."""
+MOST_IN_FILE = 100_000
+"""Of them in one file: a model of so many comes in many files."""
+MAX_HEADER_BYTES = 32 << 20
+"""Of a header, or of an index, with so many tensors; the format itself allows 100 MB."""
+VALUES = 8
+"""Of JSON for each tensor of a header, as `plain_json.parse` counts them."""
 MAX_ELEMENTS = 2**63
 """Of a tensor, in any order of its dimensions."""
 
@@ -51,7 +58,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """Where one tensor's bytes are.
 
@@ -74,11 +81,7 @@ class TensorEntry:
 
 def read_json(path: Path) -> Any:
     """Reads a JSON file of ours; raises OSError, or one of `MALFORMED`."""
-    with path.open("rb") as stream:
-        content = stream.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"it is longer than {MAX_JSON_BYTES:,} bytes")
-    return json.loads(content)
+    return json.loads(read_bytes(path, MAX_JSON_BYTES))
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -112,6 +115,10 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
                 "checkpoint again."
             )
         tensors |= read_header(folder / shard)
+        if len(tensors) > MOST_TENSORS:
+            raise CheckpointError(
+                f"{folder} has more than {MOST_TENSORS:,} tensors: no model is stored like that."
+            )
     if absent := sorted(weight_map.keys() - tensors.keys()):
         raise CheckpointError(
             f"{WEIGHTS_INDEX} lists {absent[0]} in {weight_map[absent[0]]}, which does not hold it "
@@ -130,19 +137,24 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        if not 2 <= length <= size - 8:
             raise CheckpointError(
                 f"{file} is no safetensors file or is truncated ({size:,} bytes)."
             )
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"The header of {file} has {length:,} bytes. At most {MAX_HEADER_BYTES:,} are "
+                "read: no model has so many tensors in one file. Save it in shards."
+            )
         header = stream.read(length)
     try:
-        fields = json.loads(header)
+        fields = parse(header, VALUES * MOST_IN_FILE)
         metadata = fields.pop("__metadata__", None) or {}
         tensors = {key: _entry(file, 8 + length, value) for key, value in fields.items()}
         packed = json.loads(metadata.get(PACKED, "{}"))
         tensors |= {key: _packed_entry(tensors[key], *how) for key, how in packed.items()}
     except MALFORMED as error:
-        raise CheckpointError(f"The header of {file} is malformed: {error!r}.") from error
+        raise CheckpointError(f"The header of {file} is malformed: {summary(error)}.") from error
     end = 8 + length
     # As the format asks: the tensors follow one another without holes, up to the file's end.
     for key, entry in sorted(tensors.items(), key=lambda pair: (pair[1].offset, pair[1].nbytes)):
@@ -196,9 +208,10 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor key -> shard name; a name may not lead out of the folder."""
     path = folder / WEIGHTS_INDEX
     try:
-        weight_map = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+        text = read_bytes(path, MAX_HEADER_BYTES)
+        weight_map = dict(parse(text, MOST_TENSORS)["weight_map"])
     except MALFORMED as error:
-        raise CheckpointError(f"{path} is no index of shards: {error!r}.") from error
+        raise CheckpointError(f"{path} is no index of shards: {summary(error)}.") from error
     for shard in weight_map.values():
         if (
             not isinstance(shard, str)

@@ -251,7 +251,7 @@ def test_a_malformed_header_is_refused(tmp_path: Path, header: object) -> None:
         {"data_offsets": [-(2**70), 0]},
         {"data_offsets": [4, 28]},
         {"data_offsets": [2**80, 2**80 + 24]},
-        pytest.param({"shape": [10**300] * 200_000}, id="hours to multiply"),
+        pytest.param({"shape": [10**300] * 50_000}, id="hours to multiply"),
     ],
     ids=repr,
 )
