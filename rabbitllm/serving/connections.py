@@ -9,7 +9,7 @@ import psutil
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-PATIENCE = 15.0
+PATIENCE = 10.0
 """Seconds in which a client sends the head of a request, or takes some of what it is sent."""
 MOST = 1_000
 """Connections at once, if the process may open that many files."""

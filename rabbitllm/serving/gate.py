@@ -5,6 +5,7 @@ its headers.
 """
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import os
@@ -12,12 +13,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rabbitllm.serving.errors import ApiError, response
 
 BODY_SECONDS = 30.0
 """Time in which a body arrives."""
+
+LINGER = 5.0
+"""Seconds in which what a refused client still sends is thrown away."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,10 @@ class Gate:
             self._check_key(headers)
             body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except ApiError as error:
-            return await response(error)(scope, receive, send)
+            return await _refuse(response(error), scope, receive, send)
         except asyncio.TimeoutError:
             late = ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.")
-            return await response(late, {"Connection": "close"})(scope, receive, send)
+            return await _refuse(response(late, {"Connection": "close"}), scope, receive, send)
         if body is not None:
             await self.app(scope, _Whole(body, receive), send)
 
@@ -107,6 +112,23 @@ class _Whole:
             return await self._rest()
         self._first = None
         return message
+
+
+async def _refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers, and lets the client finish: who is cut off while sending sees no answer."""
+
+    async def send_all_but_the_end(message: Message) -> None:
+        await send({**message, "more_body": True})
+
+    await answer(scope, receive, send_all_but_the_end)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_discard(receive), LINGER)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive) -> None:
+    while (await receive()).get("more_body", False):
+        pass
 
 
 def _is_address(host: str) -> bool:

@@ -27,7 +27,9 @@ class Exchange:
         api_key: str | None = None,
         hosts: set[str] | None = None,
     ) -> None:
-        self.read = 0
+        self.read = 0  # before the answer
+        self.thrown_away = 0
+        self.ended = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.error: dict[str, Any] = {}
@@ -47,7 +49,10 @@ class Exchange:
         if not self._parts:
             await asyncio.Event().wait()
         part = self._parts.pop(0)
-        self.read += len(part)
+        if self.status:
+            self.thrown_away += len(part)
+        else:
+            self.read += len(part)
         if part == b"gone":
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": part, "more_body": bool(self._parts) or part == b""}
@@ -56,8 +61,9 @@ class Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = dict(message["headers"])
-        else:
+        elif message["body"]:
             self.error = json.loads(message["body"])["error"]
+        self.ended = not message.get("more_body", True)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
@@ -88,6 +94,14 @@ def test_a_body_that_says_it_is_too_large_is_not_read_nor_its_key_compared() -> 
 def test_a_body_that_does_not_say_is_read_up_to_the_limit() -> None:
     exchange = Exchange({}, [b"x" * 40] * 1_000)
     assert (exchange.status, exchange.read, exchange.passed) == (413, 120, None)
+    assert exchange.thrown_away == 40_000 - 120, "the client could not send the rest"
+    assert exchange.ended
+
+
+def test_what_is_sent_after_a_refusal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    exchange = Exchange({"Content-Length": str(SIZE + 1)}, [b"x", b""])
+    assert (exchange.status, exchange.ended) == (413, True)
 
 
 def test_a_body_in_parts_comes_through_whole() -> None:
@@ -96,6 +110,7 @@ def test_a_body_in_parts_comes_through_whole() -> None:
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LINGER", 0.05)
     exchange = Exchange({"Content-Length": "9"}, [b"abc", b""])
     assert (exchange.status, exchange.passed) == (408, None)
     assert exchange.headers[b"connection"] == b"close"

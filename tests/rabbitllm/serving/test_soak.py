@@ -1,0 +1,19 @@
+"""A small run of the soak: good clients are answered while others misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from benchmarks.serving_soak import MISDEEDS, report, soak
+
+
+def test_good_clients_are_answered_and_nothing_is_kept(talker: Path) -> None:
+    arguments = [str(talker), "--device", "cpu", "--host-memory", "min"]
+    soaked = asyncio.run(soak(arguments, 4 * len(MISDEEDS), 8))
+    assert not soaked.wrong, report(soaked)
+    assert {name for name, _ in soaked.statuses} == {"good", *MISDEEDS}
+    assert len(soaked.seconds) == 2 * len(MISDEEDS) + 4
+    assert soaked.listing
+    for what in ("threads", "descriptors"):
+        assert soaked.after[what] <= soaked.before[what], report(soaked)
