@@ -14,6 +14,7 @@ from benchmarks import cpu
 from benchmarks.cpu_cgroup import CgroupError, find_parent
 from benchmarks.cpu_child import SCENARIOS
 from benchmarks.peers_process import figures_of
+from tests.patience import PATIENCE
 
 TOKENS = [3, 4, 5]
 LIMITED: list[dict[str, Any]] = [
@@ -140,7 +141,7 @@ def test_a_process_that_takes_more_than_its_group_may_is_killed_and_counted(
     write = "pathlib.Path(sys.argv[2]).write_text('{}')"
 
     def run(prefix: Sequence[str]) -> dict[str, Any]:
-        return figures_of([*prefix, sys.executable, "-c", f"{take}; {write}"], 60)
+        return figures_of([*prefix, sys.executable, "-c", f"{take}; {write}"], PATIENCE)
 
     try:
         parent, _ = find_parent(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from benchmarks.peers_process import ProcessError, figures_of, is_met, python_of
+from tests.patience import PATIENCE
 
 WRITE = 'import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(\'{"peer": "a"}\')'
 
@@ -33,13 +34,13 @@ def test_another_gets_one_with_this_environments_torch_and_transformers() -> Non
 
 
 def test_figures_are_what_the_process_writes() -> None:
-    assert figures_of([sys.executable, "-c", WRITE], 60) == {"peer": "a"}
+    assert figures_of([sys.executable, "-c", WRITE], PATIENCE) == {"peer": "a"}
 
 
 def test_a_process_that_fails_says_why() -> None:
     command = [sys.executable, "-c", "raise SystemExit('no room')"]
     with pytest.raises(ProcessError, match="ended with 1: no room"):
-        figures_of(command, 60)
+        figures_of(command, PATIENCE)
 
 
 def test_a_process_that_takes_too_long_is_ended() -> None:

@@ -12,6 +12,7 @@ from harness.render import changes
 from harness.render.pages import documents
 from harness.render.tables import load_rows
 from tests.full_matrix import full_matrix
+from tests.patience import PATIENCE
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -53,7 +54,7 @@ def opened(chromium):
 
     def make(address, **options):
         context = chromium.new_context(**options)
-        context.set_default_timeout(120_000)  # a busy machine is no failure
+        context.set_default_timeout(1_000 * PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))

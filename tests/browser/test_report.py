@@ -4,6 +4,7 @@ import pytest
 
 from harness.records import CheckResult, Record
 from harness.render.pages import documents
+from tests.patience import PATIENCE
 
 CELL = "gemma2@5.23.0/sdpa/cpu"
 HOSTILE = (
@@ -25,7 +26,7 @@ def cell(page, name):
 def focused(page, name):
     """Wait until a cell has the focus, and fail if it does not get it."""
     api = pytest.importorskip("playwright.sync_api")
-    api.expect(cell(page, name)).to_be_focused(timeout=30_000)
+    api.expect(cell(page, name)).to_be_focused(timeout=1_000 * PATIENCE)
 
 
 def test_the_page_opens_with_what_works_and_paints_at_once(page):

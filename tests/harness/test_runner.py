@@ -11,6 +11,7 @@ from harness import environment, runner
 from harness.cells import Gguf
 from harness.isolation import Ended, isolated
 from harness.runner import cause_of_death, run
+from tests.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ def die_at_the_end() -> Answer:
 
 
 def test_a_crash_after_the_last_check_is_no_pass(monkeypatch, cell, tmp_path):
-    ended = isolated(die_at_the_end, (), 60)
+    ended = isolated(die_at_the_end, (), PATIENCE)
     assert ended.value is not None
     assert ended.exit_code == -signal.SIGABRT
-    assert cause_of_death(ended, 60) == (
+    assert cause_of_death(ended, PATIENCE) == (
         "crash",
         "SIGABRT",
         "the process died of SIGABRT after its last check",
@@ -71,7 +72,11 @@ def test_an_answer_that_is_no_record_is_a_crash(monkeypatch, cell, tmp_path, val
 
 def test_a_signal_without_a_name_is_a_crash():
     ended = Ended(None, -40, 0.1, 0.0, "")
-    assert cause_of_death(ended, 60) == ("crash", "signal 40", "the process died of signal 40")
+    assert cause_of_death(ended, PATIENCE) == (
+        "crash",
+        "signal 40",
+        "the process died of signal 40",
+    )
 
 
 def test_a_pass_runs_once(monkeypatch, cell, tmp_path):

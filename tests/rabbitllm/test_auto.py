@@ -29,6 +29,7 @@ import rabbitllm
 from rabbitllm import BudgetError, CheckpointError, StreamedModel
 from rabbitllm.checkpoint.source import read_index
 from rabbitllm.streaming.stages import ALIGNMENT
+from tests.patience import PATIENCE
 
 ARCHITECTURES = ["llama", "llama-tied", "mixtral", "gemma2", "phi", "deepseek_v3"]
 LAYERS = [f"model.layers.{i}" for i in range(4)]
@@ -287,14 +288,14 @@ def test_two_threads_generate_at_once(
 
     def generate(i: int) -> None:
         torch.set_num_threads(1)
-        together.wait(30)
+        together.wait(PATIENCE)
         outputs[i] = model.generate(prompt[i : i + 1], **GREEDY)
 
     threads = [threading.Thread(target=generate, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert [torch.equal(outputs[i], expected[i]) for i in range(2)] == [True, True]
 
 
@@ -576,7 +577,7 @@ def test_a_model_that_is_gone_leaves_no_open_file_and_no_thread(
     before = {thread for thread in threading.enumerate() if thread.name.startswith("rabbitllm")}
     assert before
     del model
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while any(thread.is_alive() for thread in before) and time.monotonic() < deadline:
         gc.collect()  # a load under way holds the model until it is done
         next(iter(before)).join(0.01)

@@ -12,10 +12,9 @@ import pytest
 
 from harness.cells import ROOT
 from harness.records import Store
+from tests.patience import PATIENCE
 
 RELEASES = ["5.0.0", "5.1.0", "5.2.0", "5.3.0"]
-PATIENCE = 30
-"""Seconds until what has not begun or ended never will."""
 # In place of pytest: a process that stays as long as its connection to the test.
 CELLS = """
 import socket, sys

@@ -49,7 +49,7 @@ def test_a_process_that_hangs_fails(monkeypatch):
 
 
 def test_a_failure_is_explained_by_type_and_pattern(monkeypatch):
-    rules = Rules(known=(Known(("llama",), "^RuntimeError: no slot", "too deep"),))
+    rules = Rules(known=(Known(("llama",), "RuntimeError: no slot", "too deep"),))
     failure = {"outcome": "fails", "exception": "RuntimeError", "message": "no slot is free"}
     ends(monkeypatch, failure)
     assert run.run("llama", rules).explained == "too deep"

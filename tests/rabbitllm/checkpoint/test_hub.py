@@ -21,6 +21,7 @@ from rabbitllm.checkpoint.headers import fetch_headers
 from rabbitllm.checkpoint.hub import resolve
 from rabbitllm.checkpoint.source import MAX_HEADER_BYTES, MOVED, read_index
 from rabbitllm.cli import main
+from tests.patience import PATIENCE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EXTRAS = (
@@ -382,7 +383,7 @@ def test_no_more_than_a_header_is_taken_from_a_hub_that_sends_all(hub: Hub, tmp_
     hub.long.add("model.safetensors")
     hollow = _empty(tmp_path / "hollow")
     fetch_headers("tiny/llama", None, False, hollow)
-    assert hub.left.wait(30)
+    assert hub.left.wait(PATIENCE)
     assert read_index(hollow).keys() == read_index(hub.repos["tiny/llama"]).keys()
 
 

@@ -21,6 +21,7 @@ from rabbitllm import BudgetError, StreamedModel
 from rabbitllm.checkpoint import store as store_module
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.utils import find_or_create_local_splitted_path
+from tests.patience import PATIENCE
 
 Usage = namedtuple("Usage", "total used free")
 STAGES = 4 + 1
@@ -196,7 +197,7 @@ def fill_slowly(folder: Path, root: Path, inside: Event, blocked: Event) -> None
 
     def save(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]) -> None:
         inside.set()
-        assert blocked.wait(60)
+        assert blocked.wait(PATIENCE)
         save_file(tensors, file, metadata)
 
     torch.set_num_threads(1)
@@ -222,7 +223,7 @@ def fill_second(folder: Path, root: Path, inside: Event, blocked: Event) -> None
     torch.set_num_threads(1)
     store_module.FileLock = Lock
     store_module.save_file = save
-    assert inside.wait(60)
+    assert inside.wait(PATIENCE)
     split(folder, root)
     assert blocked.is_set()
 

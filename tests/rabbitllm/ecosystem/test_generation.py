@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, TextIteratorStreamer, pipeline
 
 from rabbitllm import StreamedModel
+from tests.patience import PATIENCE
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
 CONVERSATIONS = [
@@ -38,7 +39,7 @@ def test_a_text_iterator_streamer(
 ) -> None:
     model = streamed(talker)
     inputs = model.tokenizer("A long time ago", return_tensors="pt")
-    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=60)
+    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=PATIENCE)
     thread = threading.Thread(
         target=model.generate, kwargs={**inputs, "streamer": streamer, **GREEDY}
     )

@@ -10,12 +10,11 @@ import pytest
 
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import BusyError
-
-LIMIT = 60
+from tests.patience import PATIENCE
 
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, LIMIT))
+    asyncio.run(asyncio.wait_for(scene, PATIENCE))
 
 
 def forever() -> None:
@@ -25,7 +24,7 @@ def forever() -> None:
 
 def test_a_value_and_an_error_come_back() -> None:
     async def scene() -> None:
-        aside = Aside(LIMIT)
+        aside = Aside(PATIENCE)
         assert await aside.run(lambda: 5) == 5
         with pytest.raises(ZeroDivisionError):
             await aside.run(lambda: 1 // 0)
@@ -45,7 +44,7 @@ def test_functions_take_turns() -> None:
         running.pop()
 
     async def scene() -> None:
-        aside = Aside(LIMIT)
+        aside = Aside(PATIENCE)
         await asyncio.gather(*(aside.run(note) for _ in range(5)))
 
     play(scene())
@@ -62,7 +61,7 @@ def test_python_code_without_end_is_ended_and_the_next_one_runs() -> None:
     play(scene())
     for thread in threading.enumerate():
         if thread.name == "rabbitllm-aside":
-            thread.join(LIMIT)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 
@@ -76,7 +75,7 @@ def test_compiled_code_is_waited_for_by_the_next_one_alone() -> None:
         with pytest.raises(BusyError):
             await aside.run(lambda: 5)
         released.set()
-        patient = Aside(LIMIT)
+        patient = Aside(PATIENCE)
         patient._turn = aside._turn
         assert await patient.run(lambda: 5) == 5
 

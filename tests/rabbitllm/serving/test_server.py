@@ -18,14 +18,14 @@ import openai
 import pytest
 from transformers import AutoTokenizer, PreTrainedModel
 
+from tests.patience import PATIENCE
+
 KEY, NAME = "a secret", "tiny/talker"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 PROMPT = "<user>Hello\n<assistant>"
 """What the talker's template makes of it."""
 ENDLESS = 15_000
 """Tokens that take minutes."""
-LIMIT = 60
-"""Seconds after which a client gives up: the test fails then, it does not hang."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def url(server: subprocess.Popen[str]) -> str:
 
 @pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=LIMIT) as made:
+    with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=PATIENCE) as made:
         yield made
 
 
@@ -236,7 +236,7 @@ def test_a_wrong_key_opens_nothing(client: openai.OpenAI, key: str) -> None:
 
 def test_no_key_opens_nothing(url: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(f"{url}/models", timeout=LIMIT)
+        urllib.request.urlopen(f"{url}/models", timeout=PATIENCE)
     assert caught.value.code == 401
 
 
@@ -262,7 +262,7 @@ def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
     running = begin(client)
     with ThreadPoolExecutor(2) as others:
         futures = [others.submit(chat, client) for _ in range(2)]
-        done, _ = wait(futures, LIMIT, FIRST_COMPLETED)
+        done, _ = wait(futures, PATIENCE, FIRST_COMPLETED)
         assert done, "neither was refused"
         (refused,) = done
         with pytest.raises(openai.RateLimitError, match="queue is full") as caught:
@@ -289,5 +289,5 @@ def test_ctrl_c_ends_a_server_that_is_answering(
 ) -> None:
     running = begin(client)
     server.send_signal(signal.SIGINT)
-    assert server.wait(LIMIT) == 130
+    assert server.wait(PATIENCE) == 130
     running.close()

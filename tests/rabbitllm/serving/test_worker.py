@@ -12,6 +12,7 @@ from rabbitllm.serving import worker as module
 from rabbitllm.serving.errors import BusyError
 from rabbitllm.serving.worker import Job, Worker
 from rabbitllm.text import Answer
+from tests.patience import PATIENCE
 
 PROMPT = torch.tensor([[1]])
 
@@ -64,7 +65,7 @@ def run(play: Callable[[Callable[[str], Job]], Coroutine[Any, Any, None]], waiti
         finally:
             worker.close()
 
-    asyncio.run(asyncio.wait_for(scene(), 60))
+    asyncio.run(asyncio.wait_for(scene(), PATIENCE))
 
 
 def submit(worker: Worker, seed: int | None = None, **options: Any) -> Job:

@@ -14,6 +14,7 @@ from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.stages import Stage, Weight
 from rabbitllm.streaming.transfer import Load, Slot, Transfer
+from tests.patience import PATIENCE
 
 WIDTH = 4
 NBYTES = 256
@@ -338,7 +339,7 @@ def test_an_exception_frees_the_model_for_other_threads() -> None:
         model(torch.randn(3, WIDTH + 1))
     thread = threading.Thread(target=check, args=(model,), daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -356,7 +357,7 @@ def test_an_interrupt_from_the_keyboard_leaves_the_model_usable() -> None:
     check(model, 2)
     thread = threading.Thread(target=check, args=(model,), daemon=True)
     thread.start()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -419,14 +420,14 @@ def test_two_threads_get_the_right_answers() -> None:
 
     def generate(hidden: torch.Tensor) -> None:
         expected = model.expected(hidden)
-        together.wait(30)
+        together.wait(PATIENCE)
         failures.extend(1 for _ in range(40) if not torch.equal(model(hidden), expected))
 
     threads = [threading.Thread(target=generate, args=(hidden,)) for hidden in inputs]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert failures == []
     assert pipeline.meter.stats.forwards == 80
     assert model.bound() == []
@@ -449,7 +450,7 @@ def test_a_second_thread_waits_for_the_forward_of_the_first() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert overlaps == [False, False]
 
 
