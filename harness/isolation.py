@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
@@ -36,6 +37,8 @@ LONGEST_OUTPUT = 1 << 16
 """Bytes of it that are looked at."""
 LONGEST_ANSWER = 1 << 24
 """Bytes; the answer of a cell has some thousands."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux: the process gets a signal when its parent ends."""
 PR_SET_CHILD_SUBREAPER = 36
 """Of Linux: the process becomes the parent of what its descendants abandon."""
 
@@ -125,11 +128,8 @@ def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limi
     answered, written = Drain(answer_end, LONGEST_ANSWER), Drain(output_end, LONGEST_OUTPUT)
     process.join(max(begun + time_limit + GRACE - time.monotonic(), 0))
     exit_code = process.exitcode
-    if exit_code is None and process.pid is not None:
-        end_descendants(process.pid)  # the guard then ends what is left, and itself
-        process.join(GRACE)
-        process.kill()
-        process.join()
+    if exit_code is None:
+        _end(process)
     stderr = tail(written.result().decode("utf-8", "replace"), OUTPUT)
     seconds = time.monotonic() - begun
     sent = answered.result()
@@ -138,6 +138,16 @@ def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limi
     except ValueError as error:
         return Ended(None, exit_code, seconds, 0.0, stderr, str(error) if sent else "")
     return Ended(read.value, exit_code, seconds, read.cpu_seconds, stderr)
+
+
+def _end(guard: BaseProcess) -> None:
+    """Kill what a guard guards, so that it ends; one that does not is killed, too."""
+    last = time.monotonic() + GRACE
+    while guard.pid and guard.is_alive() and time.monotonic() < last:
+        end_descendants(guard.pid)  # again, for a worker may only now begin
+        guard.join(0.1)
+    guard.kill()
+    guard.join()
 
 
 def end_descendants(pid: int) -> None:
@@ -174,16 +184,23 @@ def _serve(
 
 def _behind_guard() -> None:
     """Return in a child, the worker, in a session of its own; this process is its guard."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    worker = os.fork()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    guard, worker = os.getpid(), os.fork()
     if not worker:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != guard:
+            os._exit(1)
         os.setsid()
         return
     # What interrupts the run comes to the guard, too; it ends when the worker has.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: end_descendants(os.getpid()))
     _end_like(_wait(worker))
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _wait(worker: int) -> int:
