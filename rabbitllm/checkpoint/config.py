@@ -150,7 +150,7 @@ def valid_config(fields: Fields) -> Iterator[None]:
 
 def _check_counts(fields: Mapping[str, Any]) -> None:
     for name, value in _numbers(fields):
-        if not 0 <= value <= MOST and COUNTS.search(name):
+        if value > MOST and COUNTS.search(name):
             raise ValueError(f"{name}={value} is beyond what any model has")
 
 

@@ -133,6 +133,19 @@ def test_more_layers_than_any_model_has_are_refused_before_they_are_built(
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [{"vision_config": {"feature_layer": -2}}, {"vision_feature_layer": -1}, {"n_experts": 16_384}],
+    ids=repr,
+)
+def test_what_published_configs_name_is_not_beyond_any_model(
+    copied: Callable[..., Path], configure: Callable[..., None], fields: dict[str, Any]
+) -> None:
+    folder = copied()
+    configure(folder, **fields)
+    assert load_config(folder, False).model_type == "llama"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "{",
