@@ -35,6 +35,8 @@ PREPARATION = 10.0
 BYTES, BYTES_PER_TOKEN, MOST_BYTES = 1 << 16, 16, 1 << 23
 """Of a request: for its fields, for each token of the model's context, and in all. Text takes 4 a
 token, escaped Chinese 9."""
+LARGE = 1 << 14
+"""Bytes of a request that leaves megabytes behind."""
 UNUSABLE = (
     ArithmeticError,
     AttributeError,
@@ -74,7 +76,7 @@ def create_app(
 
     app = FastAPI(title="RabbitLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
     size = min(MOST_BYTES, BYTES + BYTES_PER_TOKEN * context_length(model))
-    app.add_middleware(Gate, api_key=api_key, hosts=hosts, body_size=size)
+    app.add_middleware(Gate, api_key=api_key, hosts=hosts, body_size=size, over=routes.tidy)
     app.add_api_route("/v1/models", routes.models)
     app.add_api_route("/v1/models/{asked:path}", routes.model)
     for path, route, kind in (
@@ -105,6 +107,11 @@ class Routes:
         self._max_new_tokens = max_new_tokens
         self._created = int(time.time())
         self._aside = Aside(PREPARATION)
+
+    def tidy(self, size: int) -> None:
+        """Called when a request of so many bytes is over."""
+        if size > LARGE:
+            self.worker.give_back_memory()
 
     async def models(self) -> dict[str, Any]:
         """GET /v1/models."""
@@ -165,15 +172,10 @@ class Routes:
             raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
         return asked, prompt
 
-    async def _answer(
-        self,
-        request: Request,
-        kind: type[Kind],
-        shape: Shape,
-        encode: Callable[[Kind], torch.Tensor],
-    ) -> Response:
-        _check_json(request.headers.get("content-type", ""))
-        body = await request.body()
+    async def _begin(
+        self, kind: type[Kind], body: bytes, encode: Callable[[Kind], torch.Tensor]
+    ) -> tuple[Kind, Job]:
+        """What a body asks for, and the generation that answers it."""
         with self.worker.reserve() as job:
             try:
                 asked, prompt = await self._aside.run(lambda: self._understand(kind, body, encode))
@@ -183,6 +185,17 @@ class Routes:
             self.worker.start(
                 job, prompt, asked.seed, max_new_tokens=limit, stop=asked.stop, **asked.sampling()
             )
+        return asked, job
+
+    async def _answer(
+        self,
+        request: Request,
+        kind: type[Kind],
+        shape: Shape,
+        encode: Callable[[Kind], torch.Tensor],
+    ) -> Response:
+        _check_json(request.headers.get("content-type", ""))
+        asked, job = await self._begin(kind, await request.body(), encode)
         reply = Reply(shape, self._name)
         if asked.stream:
             return _EventStream(job, reply, asked.stream_options.include_usage)

@@ -9,7 +9,7 @@ import contextlib
 import hmac
 import ipaddress
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -35,12 +35,14 @@ class Gate:
         hosts: names by which browsers may ask, besides localhost and addresses; None allows all. A
             page of somebody's else can point its own name at this machine and ask by it.
         body_size: the most bytes of a body.
+        over: called when a request that was handed on is over, with the size of its body.
     """
 
     app: ASGIApp
     api_key: str | None
     hosts: Collection[str] | None
     body_size: int
+    over: Callable[[int], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses the request, or hands it on."""
@@ -58,7 +60,10 @@ class Gate:
             late = ApiError(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.")
             return await _refuse(response(late, {"Connection": "close"}), scope, receive, send)
         if body is not None:
-            await self.app(scope, _Whole(body, receive), send)
+            try:
+                await self.app(scope, _Whole(body, receive), send)
+            finally:
+                self.over(len(body))
 
     def _check_host(self, host: str) -> None:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host

@@ -11,6 +11,7 @@ import pytest
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import BusyError
 from tests.patience import PATIENCE
+from tests.patience import PATIENCE
 
 
 def play(scene: Coroutine[Any, Any, None]) -> None:

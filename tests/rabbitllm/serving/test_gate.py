@@ -30,6 +30,7 @@ class Exchange:
         self.read = 0  # before the answer
         self.thrown_away = 0
         self.ended = False
+        self.over: list[int] = []
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.error: dict[str, Any] = {}
@@ -40,7 +41,8 @@ class Exchange:
             for name, text in ({"Host": "localhost"} | (headers or {})).items()
         ]
         scope = {"type": "http", "method": "POST", "path": "/", "headers": encoded}
-        asyncio.run(Gate(self._app, api_key, hosts, SIZE)(scope, self._receive, self._send))
+        gate = Gate(self._app, api_key, hosts, SIZE, self.over.append)
+        asyncio.run(gate(scope, self._receive, self._send))
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self.passed = (await receive())["body"]
@@ -105,7 +107,9 @@ def test_what_is_sent_after_a_refusal_is_not_waited_for(monkeypatch: pytest.Monk
 
 
 def test_a_body_in_parts_comes_through_whole() -> None:
-    assert Exchange({"Content-Length": "9"}, [b"abc", b"def", b"ghi"]).passed == b"abcdefghi"
+    exchange = Exchange({"Content-Length": "9"}, [b"abc", b"def", b"ghi"])
+    assert exchange.passed == b"abcdefghi"
+    assert exchange.over == [9]
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +122,7 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_client_that_leaves_gets_no_answer() -> None:
     exchange = Exchange({"Content-Length": "9"}, [b"abc", b"gone"])
-    assert (exchange.status, exchange.passed) == (0, None)
+    assert (exchange.status, exchange.passed, exchange.over) == (0, None, [])
 
 
 @pytest.mark.parametrize(

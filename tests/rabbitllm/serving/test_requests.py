@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rabbitllm import StreamedModel
+from rabbitllm.serving import worker
 from rabbitllm.serving.app import create_app
+from tests.patience import PATIENCE
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 NAME = "tiny/talker"
@@ -278,6 +281,17 @@ def test_a_charset_may_be_said(client: TestClient) -> None:
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "GET", "PUT", "DELETE", "PATCH"])
 def test_other_methods_are_refused(client: TestClient, method: str) -> None:
     assert client.request(method, CHAT).status_code == 405
+
+
+def test_memory_is_given_back_after_large_requests_alone(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = threading.Semaphore(0)
+    monkeypatch.setattr(worker, "_give_back_memory", called.release)
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    assert not called.acquire(blocking=False)
+    assert client.post(CHAT, json=HELLO | said(user("x" * 100_000))).status_code == 400
+    assert called.acquire(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
