@@ -517,7 +517,7 @@ def test_a_planted_pointer_deletes_no_store(large: Path, root: Path, planted: Pa
 def test_a_planted_pointer_deletes_no_folder(
     large: Path, root: Path, planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    thesis = tmp_path / "thesis"
+    thesis = root / "thesis"
     shutil.copytree(prepared(large).split(tmp_path / "others"), thesis)
     (thesis / "chapter.txt").write_text("years of work")
     fields = json.loads((thesis / DESCRIPTION).read_text())

@@ -96,6 +96,21 @@ def test_a_store_is_filled_once(
     assert list(tmp_path.iterdir()) == [store]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs procfs")
+def test_a_file_is_flushed_before_it_has_its_name(
+    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = []
+
+    def sync(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    store = split(checkpoint("mixtral"), tmp_path)
+    for name in (DESCRIPTION, *(file.stem for file in store.glob("*.safetensors"))):
+        assert f".partial-{name}" in flushed
+
+
 def test_a_checkpoint_readable_in_place_has_no_store(
     checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
 ) -> None:
