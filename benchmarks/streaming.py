@@ -26,7 +26,7 @@ from rabbitllm import AutoModel
 from rabbitllm.measure.generation import generate
 from rabbitllm.measure.limits import copy_bandwidth, direct_read_bandwidth
 from rabbitllm.prepare import Prepared, prepare
-from rabbitllm.streaming.budget import working_bytes
+from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 MEMORY = "device_memory" if DEVICE.type == "cuda" else "host_memory"
@@ -117,7 +117,7 @@ def budget(folder: Path, share: float) -> dict[str, int]:
     layers = [size for name, size in sizes.items() if ".layers." in name]
     others = [size for name, size in sizes.items() if ".layers." not in name and name not in rows]
     kept = round(share * len(layers)) + 2  # two take turns
-    working = working_bytes(model.model.config, model.dtype, TOKENS, DEVICE)
+    working = working_bytes(read_geometry(model.model.config), model.dtype, DEVICE, Work(1, TOKENS))
     base = model.base.nbytes if model.base else 0
     return {MEMORY: base + sum(others) + kept * max(layers) + working}
 

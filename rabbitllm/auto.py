@@ -1,6 +1,7 @@
 """`AutoModel.from_pretrained`: from a checkpoint to a stock model whose layers stream."""
 
 import os
+from functools import partial
 
 import torch
 
@@ -8,11 +9,18 @@ from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.model import StreamedModel
 from rabbitllm.older import accept_arguments, accept_compression
 from rabbitllm.prepare import Prepared, prepare
-from rabbitllm.streaming.budget import total_budget, weights_budget, working_bytes
+from rabbitllm.streaming.budget import (
+    DEFAULT_SEQ_LEN,
+    free_bytes,
+    total_budget,
+    weights_budget,
+)
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.idle import make_idle
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.plan import Plan, make_plan
+from rabbitllm.streaming.plan import Budget, Plan, make_plan
+from rabbitllm.streaming.room import Room
+from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes
 
 
 class AutoModel:
@@ -90,18 +98,22 @@ class AutoModel:
         )
         model, folder = prepared.model, prepared.folder
         generation = load_generation_config(folder)
-        placed, plan = place(prepared, target, device_memory, host_memory, max_seq_len)
+        asked = {"device_memory": device_memory, "host_memory": host_memory}
+        setting = "host_memory" if target.type == "cpu" else "device_memory"
+        total = total_budget(asked[setting], target)
+        placed, plan = place(prepared, target, max_seq_len=max_seq_len, **asked | {setting: total})
+        room = make_room(placed, plan, setting, asked[setting], total, target)
         located = prepared.locate(
             layer_shards_saving_path, delete_original, prepared.worth_packing(packing, plan)
         )
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
-        options = Options(prefetching, progress, profiling_mode)
+        options = Options(prefetching, progress, profiling_mode, room.admit)
         make_idle(model, target)
         meter = stream(model, placed.base, placed.stages, located, plan, target, options)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
-        model.attach(plan, meter, folder, target, trust_remote_code)
+        model.attach(plan, meter, room, folder, target, trust_remote_code)
         return model
 
 
@@ -154,7 +166,8 @@ def place(
     """
     host = torch.device("cpu")
     total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
-    working = working_bytes(prepared.model.config, prepared.dtype, max_seq_len, device)
+    work = Work(1, max_seq_len or DEFAULT_SEQ_LEN)
+    working = working_bytes(read_geometry(prepared.model.config), prepared.dtype, device, work)
     for_host = None if device.type == "cpu" else total_budget(host_memory, host)
 
     def fits(candidate: Prepared) -> bool:
@@ -178,3 +191,32 @@ def place(
             break
         prepared, best = smaller, finer
     return prepared, best
+
+
+def make_room(
+    placed: Prepared,
+    plan: Plan,
+    setting: str,
+    asked: int | str,
+    total: Budget,
+    device: torch.device,
+) -> Room:
+    """What forwards may take beside the weights as they were placed.
+
+    Args:
+        placed: the model, as `place` gave it back.
+        plan: where its weights are.
+        setting: the argument that budgets the device that computes.
+        asked: its value.
+        total: the bytes that it means, or "min".
+        device: where the model runs.
+    """
+    geometry, dtype = read_geometry(placed.model.config), placed.dtype
+    return Room(
+        setting,
+        0 if total == "min" else total - plan.device_bytes,
+        placed.minimum_bytes(),
+        lambda work: working_bytes(geometry, dtype, device, work),
+        lambda work: taken_bytes(geometry, dtype, device, work),
+        partial(free_bytes, device) if asked in ("auto", "min") else None,
+    )

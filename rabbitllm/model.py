@@ -1,5 +1,6 @@
 """What a streamed model adds to the stock transformers class that it is an instance of."""
 
+import inspect
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import Plan
+from rabbitllm.streaming.room import Room
+from rabbitllm.streaming.working import Work
 
 if TYPE_CHECKING:
     from rabbitllm.measure.limits import Limits
@@ -36,6 +39,7 @@ class StreamedModel(_Stock):
     checkpoint_folder: Path
     _streaming_device: torch.device
     _meter: Meter
+    _room: Room
     _trust_remote_code: bool
     _loaded: set[nn.Module]
 
@@ -53,12 +57,19 @@ class StreamedModel(_Stock):
         return super().__new__(cls)
 
     def attach(
-        self, plan: Plan, meter: Meter, folder: Path, device: torch.device, trust_remote_code: bool
+        self,
+        plan: Plan,
+        meter: Meter,
+        room: Room,
+        folder: Path,
+        device: torch.device,
+        trust_remote_code: bool,
     ) -> None:
         """Records how the model streams, once it has been started."""
         self.streaming_plan = plan
         self.checkpoint_folder = folder
         self._meter = meter
+        self._room = room
         self._streaming_device = device
         self._trust_remote_code = trust_remote_code
         self._loaded = set(self.modules())
@@ -83,6 +94,41 @@ class StreamedModel(_Stock):
     def active_attention_implementation(self) -> str:
         """What the model really runs: "flash_attention_2", "sdpa", "eager" or another backend."""
         return str(self.config._attn_implementation)
+
+    @override
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Stock's `generate`; a prompt that needs more memory than there is comes in chunks.
+
+        Raises:
+            BudgetError: it needs more memory than there is even so.
+        """
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        chosen = [kwargs, vars(generation_config or self.generation_config)]
+
+        def option(name: str) -> Any:
+            return next((each[name] for each in chosen if each.get(name) is not None), None)
+
+        continued = any(hasattr(value, "get_seq_length") for value in kwargs.values())
+        cached = option("use_cache") is not False and not self._is_stateful
+        if (
+            isinstance(ids, torch.Tensor)
+            and ids.dim() == 2
+            and option("prefill_chunk_size") is None
+            and cached
+            and not continued
+        ):
+            copies = max(option("num_beams") or 1, option("num_return_sequences") or 1)
+            new = ids.shape[1]
+            logits = 1 if "logits_to_keep" in inspect.signature(self.forward).parameters else new
+            if chunk := self._room.chunk(Work(ids.shape[0] * copies, new, logits=logits)):
+                kwargs["prefill_chunk_size"] = chunk
+        return super().generate(inputs, generation_config, *args, **kwargs)
 
     @override
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -10,7 +10,7 @@ marked as such first, and the next one puts in order what it finds unfinished.
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,13 @@ class Options:
         prefetching: load ahead. Without it each stage loads when it is needed.
         progress: show a bar over the stages of each forward, on a terminal.
         profiling: take the times of each stage.
+        admit: called with a forward's arguments before it begins; raises if it must not.
     """
 
     prefetching: bool = True
     progress: bool = False
     profiling: bool = False
+    admit: Callable[[tuple[Any, ...], Mapping[str, Any]], None] = lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ class Pipeline:
         @functools.wraps(forward)
         def whole(*args: Any, **kwargs: Any) -> Any:
             with self._turn:
+                self._options.admit(args, kwargs)
                 self._settle()
                 self._settled, self._seen = False, []
                 self.meter.settle()

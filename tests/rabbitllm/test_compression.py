@@ -15,7 +15,7 @@ from rabbitllm.checkpoint.source import read_header
 from rabbitllm.checkpoint.stores import damaged, find_stores
 from rabbitllm.cli import main
 from rabbitllm.prepare import prepare
-from rabbitllm.streaming.budget import working_bytes
+from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 from rabbitllm.utils import find_or_create_local_splitted_path
 
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3}
@@ -94,12 +94,14 @@ def test_what_stays_resident_is_unpacked_too(
     prompt: torch.Tensor,
     tmp_path: Path,
 ) -> None:
-    options: dict[str, Any] = {"max_seq_len": 16, "compression": "lossless"}
+    options: dict[str, Any] = {"max_seq_len": 64, "compression": "lossless"}
     options["layer_shards_saving_path"] = tmp_path
     smallest = streamed(llama, **options)
     least = smallest.streaming_plan
     room = least.slot_sizes[0] * 3 // 2
-    working = working_bytes(smallest.config, torch.bfloat16, 16, torch.device("cpu"))
+    working = working_bytes(
+        read_geometry(smallest.config), torch.bfloat16, torch.device("cpu"), Work(1, 64)
+    )
     model = streamed(llama, host_memory=least.device_bytes + room + working, **options)
     plan = model.streaming_plan
     assert plan.on("disk")

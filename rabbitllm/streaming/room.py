@@ -1,0 +1,145 @@
+"""What a forward may take beside the weights: asked before it starts.
+
+A forward that needs more than the plan left, in a budget of a size, is refused, and so is one that
+needs more than is free, where the budget is "auto" or "min". A prompt of `generate` goes through in
+chunks before that: stock transformers' own way for long prompts.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.working import Work
+from rabbitllm.utils.memory import format_size
+
+logger = logging.getLogger(__name__)
+
+LEAST_CHUNK = 64
+"""Tokens: with fewer at a time, a long prompt would take more passes than anybody waits for."""
+STEP = 256
+"""Tokens that a suggested `max_seq_len` is a multiple of."""
+
+
+@dataclass
+class Room:
+    """What a model may take beside its weights.
+
+    Attributes:
+        setting: the argument that it comes from: "device_memory" or "host_memory".
+        nbytes: what the budget leaves beside the weights.
+        least: bytes of weights that the model can run with.
+        needed: what a forward takes, of which the cache has taken a part already.
+        taken: that part.
+        free: bytes that may be taken beyond the budget; None where the budget is a size.
+    """
+
+    setting: str
+    nbytes: int
+    least: int
+    needed: Callable[[Work], int]
+    taken: Callable[[Work], int]
+    free: Callable[[], int] | None = None
+    _told: bool = field(default=False, init=False)
+
+    def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        """Lets a forward with these arguments begin, or not.
+
+        Raises:
+            BudgetError: it needs more memory than there is; the message says what would do.
+        """
+        work = work_of(arguments, keywords)
+        needed = self.needed(work)
+        if needed <= self.nbytes or needed <= (most := self._most(work)):
+            return
+        tokens = self._tokens_for(needed)
+        total = self.least + self.needed(Work(1, tokens))
+        cached = f" behind {work.past}" if work.past else ""
+        asking = " with the logits of all" if work.logits == work.new > 1 else ""
+        raise BudgetError(
+            f"{work.sequences} x {work.new} tokens{cached}{asking} need {format_size(needed)} "
+            f"beside the weights, and {self.setting} leaves {format_size(max(0, most))}. Give the "
+            f"model fewer at a time, or load it with max_seq_len={tokens} and "
+            f"{self.setting}={total} ({format_size(total)}) or more."
+        )
+
+    def chunk(self, work: Work) -> int | None:
+        """How many tokens of a prompt to take at a time; None if all, or if that would not help."""
+        if self.needed(work) <= self.nbytes:
+            return None
+        most = self._most(work)
+        if self.needed(work) <= most:
+            return None
+        least, above = 0, work.new  # the first fits, as far as is known; the second does not
+        while above - least > 1:
+            middle = (least + above) // 2
+            least, above = (
+                (middle, above) if self.needed(work.cut(middle)) <= most else (least, middle)
+            )
+        if least < LEAST_CHUNK:
+            return None
+        if not self._told:
+            logger.warning(
+                "%d x %d tokens need more memory than %s leaves beside the weights: they go "
+                "through the model %d at a time, %d times. The numbers can differ in their last "
+                "bits. With max_seq_len=%d it keeps room for them at once.",
+                work.sequences,
+                work.new,
+                self.setting,
+                least,
+                -(-work.new // least),
+                self._tokens_for(self.needed(work)),
+            )
+            self._told = True
+        return least
+
+    def _most(self, work: Work) -> int:
+        """What the work may take: by the budget, or of what is free at this moment."""
+        if self.free is None:
+            return self.nbytes
+        return max(self.nbytes, self.taken(work) + self.free())
+
+    def _tokens_for(self, needed: int) -> int:
+        """The least `max_seq_len` that keeps so much room."""
+        above = 1
+        while self.needed(Work(1, above * STEP)) < needed:
+            above *= 2
+        least = above // 2
+        while above - least > 1:
+            middle = (least + above) // 2
+            least, above = (
+                (middle, above) if self.needed(Work(1, middle * STEP)) < needed else (least, middle)
+            )
+        return above * STEP
+
+
+def work_of(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Work:
+    """What a forward with these arguments is given; nothing if that cannot be told."""
+    inputs = [*arguments[:1], keywords.get("input_ids"), keywords.get("inputs_embeds")]
+    ids = next((each for each in inputs if isinstance(each, torch.Tensor) and each.dim() > 1), None)
+    if ids is None:
+        return Work(0, 0)
+    sequences, new = ids.shape[:2]
+    mask = keywords.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        past = max(0, mask.shape[1] - new)
+    else:
+        past = next((_length(each) for each in keywords.values() if _is_cache(each)), 0)
+    kept = keywords.get("logits_to_keep", 0)
+    logits = kept.numel() if isinstance(kept, torch.Tensor) else min(kept, new) or new
+    return Work(sequences, new, past, logits)
+
+
+def _is_cache(value: Any) -> bool:
+    return hasattr(value, "get_seq_length")
+
+
+def _length(cache: Any) -> int:
+    """Tokens that a cache holds; none where it has states instead."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        return 0
