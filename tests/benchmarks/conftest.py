@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.shapes import SHAPES, write_checkpoint
+from benchmarks.checkpoints import SHAPES, write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """One peer in a process of its own: loads, generates, leaves its figures in a file.
 
-    python -m benchmarks.peers_child stock --folder /data/qwen2-7b --device cuda --out stock.json
+    python -m benchmarks.peers.child stock --folder /data/qwen2-7b --device cuda --out stock.json
 
 Runs in the peer's environment, so it imports no more than torch, transformers and accelerate.
 """
@@ -18,7 +18,7 @@ import torch
 from packaging.requirements import Requirement
 from transformers import AutoConfig
 
-from benchmarks.peers_rows import PEERS, Peer
+from benchmarks.peers.engines import PEERS, Peer
 from rabbitllm.measure.generation import Timing, generate
 
 PROMPT = 32

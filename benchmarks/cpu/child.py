@@ -1,6 +1,6 @@
 """What the benchmark on CPU measures besides the peers, each in a process of its own.
 
-python -m benchmarks.cpu_child turns --folder /data/qwen2-1.5b --out turns.json
+python -m benchmarks.cpu.child turns --folder /data/qwen2-1.5b --out turns.json
 """
 
 import argparse
@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers_child import PROMPT, WARM_UP, draw_prompt, moved
-from benchmarks.peers_rows import PEERS
+from benchmarks.peers.child import PROMPT, WARM_UP, draw_prompt, moved
+from benchmarks.peers.engines import PEERS
 from rabbitllm.measure.generation import generate
 from rabbitllm.measure.limits import direct_read_bandwidth
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu_cgroup
-from benchmarks.cpu_cgroup import V1, V2, CgroupError, Group, find_parent, limited, parse_counts
+from benchmarks.cpu import cgroup as cpu_cgroup
+from benchmarks.cpu.cgroup import V1, V2, CgroupError, Group, find_parent, limited, parse_counts
 
 
 def test_counts_are_read_from_either_version() -> None:

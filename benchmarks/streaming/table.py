@@ -1,6 +1,6 @@
 """What benchmarks.streaming measured, each line beside its target.
 
-    python -m benchmarks.streaming_table results.jsonl > results.md
+    python -m benchmarks.streaming.table results.jsonl > results.md
 
 A target is a share of what the limits and the stock model of the same run allow. Several
 measurements of the limits count as their mean.

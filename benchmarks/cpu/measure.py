@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.cpu_cgroup import CgroupError, Group, limited
-from benchmarks.peers_compare import DifferentTokensError, check_tokens
-from benchmarks.peers_process import ProcessError, figures_of, run_peer
-from benchmarks.peers_rows import stores_of
-from benchmarks.shapes import SHAPES, write_checkpoint
+from benchmarks.checkpoints import SHAPES, write_checkpoint
+from benchmarks.cpu.cgroup import CgroupError, Group, limited
+from benchmarks.peers.compare import DifferentTokensError, check_tokens
+from benchmarks.peers.engines import stores_of
+from benchmarks.peers.process import ProcessError, figures_of, run_peer
 from harness.environment import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
 from rabbitllm.utils import find_or_create_local_splitted_path
@@ -76,12 +76,12 @@ def cached_bytes(files: Iterable[Path]) -> int:
 
 
 def run_child(scenario: str, folder: Path, prefix: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a scenario of benchmarks.cpu_child.
+    """Runs a scenario of benchmarks.cpu.child.
 
     Raises:
         ProcessError: it failed.
     """
-    command = [*prefix, sys.executable, "-m", "benchmarks.cpu_child", scenario]
+    command = [*prefix, sys.executable, "-m", "benchmarks.cpu.child", scenario]
     return figures_of([*command, "--folder", str(folder.resolve())], SECONDS)
 
 
@@ -203,7 +203,9 @@ def render(records: Sequence[dict[str, Any]], about: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the arguments, measures, compares, writes; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.cpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, required=True, help="the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
@@ -232,7 +234,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.write_text(text)
     print(text)
     return 1 if any(record.get("killed") or "failed" in record for record in records) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers_rows import PEERS, link_as_on_the_hub
+from benchmarks.peers.engines import PEERS, link_as_on_the_hub
 
 
 def test_a_checkpoint_of_links_loads_and_has_the_hubs_names(tiny: Path, tmp_path: Path) -> None:

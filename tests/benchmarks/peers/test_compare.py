@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers_compare import DifferentTokensError, check_tokens, render
+from benchmarks.peers.compare import DifferentTokensError, check_tokens, render
 
 
 def record(peer: str, tokens: list[int], speed: float = 2.0, **more: Any) -> dict[str, Any]:

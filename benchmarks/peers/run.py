@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers_compare import DifferentTokensError, check_tokens, render
-from benchmarks.peers_process import ProcessError, run_peer
-from benchmarks.peers_rows import PEERS
+from benchmarks.peers.compare import DifferentTokensError, check_tokens, render
+from benchmarks.peers.engines import PEERS
+from benchmarks.peers.process import ProcessError, run_peer
 
 DEFAULT = ("stock", "accelerate-cpu", "accelerate-disk", "airllm", "rabbitllm", "rabbitllm-disk")
 FEWEST = 3
@@ -26,7 +26,9 @@ FEWEST = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the arguments, runs the peers, compares, writes; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, required=True, help="the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
@@ -75,7 +77,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     page.write_text(text)
     print(text)
     return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

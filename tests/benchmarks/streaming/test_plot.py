@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.shapes import SHAPES, write_checkpoint, write_shorter
+from benchmarks.checkpoints import SHAPES, write_checkpoint, write_shorter
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import streaming, streaming_plot
+from benchmarks.streaming import measure as streaming
+from benchmarks.streaming import plot as streaming_plot
 
 
 @pytest.fixture(scope="module")

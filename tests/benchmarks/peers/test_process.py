@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.peers_process import ProcessError, figures_of, is_met, python_of
+from benchmarks.peers.process import ProcessError, figures_of, is_met, python_of
 from tests.patience import PATIENCE
 
 WRITE = 'import sys, pathlib; pathlib.Path(sys.argv[2]).write_text(\'{"peer": "a"}\')'

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import streaming
-from benchmarks.shapes import PERIOD, SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
-from benchmarks.streaming_table import TARGETS, collect, differing, main, render
+from benchmarks.checkpoints import PERIOD, SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
+from benchmarks.streaming import measure as streaming
+from benchmarks.streaming.table import TARGETS, collect, differing, main, render
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import peers
-from benchmarks.peers_child import measure
-from benchmarks.peers_process import ProcessError
+from benchmarks.peers import run as peers
+from benchmarks.peers.child import measure
+from benchmarks.peers.process import ProcessError
 
 NAMES = ("stock", "accelerate-disk", "rabbitllm", "rabbitllm-disk")
 

@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import cpu
-from benchmarks.cpu_cgroup import CgroupError, find_parent
-from benchmarks.cpu_child import SCENARIOS
-from benchmarks.peers_process import figures_of
+from benchmarks.cpu import measure as cpu
+from benchmarks.cpu.cgroup import CgroupError, find_parent
+from benchmarks.cpu.child import SCENARIOS
+from benchmarks.peers.process import figures_of
 from tests.patience import PATIENCE
 
 TOKENS = [3, 4, 5]

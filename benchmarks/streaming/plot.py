@@ -1,6 +1,6 @@
 """Tokens/s against the size of the model and against the budget: the cost is linear in bytes.
 
-    python -m benchmarks.streaming_plot --shape qwen2-7b --folder /data/qwen2-7b --out sweep.svg
+    python -m benchmarks.streaming.plot --shape qwen2-7b --folder /data/qwen2-7b --out sweep.svg
 
 Models of the first layers only, all of which stream, and the whole model with a share of its layers
 resident. The checkpoint is made if absent. The figures are saved beside the picture, as JSON lines.
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.shapes import SHAPES, write_checkpoint, write_shorter
-from benchmarks.streaming import DEVICE, MEMORY, Run, budget, measure, streamed
+from benchmarks.checkpoints import SHAPES, write_checkpoint, write_shorter
+from benchmarks.streaming.measure import DEVICE, MEMORY, Run, budget, measure, streamed
 
 PARTS = 4
 """Points of each sweep."""

@@ -1,7 +1,7 @@
 """The engine against the wires and against stock transformers, in one run.
 
     python -m benchmarks.streaming --shape qwen2-7b --folder /data/qwen2-7b --out results.jsonl
-    python -m benchmarks.streaming_table results.jsonl > results.md
+    python -m benchmarks.streaming.table results.jsonl > results.md
 
 Models of one setup run in a process of their own; each run appends one line of JSON. Where there
 is no GPU, layers stream from disk only. Checkpoints are made if absent.
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.peers_rows import stores_of
-from benchmarks.shapes import SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
+from benchmarks.checkpoints import SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
+from benchmarks.peers.engines import stores_of
 from rabbitllm import AutoModel
 from rabbitllm.measure.generation import generate
 from rabbitllm.measure.limits import copy_bandwidth, direct_read_bandwidth
@@ -44,7 +44,7 @@ class Run:
     """One generation: a line of the results.
 
     Attributes:
-        name: as benchmarks.streaming_table knows it.
+        name: as benchmarks.streaming.table knows it.
         prompt: tokens of each sequence.
         batch: sequences.
         new_tokens: generated for each.
@@ -246,7 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the arguments, makes the checkpoint, runs the setups."""
     names = ["limits", *(name for name in SETUPS if DEVICE.type == "cuda" or not SETUPS[name].gpu)]
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.streaming",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shape", choices=SHAPES, default="qwen2-7b")
     parser.add_argument("--folder", type=Path, required=True, help="the checkpoint, made if absent")
@@ -267,7 +269,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if process.exitcode != 0:
             print(json.dumps({"setup": name, "failed": process.exitcode}), flush=True)
             process.kill()
-
-
-if __name__ == "__main__":
-    main()

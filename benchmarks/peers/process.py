@@ -12,10 +12,10 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from benchmarks.peers_rows import PEERS
+from benchmarks.peers.engines import PEERS
 from harness.environment import engine_hash, hardware
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("torch", "transformers", "accelerate")
 """Of the same release in every environment."""
 
@@ -96,7 +96,7 @@ def run_peer(
         ProcessError: it failed, or took longer.
     """
     command = [*prefix, *python_of(PEERS[name].requirements)]
-    command += ["-m", "benchmarks.peers_child", name, "--folder", str(folder.resolve())]
+    command += ["-m", "benchmarks.peers.child", name, "--folder", str(folder.resolve())]
     command += ["--device", device, "--new-tokens", str(new_tokens)]
     record = figures_of(command, seconds)
     about = {"model": folder.resolve().name, "hardware": hardware(device), "engine": engine_hash()}

@@ -1,0 +1,1 @@
+"""RabbitLLM on CPU beside stock transformers and accelerate, with and without enough memory."""

@@ -1,0 +1,1 @@
+"""RabbitLLM beside other engines that run models larger than memory."""

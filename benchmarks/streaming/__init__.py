@@ -1,0 +1,1 @@
+"""Streaming beside the wires that it takes, and beside stock transformers."""
