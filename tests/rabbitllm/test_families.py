@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from transformers import CONFIG_MAPPING, LlamaForCausalLM, MistralForCausalLM
 
@@ -81,4 +83,7 @@ def test_a_class_of_both_is_made_once_and_passes_for_stock() -> None:
     assert both.__module__ == MistralForCausalLM.__module__
     assert both.device is StreamedModel.device
     assert both.forward is MistralForCausalLM.forward
-    assert both.generate is MistralForCausalLM.generate
+    assert both.generate is StreamedModel.generate  # it weighs a prompt, and calls stock's
+    arguments = list(inspect.signature(MistralForCausalLM.generate).parameters)
+    named = [name for name in inspect.signature(both.generate).parameters if name != "args"]
+    assert named[:-1] == arguments[: len(named) - 1]  # the others are passed on
