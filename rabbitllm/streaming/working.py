@@ -125,8 +125,8 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
       states and two of a norm in float32;
     - keys and values repeated for all heads, over all S tokens;
     - attention's masks, B x T x S, where there are any;
-    - eager attention's scores, B x heads x T x S twice in `dtype` and twice in float32; sdpa's on
-      CPU where values are narrower than keys, for then torch takes as many steps;
+    - eager attention's scores, B x heads x T x S: as they are, and as softmax's float32 input and
+      output; sdpa's on CPU where values are narrower than keys, for then torch takes such steps;
     - the logits that are asked for, with their hidden state, and those of one position in float32
       as sampling takes them, four times.
 
@@ -143,7 +143,7 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     asked = work.sequences * work.logits * (geometry.vocabulary + geometry.hidden)
     elements = total * (geometry.kept + repeated) + new * layer + asked
     floats = 2 * new * geometry.hidden + 4 * work.sequences * geometry.vocabulary
-    score = geometry.heads * 2 * (dtype.itemsize + FLOAT) if stepwise else 0
+    score = geometry.heads * (dtype.itemsize + 2 * FLOAT) if stepwise else 0
     mask = dtype.itemsize + 3 if stepwise or geometry.masked(work) else 0
     quadratic = new * (work.new + work.past) * (score + mask)
     passing = elements * dtype.itemsize + floats * FLOAT + quadratic

@@ -57,7 +57,7 @@ def test_work_of_more_takes_more() -> None:
     assert working("llama", Work(3, 100), **GEOMETRY) >= 3 * least
     assert working("llama", Work(1, 100, logits=100), **GEOMETRY) >= least + 99 * 100 * 2
     eager = working("llama", Work(1, 100), "eager", **GEOMETRY)
-    assert eager >= least + 4 * 100 * 100 * 12
+    assert eager >= least + 4 * 100 * 100 * 10
 
 
 def test_a_window_bounds_the_cache() -> None:
