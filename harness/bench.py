@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._subclasses import FakeTensor
 from transformers import DynamicCache
 
 from harness.cells import Cell
 from harness.checkpoints import load_reference
+from harness.memory import live_storages
 from harness.parity import TOLERANCE, equal
 
 PROMPT = 12
@@ -212,33 +210,3 @@ def layer_length(layer: Any) -> tuple[int, int]:
     keys = getattr(layer, "keys", None)
     kept = keys.shape[-2] if keys is not None and keys.dim() > 1 else 0
     return int(layer.get_seq_length()), int(kept)
-
-
-def live_storages() -> dict[int, int]:
-    """Return address -> bytes of the memory behind the floating-point tensors of this process.
-
-    Mapped files do not count: their pages are the page cache's.
-    """
-    gc.collect()
-    mapped = mapped_files()
-    found = {}
-    for item in gc.get_objects():
-        # type(), for isinstance would wake lazy proxies.
-        if not issubclass(type(item), torch.Tensor) or item.layout != torch.strided:
-            continue
-        # What torch.compile traced with has no memory.
-        if item.is_meta or isinstance(item, FakeTensor) or is_functorch_wrapped_tensor(item):
-            continue
-        storage = item.untyped_storage()
-        address = storage.data_ptr()
-        if item.is_floating_point() and not any(begin <= address < end for begin, end in mapped):
-            found[address] = storage.nbytes()
-    return found
-
-
-def mapped_files() -> list[tuple[int, int]]:
-    """Return the address ranges that are views of safetensors files, on Linux."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text("utf-8", "replace").splitlines() if maps.exists() else []
-    spans = [line.split(maxsplit=1)[0].split("-") for line in lines if ".safetensors" in line]
-    return [(int(begin, 16), int(end, 16)) for begin, end in spans]

@@ -5,27 +5,31 @@ Needs neither torch nor transformers, so that the environment that plans a run c
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from harness.checks import CHECKS
-from harness.strict import StrictError, build, unknown
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from harness.strict import read_rows, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "matrix"
 
+CHECKS = (
+    "split_and_load",
+    "residency",
+    "prefill_parity",
+    "incremental_decoding",
+    "cache_fill",
+    "left_padded",
+    "greedy_generation",
+    "tied_head",
+    "speed",
+)
+"""What a cell is checked for, unless its architecture's row says otherwise."""
+
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-Row = TypeVar("Row")
 Named = TypeVar("Named", "Architecture", "Backend")
 
 
@@ -63,7 +67,7 @@ class Architecture:
             cache now is.
         backends: the attention backends that can run it; empty for all.
         dtype: of weights and activations.
-        checks: the checks that run; empty for those of `harness.checks.CHECKS`.
+        checks: the checks that run; empty for those of `CHECKS`.
         notes: why the row is as it is.
     """
 
@@ -182,44 +186,6 @@ class Matrix:
             for architecture in _chosen("architecture", self.architectures, architectures)
             for backend in _chosen("attention backend", self.backends, backends)
         ]
-
-
-def read_rows(cls: type[Row], path: Path, kind: str, key: str | None = "id") -> tuple[Row, ...]:
-    """Return the rows `[[kind]]` of a TOML file.
-
-    Args:
-        cls: the dataclass of a row.
-        path: the file.
-        kind: the name of its array of tables, the only thing that it may hold.
-        key: what no two rows may share; None if rows have no name.
-
-    Raises:
-        StrictError: naming file, line, row and what is wrong.
-    """
-    place = f"{path.parent.name}/{path.name}"
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise StrictError(f"{place}: {error}") from error
-    for other in content.keys() - {kind}:
-        raise StrictError(f"{place}: {unknown('table', other, [kind])}")
-    tables = content.get(kind, [])
-    if not isinstance(tables, list):
-        raise StrictError(f"{place}: {kind} must be tables, each below a line [[{kind}]]")
-    heading = re.compile(rf"\s*\[\[\s*{kind}\s*\]\]")
-    begins = [number for number, line in enumerate(text.splitlines(), 1) if heading.match(line)]
-    rows: dict[object, Row] = {}
-    for number, table in enumerate(tables, start=1):
-        # Written in another way, rows have no line of their own.
-        line = f":{begins[number - 1]}" if len(begins) == len(tables) else ""
-        name = table.get(key, number) if key and isinstance(table, dict) else number
-        where = f"{place}{line}, {kind} {name!r}"
-        row = build(cls, table, where)
-        if name in rows:
-            raise StrictError(f"{where}: stated twice")
-        rows[name] = row
-    return tuple(rows.values())
 
 
 def load_matrix(folder: Path = MATRIX) -> Matrix:

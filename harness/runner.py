@@ -13,6 +13,7 @@ from harness.fingerprints import LONGEST_MESSAGE, explanation, fingerprint, head
 from harness.isolation import Ended, isolated
 from harness.records import FAILED, Record, RecordError, Status, parse, to_json, validate
 from harness.records.blank import blank
+from harness.requirements import unmet
 from harness.strict import StrictError, build
 
 TIME_LIMIT = 300.0
@@ -33,7 +34,7 @@ def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
     """
     if cell.unsupported:
         return unmeasured(cell, "unsupported", cell.unsupported)
-    if reason := environment.unmet(cell):
+    if reason := unmet(cell):
         return unmeasured(cell, "not-run", reason)
     first = run_once(cell, cache, time_limit)
     if first.status not in FAILED or first.status in ("timeout", "reference-broken"):

@@ -1,13 +1,20 @@
-"""Tables from TOML or JSON -> dataclasses: nothing unknown, missing or mistyped passes."""
+"""Tables of TOML or JSON as dataclasses: nothing unknown, missing or mistyped passes."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 T = TypeVar("T")
 
@@ -55,6 +62,44 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except ValueError as error:
         raise StrictError(f"{where}: {error}") from error
+
+
+def read_rows(cls: type[T], path: Path, kind: str, key: str | None = "id") -> tuple[T, ...]:
+    """Return the rows `[[kind]]` of a TOML file.
+
+    Args:
+        cls: the dataclass of a row.
+        path: the file.
+        kind: the name of its array of tables, the only thing that it may hold.
+        key: what no two rows may share; None if rows have no name.
+
+    Raises:
+        StrictError: naming file, line, row and what is wrong.
+    """
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StrictError(f"{place}: {error}") from error
+    for other in content.keys() - {kind}:
+        raise StrictError(f"{place}: {unknown('table', other, [kind])}")
+    tables = content.get(kind, [])
+    if not isinstance(tables, list):
+        raise StrictError(f"{place}: {kind} must be tables, each below a line [[{kind}]]")
+    heading = re.compile(rf"\s*\[\[\s*{kind}\s*\]\]")
+    begins = [number for number, line in enumerate(text.splitlines(), 1) if heading.match(line)]
+    rows: dict[object, T] = {}
+    for number, table in enumerate(tables, start=1):
+        # Written in another way, rows have no line of their own.
+        line = f":{begins[number - 1]}" if len(begins) == len(tables) else ""
+        name = table.get(key, number) if key and isinstance(table, dict) else number
+        where = f"{place}{line}, {kind} {name!r}"
+        row = build(cls, table, where)
+        if name in rows:
+            raise StrictError(f"{where}: stated twice")
+        rows[name] = row
+    return tuple(rows.values())
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:

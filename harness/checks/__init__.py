@@ -12,19 +12,6 @@ from harness.records import Status
 if TYPE_CHECKING:
     from harness.bench import Bench
 
-CHECKS = (
-    "split_and_load",
-    "residency",
-    "prefill_parity",
-    "incremental_decoding",
-    "cache_fill",
-    "left_padded",
-    "greedy_generation",
-    "tied_head",
-    "speed",
-)
-"""What a cell is checked for, unless its architecture's row says otherwise."""
-
 
 @dataclass(frozen=True)
 class Outcome:

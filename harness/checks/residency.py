@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.bench import Bench, live_storages
+from harness.bench import Bench
 from harness.checks import Outcome, verdict
+from harness.memory import live_storages
 from harness.probes import text_blocks
 
 SLACK = 16 * 1024

@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.cells import ROOT, Cell, Device, load_matrix
-from harness.commands.releases import ask_index
 from harness.judging.compare import cause, changed_probes
 from harness.judging.naming import SHAPE, find, parse_cell
 from harness.judging.verdict import entries_for, load_expected
 from harness.planning.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
-from harness.planning.index import of_its_time
+from harness.planning.index import ask_index, of_its_time
 from harness.planning.orchestrate import Work, measure
 from harness.records import Record, Store, read_all
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from packaging.version import Version
 
 from harness.cells import load_matrix
-from harness.commands.releases import ask_index
-from harness.commands.upgrade_check import add_selection
+from harness.commands import add_selection
 from harness.planning.environments import OrchestrationError
+from harness.planning.index import ask_index
 from harness.records import write_atomically
 
 HELP = "measure the newest transformers, pre-releases included, and write what an issue should say"

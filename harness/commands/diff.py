@@ -7,18 +7,11 @@ from pathlib import Path
 
 from harness.cells import ROOT
 from harness.judging.compare import KINDS, compare
+from harness.judging.comparison import EXIT_STATUS, Comparison
 from harness.judging.sides import load_side
 from harness.judging.verdict import load_expected
 
 HELP = "compare two releases or two sets of records: what regressed, was lost, was fixed"
-EXIT_STATUS = """\
-exit status:
-  0  nothing is worse
-  1  a cell regressed or was lost
-  2  the command is wrong
-  3  cells regressed or were lost, and matrix/expected_failures.toml accounts for all of them
-  4  streaming became slower, and nothing else is worse
-  5  no cell could be compared"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """
     # The environments that only run cells need none of these.
     from harness.judging.speed import compare_speed
-    from harness.judging.wording import FORMATS, Comparison
+    from harness.judging.wording import FORMATS
     from harness.planning.retry import retry
 
     before, after = (load_side(text, args.results) for text in (args.before, args.after))

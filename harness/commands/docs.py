@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from harness.cells import ROOT
-from harness.commands.render import compare, report_texts
 from harness.records import write_atomically
 from harness.render import sweep
+from harness.render.folder import compare, report_texts
 from harness.render.readme import with_families
 
 HELP = "make the reports and README's table again from the records; --check only compares"

@@ -7,17 +7,13 @@ import time
 from pathlib import Path
 
 from harness.cells import ROOT, load_matrix
-from harness.commands.render import render_reports
+from harness.commands import names
 from harness.environment import cores
 from harness.planning.orchestrate import Work, measure
 from harness.planning.selection import parse_shard, select_releases
+from harness.render.folder import render_reports
 
 HELP = "measure architectures x releases x attention backends, and render the reports"
-
-
-def names(text: str) -> list[str]:
-    """Return the parts of a list joined by commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,6 +12,7 @@ from typing import Any
 from packaging.version import Version
 
 from harness.cells import MATRIX
+from harness.planning.index import ask_index
 from harness.records import write_atomically
 
 if sys.version_info >= (3, 11):
@@ -22,7 +21,6 @@ else:
     import tomli as tomllib
 
 HELP = "list the newest patch of each transformers 5.x release in matrix/releases.toml"
-PACKAGE = "transformers"
 MAJOR = 5
 ROW = "[[release]]"
 MARK = "\nsentinel = true"
@@ -66,29 +64,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         write_atomically(path, after)
     return 0
-
-
-def ask_index(pre: bool) -> list[str]:
-    """Return every version of transformers on the package index that pip is configured for.
-
-    Args:
-        pre: pre-releases too.
-
-    Raises:
-        ValueError: there was no answer.
-    """
-    # A release that the running Python is too old for is a release all the same.
-    options = ["--json", "--ignore-requires-python", *(["--pre"] if pre else [])]
-    command = [sys.executable, "-m", "pip", "index", "versions", PACKAGE, *options]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    if asked.returncode:
-        said = asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"]
-        raise ValueError(
-            f"pip could not list the releases of {PACKAGE}: {said[-1]}. This needs pip 25.1 or "
-            "newer, and a network."
-        )
-    versions: list[str] = json.loads(asked.stdout)["versions"]
-    return versions
 
 
 def newest_patches(versions: Iterable[str]) -> dict[Minor, str]:

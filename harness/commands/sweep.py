@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from harness.cells import ROOT
-from harness.commands.matrix import names
+from harness.commands import names
 from harness.runner import TIME_LIMIT
 
 HELP = "stream every causal model type of the installed transformers, and compare it with stock"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cells import ROOT, load_matrix
-from harness.commands.diff import EXIT_STATUS
-from harness.commands.matrix import names
-from harness.commands.releases import ask_index
-from harness.environment import cores
+from harness.cells import load_matrix
+from harness.commands import add_selection
+from harness.judging.comparison import EXIT_STATUS
+from harness.planning.index import ask_index
 
 HELP = "measure a transformers and say whether to upgrade to it"
 
@@ -26,22 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("target", help="a release, a wheel, or the folder of a checkout")
     add_selection(parser)
-
-
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Declare what is measured, and against what."""
-    parser.add_argument("--arch", type=names, metavar="LIST", help="(default: all architectures)")
-    parser.add_argument(
-        "--attn", type=names, default="eager,sdpa", metavar="LIST", help="(default: eager,sdpa)"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=ROOT / "reports" / "results",
-        metavar="DIR",
-        help="records whose newest release is compared with (default: reports/results)",
-    )
-    parser.add_argument("--jobs", type=int, default=cores(), metavar="N", help="(default: cores)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,10 +12,10 @@ from typing import Literal, get_args
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from harness.cells import MATRIX, Cell, Device, read_rows
+from harness.cells import MATRIX, Cell, Device
 from harness.judging.pattern import fits
 from harness.records import FAILED, Record, read_all
-from harness.strict import unknown
+from harness.strict import read_rows, unknown
 
 PLACE = "matrix/expected_failures.toml"
 

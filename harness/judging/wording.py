@@ -4,59 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from harness.judging.compare import KINDS, WORSE, Change, Kind, changed_probes
+from harness.judging.compare import KINDS, WORSE, Change, changed_probes
+from harness.judging.comparison import Comparison
 from harness.judging.naming import again
-from harness.judging.speed import Speed
 from harness.render.markdown import escape_markdown, markdown_table
 
 KNOWN = "known, matrix/expected_failures.toml accounts for it"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What two sides differ in.
-
-    Attributes:
-        before: the first side's name.
-        after: the second's.
-        changes: of every cell, the worst first.
-        speed: on the whole.
-    """
-
-    before: str
-    after: str
-    changes: Sequence[Change]
-    speed: Speed
-
-    @property
-    def worse(self) -> list[Change]:
-        """The cells that regressed or were lost."""
-        return [change for change in self.changes if change.kind in WORSE]
-
-    @property
-    def exit_status(self) -> int:
-        """1: worse; 3: worse, all of it known; 4: slower only; 5: not compared; 0 otherwise."""
-        if self.worse:
-            return 3 if all(change.known for change in self.worse) else 1
-        if self.speed.verdict == "slower":
-            return 4
-        return 5 if {change.kind for change in self.changes} <= {"not-comparable"} else 0
-
-    @property
-    def summary(self) -> str:
-        """Such as "5.20.2 -> 5.21.1: 1 regressed, 17 same"."""
-        counts = Counter(change.kind for change in self.changes)
-        parts = [f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]]
-        return f"{self.before} -> {self.after}: {', '.join(parts)}"
-
-    def of_kind(self, kind: Kind) -> list[Change]:
-        """Return the cells that there is something to say of: all of a kind but the same."""
-        return [c for c in self.changes if c.kind == kind and (c.why or kind != "same")]
 
 
 def as_text(found: Comparison) -> str:

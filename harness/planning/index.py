@@ -1,12 +1,36 @@
-"""What the package index knows of a release: when it came, and what it was installed with then."""
+"""What the package index knows: releases, when one came, and what it was installed with then."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 
 PACKAGE = "transformers"
+
+
+def ask_index(pre: bool) -> list[str]:
+    """Return every version of transformers on the package index that pip is configured for.
+
+    Args:
+        pre: pre-releases too.
+
+    Raises:
+        ValueError: there was no answer.
+    """
+    # A release that the running Python is too old for is a release all the same.
+    options = ["--json", "--ignore-requires-python", *(["--pre"] if pre else [])]
+    command = [sys.executable, "-m", "pip", "index", "versions", PACKAGE, *options]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        said = asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"]
+        raise ValueError(
+            f"pip could not list the releases of {PACKAGE}: {said[-1]}. This needs pip 25.1 or "
+            "newer, and a network."
+        )
+    versions: list[str] = json.loads(asked.stdout)["versions"]
+    return versions
 
 
 def upload_date(version: str) -> str:

@@ -12,10 +12,10 @@ from packaging.version import Version
 
 from harness.cells import ROOT, load_matrix
 from harness.judging.compare import compare
+from harness.judging.comparison import Comparison
 from harness.judging.sides import recorded_releases
 from harness.judging.speed import compare_speed
 from harness.judging.verdict import load_expected
-from harness.judging.wording import Comparison
 from harness.planning.orchestrate import Work, measure
 from harness.planning.target import Target
 from harness.records import Store

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.cells import MATRIX, ROOT, Backend, load_matrix, read_rows
-from harness.checks import CHECKS
+from harness.cells import CHECKS, MATRIX, ROOT, Backend, load_matrix
 from harness.references import REFERENCES
-from harness.strict import StrictError
+from harness.strict import StrictError, read_rows
 
 ISSUE = {
     "llama2", "llama", "llama3.2", "llama-tied", "qwen2", "qwen2.5-yarn", "qwen3", "qwen3_moe",

@@ -17,6 +17,7 @@ from transformers import BatchEncoding, Cache
 
 from harness import checks
 from harness.bench import Bench, Decoded, compiling
+from harness.cells import CHECKS
 from harness.checkpoints import checkpoint
 from harness.checks import chat_answer, left_padded, speed
 from harness.measure import measure
@@ -55,12 +56,12 @@ def nudge(bench: Bench) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "llama-tied", "mistral"])
 def test_a_sound_model_passes_every_check(bench, architecture):
     made = bench(architecture)
-    for name in checks.CHECKS:
+    for name in CHECKS:
         found = outcome(name, made)
         assert (found.status, found.message) == ("pass", ""), name
 
 
-@pytest.mark.parametrize("name", [*checks.CHECKS, "chat_answer", "compiled"])
+@pytest.mark.parametrize("name", [*CHECKS, "chat_answer", "compiled"])
 def test_every_check_has_a_sentence(name):
     sentence = checks.load(name)[1]
     assert sentence.endswith(".")
@@ -355,7 +356,7 @@ def test_probes_describe_the_contract(bench):
 def test_a_cell_passes_from_end_to_end(cell, cache):
     found = measure(cell("llama", release=transformers.__version__), cache)
     assert (found.status, found.message) == ("pass", "")
-    assert list(found.checks) == list(checks.CHECKS)
+    assert list(found.checks) == list(CHECKS)
     assert found.probes["layer_returns"] == "Tensor"
 
 

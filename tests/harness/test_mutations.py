@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from harness.checks import CHECKS
+from harness.cells import CHECKS
 from harness.fingerprints import KNOWN, explanation
 from harness.measure import Measurement, measure
 from harness.probes import text_blocks

@@ -5,8 +5,8 @@ import pytest
 from harness.__main__ import main
 from harness.commands import canary
 from harness.judging.compare import compare
+from harness.judging.comparison import Comparison
 from harness.judging.speed import compare_speed
-from harness.judging.wording import Comparison
 from harness.planning import upgrade
 
 

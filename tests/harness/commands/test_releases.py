@@ -48,7 +48,7 @@ def pip(monkeypatch):
             answer = json.dumps({"name": "transformers", "versions": list(versions)})
             return subprocess.CompletedProcess(command, int(bool(error)), answer, error)
 
-        monkeypatch.setattr(releases.subprocess, "run", run)
+        monkeypatch.setattr("harness.planning.index.subprocess.run", run)
         return commands
 
     return stand_in

@@ -7,9 +7,10 @@ from datetime import date
 import pytest
 
 from harness.judging.compare import compare
+from harness.judging.comparison import Comparison
 from harness.judging.speed import compare_speed
 from harness.judging.verdict import Expected
-from harness.judging.wording import FORMATS, Comparison
+from harness.judging.wording import FORMATS
 from harness.strict import build
 
 ENTRY = build(

@@ -1,0 +1,61 @@
+"""Two sides as a whole: whether anything is worse, and the exit status that says so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.judging.compare import KINDS, WORSE, Change, Kind
+from harness.judging.speed import Speed
+
+EXIT_STATUS = """\
+exit status:
+  0  nothing is worse
+  1  a cell regressed or was lost
+  2  the command is wrong
+  3  cells regressed or were lost, and matrix/expected_failures.toml accounts for all of them
+  4  streaming became slower, and nothing else is worse
+  5  no cell could be compared"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two sides differ in.
+
+    Attributes:
+        before: the first side's name.
+        after: the second's.
+        changes: of every cell, the worst first.
+        speed: on the whole.
+    """
+
+    before: str
+    after: str
+    changes: Sequence[Change]
+    speed: Speed
+
+    @property
+    def worse(self) -> list[Change]:
+        """The cells that regressed or were lost."""
+        return [change for change in self.changes if change.kind in WORSE]
+
+    @property
+    def exit_status(self) -> int:
+        """See `EXIT_STATUS`."""
+        if self.worse:
+            return 3 if all(change.known for change in self.worse) else 1
+        if self.speed.verdict == "slower":
+            return 4
+        return 5 if {change.kind for change in self.changes} <= {"not-comparable"} else 0
+
+    @property
+    def summary(self) -> str:
+        """Such as "5.20.2 -> 5.21.1: 1 regressed, 17 same"."""
+        counts = Counter(change.kind for change in self.changes)
+        parts = [f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]]
+        return f"{self.before} -> {self.after}: {', '.join(parts)}"
+
+    def of_kind(self, kind: Kind) -> list[Change]:
+        """Return the cells that there is something to say of: all of a kind but the same."""
+        return [c for c in self.changes if c.kind == kind and (c.why or kind != "same")]

@@ -1,0 +1,60 @@
+"""The reports of a folder: from its records, and from what changed in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.judging.sides import load_side
+from harness.judging.verdict import judge
+from harness.records import read_all, write_atomically
+from harness.render import changes
+from harness.render.pages import documents
+from harness.render.tables import load_rows
+
+
+def render_reports(reports: Path, before: str | None = None) -> list[Path]:
+    """Render all records below the folder of the reports into it; return the paths written.
+
+    Raises:
+        FileNotFoundError: there is no folder of records.
+        ValueError: there are no records, or `before` is no place of records.
+    """
+    if before:
+        compare(reports, before)
+    texts = report_texts(reports)
+    for path, text in texts.items():
+        write_atomically(path, text)
+    return list(texts)
+
+
+def report_texts(reports: Path) -> dict[Path, str]:
+    """Return path -> text of the reports that a folder's records and last comparison make.
+
+    Raises:
+        FileNotFoundError: there is no folder of records.
+        ValueError: there are no records.
+    """
+    rows = load_rows()
+    records = [judge(record, rows.expected) for record in read_all(reports / "results")]
+    made = documents(records, rows, changes.read(reports / changes.FILE))
+    return {reports / name: text for name, text in made.items()}
+
+
+def compare(reports: Path, before: str) -> None:
+    """Keep what changed in the records since `before`, beside the reports, for `report_texts`.
+
+    Records that did not change at all leave the last comparison standing: once they are committed,
+    they are their own before.
+
+    Args:
+        reports: their folder.
+        before: see `harness.judging.sides.load_side`.
+
+    Raises:
+        ValueError: `before` is no place of records.
+    """
+    results = reports / "results"
+    old, new = list(load_side(before, results).records), read_all(results)
+    if old != new:
+        text = changes.written(changes.contents(old, new, load_rows().expected))
+        write_atomically(reports / changes.FILE, text)
