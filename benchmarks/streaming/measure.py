@@ -34,7 +34,7 @@ ATTENTION = "sdpa"
 """torch's own attention, without its cuDNN backend: on a Hopper GPU (torch 2.11) that one spends
 48 ms of host time on a plan for every new length, so on every token, whoever runs the model."""
 TOKENS = 128
-"""Room in the cache that budgets keep."""
+"""That budgets keep room for, where no run of a setup takes more."""
 READ = 4 << 30
 """Bytes read to find the disk's pace."""
 
@@ -93,9 +93,8 @@ def streamed(folder: Path, **options: Any) -> Any:
         folder,
         device=str(DEVICE),
         attn_implementation=ATTENTION,
-        max_seq_len=TOKENS,
         show_layer_progress=False,
-        **options,
+        **{"max_seq_len": TOKENS} | options,
     )
 
 
@@ -110,30 +109,36 @@ def prepared(folder: Path) -> Prepared:
     return prepare(folder, None, DEVICE, "auto", ATTENTION, False)
 
 
-def budget(folder: Path, share: float) -> dict[str, int]:
-    """A budget that holds this share of the layers, and everything else but embedding rows."""
+def budget(folder: Path, share: float, tokens: int = TOKENS) -> dict[str, int]:
+    """A budget that holds this share of the layers, and everything else but embedding rows.
+
+    Args:
+        folder: of the checkpoint.
+        share: 0 to 1.
+        tokens: that it keeps room for besides.
+    """
     model = prepared(folder)
     sizes, rows = model.sizes(), model.rows()
     layers = [size for name, size in sizes.items() if ".layers." in name]
     others = [size for name, size in sizes.items() if ".layers." not in name and name not in rows]
     kept = round(share * len(layers)) + 2  # two take turns
-    working = working_bytes(read_geometry(model.model.config), model.dtype, DEVICE, Work(1, TOKENS))
+    working = working_bytes(read_geometry(model.model.config), model.dtype, DEVICE, Work(1, tokens))
     base = model.base.nbytes if model.base else 0
-    return {MEMORY: base + sum(others) + kept * max(layers) + working}
+    return {MEMORY: base + sum(others) + kept * max(layers) + working, "max_seq_len": tokens}
 
 
 SETUPS: dict[str, Setup] = {
     "stock": Setup(stock, (Run("stock"), Run("stock-prefill", 2048, 1, 2, repeats=3))),
     "fits": Setup(streamed, (Run("fits"),), turns=7),
     "host": Setup(
-        lambda f: streamed(f, **budget(f, 0)),
+        lambda f: streamed(f, **budget(f, 0, tokens=4096)),
         (Run("host"), Run("prefill", 2048, 1, 2, repeats=3), Run("batch-32", batch=32)),
         gpu=True,
     ),
     "half": Setup(lambda f: streamed(f, **budget(f, 0.5)), (Run("half"),)),
     "4GiB": Setup(lambda f: streamed(f, device_memory="4GiB"), (Run("4GiB"),), gpu=True),
     "lookup": Setup(
-        lambda f: streamed(f, **budget(f, 0)),
+        lambda f: streamed(f, **budget(f, 0, tokens=512)),
         (
             Run("repetitive", 256),
             Run("prompt-lookup", 256, options={"prompt_lookup_num_tokens": 10}),
