@@ -11,7 +11,6 @@ import pytest
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import BusyError
 from tests.patience import PATIENCE
-from tests.patience import PATIENCE
 
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
