@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from harness import commands
-from harness.planning.environments import OrchestrationError
+from harness.running.environments import OrchestrationError
 
 EXAMPLE = "example: python -m harness run --arch llama,qwen2 --attn sdpa"
 

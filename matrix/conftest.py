@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import transformers
 
-from harness.cells import ROOT, Cell, load_matrix
-from harness.judging.verdict import Expected, load_expected, problems
+from harness.judging.expected_failures import Expected, load_expected, problems
+from harness.matrix import ROOT, Cell, load_matrix
 from harness.records import Store
-from harness.runner import TIME_LIMIT
+from harness.running.cell import TIME_LIMIT
 
 CELLS = pytest.StashKey[list[Cell]]()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.cells import Cell
-from harness.judging.report import report
-from harness.judging.verdict import Expected, fails_run, judge
+from harness.judging.expected_failures import Expected, fails_run, judge
+from harness.matrix import Cell
 from harness.records import Store
-from harness.runner import run
+from harness.render.record import report
+from harness.running.cell import run
 
 
 def test_expected_failures_are_current(list_problems: list[str]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import random
 from dataclasses import replace
 
-from harness.cells import Cell, load_matrix
+from harness.matrix import Cell, load_matrix
 from harness.records import CheckResult, Record
 from harness.records.blank import blank
 

@@ -29,7 +29,7 @@ from benchmarks.cpu.cgroup import CgroupError, Group, limited
 from benchmarks.peers.compare import DifferentTokensError, check_tokens
 from benchmarks.peers.engines import stores_of
 from benchmarks.peers.process import ProcessError, figures_of, run_peer
-from harness.environment import engine_hash, hardware, versions
+from harness.records.provenance import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
 from rabbitllm.utils import find_or_create_local_splitted_path
 from rabbitllm.utils.memory import format_size, parse_size

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from benchmarks.peers.engines import PEERS
-from harness.environment import engine_hash, hardware
+from harness.records.provenance import engine_hash, hardware
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("torch", "transformers", "accelerate")

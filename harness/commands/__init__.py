@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cells import ROOT
-from harness.environment import cores
+from harness.matrix import ROOT
+from harness.records.provenance import cores
 
 
 def names(text: str) -> list[str]:

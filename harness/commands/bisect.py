@@ -9,14 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from harness.cells import ROOT, Cell, Device, load_matrix
-from harness.judging.compare import cause, changed_probes
-from harness.judging.naming import SHAPE, find, parse_cell
-from harness.judging.verdict import entries_for, load_expected
-from harness.planning.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
-from harness.planning.index import ask_index, of_its_time
-from harness.planning.orchestrate import Work, measure
+from harness.judging.cell_name import SHAPE, find, parse_cell
+from harness.judging.changes import cause, changed_probes
+from harness.judging.expected_failures import entries_for, load_expected
+from harness.matrix import ROOT, Cell, Device, load_matrix
 from harness.records import Record, Store, read_all
+from harness.running.run import Work, measure
+from harness.upgrading.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
+from harness.upgrading.package_index import ask_index, of_its_time
 
 HELP = "find the release in which a cell broke, patches and pre-releases included"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from harness.cells import load_matrix
 from harness.commands import add_selection
-from harness.planning.environments import OrchestrationError
-from harness.planning.index import ask_index
+from harness.matrix import load_matrix
 from harness.records import write_atomically
+from harness.running.environments import OrchestrationError
+from harness.upgrading.package_index import ask_index
 
 HELP = "measure the newest transformers, pre-releases included, and write what an issue should say"
 
@@ -50,9 +50,9 @@ def look(args: argparse.Namespace) -> str:
         OrchestrationError: tox failed, not a cell.
         ValueError: the index was not reached, or there is nothing to compare with.
     """
-    from harness.judging.wording import as_markdown
-    from harness.planning.target import parse_target
-    from harness.planning.upgrade import Check, advice, upgrade
+    from harness.render.comparison import as_markdown
+    from harness.upgrading.target import parse_target
+    from harness.upgrading.upgrade import Check, advice, upgrade
 
     listed = [row.version for row in load_matrix().releases]
     on_index = ask_index(pre=True)

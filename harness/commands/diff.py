@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cells import ROOT
-from harness.judging.compare import KINDS, compare
+from harness.judging.changes import KINDS, compare
 from harness.judging.comparison import EXIT_STATUS, Comparison
-from harness.judging.sides import load_side
-from harness.judging.verdict import load_expected
+from harness.judging.expected_failures import load_expected
+from harness.judging.snapshots import load_side
+from harness.matrix import ROOT
 
 HELP = "compare two releases or two sets of records: what regressed, was lost, was fixed"
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """
     # The environments that only run cells need none of these.
     from harness.judging.speed import compare_speed
-    from harness.judging.wording import FORMATS
-    from harness.planning.retry import retry
+    from harness.render.comparison import FORMATS
+    from harness.upgrading.retry import retry
 
     before, after = (load_side(text, args.results) for text in (args.before, args.after))
     changes = compare(before.records, after.records, load_expected())

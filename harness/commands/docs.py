@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.cells import ROOT
+from harness.matrix import ROOT
 from harness.records import write_atomically
 from harness.render import sweep
 from harness.render.folder import compare, report_texts

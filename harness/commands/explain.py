@@ -8,12 +8,12 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from harness.cells import ROOT
-from harness.judging.naming import SHAPE, find, parse_cell
-from harness.judging.report import report
-from harness.judging.verdict import PLACE, entries_for, judge, load_expected
-from harness.planning.bisection import BISECTED, ends, is_bad
+from harness.judging.cell_name import SHAPE, find, parse_cell
+from harness.judging.expected_failures import PLACE, entries_for, judge, load_expected
+from harness.matrix import ROOT
 from harness.records import Record, read_all
+from harness.render.record import report
+from harness.upgrading.bisection import BISECTED, ends, is_bad
 
 HELP = "print all that is recorded about a cell, such as qwen2@5.23.0/sdpa/cpu"
 

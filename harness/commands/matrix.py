@@ -6,12 +6,12 @@ import argparse
 import time
 from pathlib import Path
 
-from harness.cells import ROOT, load_matrix
 from harness.commands import names
-from harness.environment import cores
-from harness.planning.orchestrate import Work, measure
-from harness.planning.selection import parse_shard, select_releases
+from harness.matrix import ROOT, load_matrix
+from harness.records.provenance import cores
 from harness.render.folder import render_reports
+from harness.running.run import Work, measure
+from harness.running.selection import parse_shard, select_releases
 
 HELP = "measure architectures x releases x attention backends, and render the reports"
 

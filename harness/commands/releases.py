@@ -11,9 +11,9 @@ from typing import Any
 
 from packaging.version import Version
 
-from harness.cells import MATRIX
-from harness.planning.index import ask_index
+from harness.matrix import MATRIX
 from harness.records import write_atomically
+from harness.upgrading.package_index import ask_index
 
 if sys.version_info >= (3, 11):
     import tomllib

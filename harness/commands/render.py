@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cells import ROOT
+from harness.matrix import ROOT
 from harness.render.folder import render_reports
 
 HELP = "render the reports again, from the records"

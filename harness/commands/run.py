@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cells import ROOT
+from harness.matrix import ROOT
 
 HELP = "measure cells with the installed transformers and record them"
 

@@ -8,9 +8,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness.cells import ROOT
 from harness.commands import names
-from harness.runner import TIME_LIMIT
+from harness.matrix import ROOT
+from harness.running.cell import TIME_LIMIT
 
 HELP = "stream every causal model type of the installed transformers, and compare it with stock"
 

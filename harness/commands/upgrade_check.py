@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cells import load_matrix
 from harness.commands import add_selection
 from harness.judging.comparison import EXIT_STATUS
-from harness.planning.index import ask_index
+from harness.matrix import load_matrix
+from harness.upgrading.package_index import ask_index
 
 HELP = "measure a transformers and say whether to upgrade to it"
 
@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
         ValueError: there is no such target, or nothing to compare with.
     """
     # The environments that only run cells need none of these.
-    from harness.judging.wording import as_text
-    from harness.planning.target import parse_target
-    from harness.planning.upgrade import Check, advice, upgrade
+    from harness.render.comparison import as_text
+    from harness.upgrading.target import parse_target
+    from harness.upgrading.upgrade import Check, advice, upgrade
 
     listed = [row.version for row in load_matrix().releases]
     known = args.target in listed or Path(args.target).exists()

@@ -1,1 +1,1 @@
-"""What records mean: expected failures, comparisons, causes."""
+"""What records mean: expected failures, known causes, comparisons."""

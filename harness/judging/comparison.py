@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.judging.compare import KINDS, WORSE, Change, Kind
+from harness.judging.changes import KINDS, WORSE, Change, Kind
 from harness.judging.speed import Speed
 
 EXIT_STATUS = """\

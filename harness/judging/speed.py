@@ -21,7 +21,7 @@ from typing import Literal
 
 from scipy.stats import mannwhitneyu, wilcoxon
 
-from harness.judging.compare import Change
+from harness.judging.changes import Change
 from harness.records import Record
 
 SIGNIFICANCE = 0.01

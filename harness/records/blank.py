@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from harness.cells import Cell
-from harness.environment import check_hash, engine_hash
+from harness.matrix import Cell
+from harness.records.provenance import check_hash, engine_hash
 from harness.records.record import Record, Status
 
 

@@ -61,7 +61,7 @@ class CheckResult:
         seconds: wall time.
         message: what is wrong; empty when nothing is.
         exception: the type's name if it raised.
-        fingerprint: see `harness.fingerprints`; empty when nothing is wrong.
+        fingerprint: see `harness.records.failure`; empty when nothing is wrong.
     """
 
     status: Status
@@ -79,7 +79,7 @@ class Record:
     Attributes:
         release: of transformers.
         status: of the cell: the worst of its checks', or why there are none. xfail and xpass are
-            never stored: `harness.judging.verdict.judge` gives them to a record that was read.
+            never stored: `expected_failures.judge` gives them to a record that was read.
         message: of the first failure, one line or a few.
         exception: its type's name.
         fingerprint: equal for failures with the same cause; empty when nothing failed.
@@ -88,7 +88,7 @@ class Record:
         stderr: the end of what the process wrote, without local paths.
         expected: why the failure was expected, from matrix/expected_failures.toml; never stored.
         checks: check name -> result, in the order in which they ran.
-        probes: contract probes, see `harness.probes`.
+        probes: contract probes, see `harness.measuring.contract`.
         versions: package -> version.
         hardware: class of machine, such as "cpu x86_64 AVX512 2 cores".
         engine_hash: of the engine's source.

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.judging.compare import KINDS, compare
-from harness.judging.verdict import Expected
+from harness.judging.changes import KINDS, compare
+from harness.judging.expected_failures import Expected
 from harness.records import Record
 from harness.render.failures import where
 from harness.render.ranges import in_words

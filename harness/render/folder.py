@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.judging.sides import load_side
-from harness.judging.verdict import judge
+from harness.judging.expected_failures import judge
+from harness.judging.snapshots import load_side
 from harness.records import read_all, write_atomically
 from harness.render import changes
 from harness.render.pages import documents
@@ -48,7 +48,7 @@ def compare(reports: Path, before: str) -> None:
 
     Args:
         reports: their folder.
-        before: see `harness.judging.sides.load_side`.
+        before: see `harness.judging.snapshots.load_side`.
 
     Raises:
         ValueError: `before` is no place of records.

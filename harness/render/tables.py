@@ -9,9 +9,9 @@ from urllib.parse import quote
 import pandas as pd
 from packaging.version import InvalidVersion, Version
 
-from harness.cells import MATRIX, load_matrix
-from harness.judging.compare import side_of
-from harness.judging.verdict import Expected, entries_for, load_expected
+from harness.judging.changes import side_of
+from harness.judging.expected_failures import Expected, entries_for, load_expected
+from harness.matrix import MATRIX, load_matrix
 from harness.records import FAILED, Record
 from harness.render.statuses import look
 from harness.render.text import visible
@@ -43,7 +43,7 @@ def load_rows() -> Rows:
     """Return what matrix/*.toml says.
 
     Raises:
-        StrictError: a file is not as its dataclass says.
+        TableError: a file is not as its dataclass says.
     """
     matrix = load_matrix(MATRIX)
     return Rows(

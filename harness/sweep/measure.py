@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from harness.checkpoints import SEED, own_memory, randomise
-from harness.fingerprints import describe
-from harness.parity import compare, first_divergent
-from harness.probes import blocks
+from harness.measuring.checkpoints import SEED, own_memory, randomise
+from harness.measuring.contract import blocks
+from harness.measuring.parity import compare, first_divergent
+from harness.records.failure import describe
 from harness.sweep.results import Outcome
 from harness.sweep.rules import Rules
 

@@ -11,7 +11,7 @@ from typing import Literal
 from filelock import FileLock
 
 from harness.records import to_json, write_atomically
-from harness.strict import StrictError, build
+from harness.tables import TableError, build
 
 Outcome = Literal["bit-equal", "no-blocks", "not-buildable", "reference-broken", "fails"]
 MEANINGS: dict[Outcome, str] = {
@@ -33,13 +33,13 @@ class Result:
         outcome: see `MEANINGS`.
         message: why it is not bit-equal.
         exception: the type's name, if something was raised.
-        fingerprint: equal for failures of the same kind, see `harness.fingerprints`.
+        fingerprint: equal for failures of the same kind, see `harness.records.failure`.
         traceback: the end of it, without local paths.
         explained: why it fails, from matrix/sweep.toml.
         model_class: the stock class.
         attention: the backend that both sides ran.
         parameters: how many the small model has.
-        blocks: decoder layers, by the definition of `harness.probes.blocks`.
+        blocks: decoder layers, by the definition of `harness.measuring.contract.blocks`.
         streamed: how many of them stream.
         bytes_from_disk: read by the streamed model's forwards.
         seconds: wall time.
@@ -77,7 +77,7 @@ def read(path: Path) -> list[Result]:
     """Return the results in a file, none if there is no file.
 
     Raises:
-        StrictError: a line is no result; the message names it.
+        TableError: a line is no result; the message names it.
     """
     if not path.exists():
         return []
@@ -87,7 +87,7 @@ def read(path: Path) -> list[Result]:
         try:
             results.append(build(Result, json.loads(line), where))
         except (json.JSONDecodeError, TypeError) as error:
-            raise StrictError(f"{where}: {error}. Delete that line and sweep again.") from error
+            raise TableError(f"{where}: {error}. Delete that line and sweep again.") from error
     return results
 
 

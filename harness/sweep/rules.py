@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from harness.cells import MATRIX
 from harness.judging.pattern import fits
-from harness.strict import StrictError, build
+from harness.matrix import MATRIX
+from harness.tables import TableError, build
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -113,16 +113,16 @@ def load_rules(path: Path = MATRIX / "sweep.toml") -> Rules:
     """Return the rules.
 
     Raises:
-        StrictError: naming the row that is wrong, and how.
+        TableError: naming the row that is wrong, and how.
     """
     place = f"{path.parent.name}/{path.name}"
     try:
         rules = build(Rules, tomllib.loads(path.read_text("utf-8")), place)
     except tomllib.TOMLDecodeError as error:
-        raise StrictError(f"{place}: {error}") from error
+        raise TableError(f"{place}: {error}") from error
     names = [name for rule in rules.field for name in rule.names]
     types = [name for row in rules.type for name in row.names]
     for name in [*names, *types]:
         if names.count(name) > 1 or types.count(name) > 1:
-            raise StrictError(f"{place}: {name!r} is stated twice")
+            raise TableError(f"{place}: {name!r} is stated twice")
     return rules

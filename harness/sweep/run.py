@@ -13,13 +13,13 @@ from typing import Any
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from harness import environment
-from harness.fingerprints import fingerprint
-from harness.isolation import isolated
-from harness.runner import TIME_LIMIT, cause_of_death, innermost
-from harness.strict import build, unknown
+from harness.records import provenance
+from harness.records.failure import fingerprint
+from harness.running.cell import TIME_LIMIT, cause_of_death, innermost
+from harness.running.isolation import isolated
 from harness.sweep.results import Result
 from harness.sweep.rules import Rules
+from harness.tables import build, unknown
 
 
 def causal_types(chosen: Sequence[str] | None = None) -> list[str]:
@@ -67,8 +67,8 @@ def run(model_type: str, rules: Rules, time_limit: float = TIME_LIMIT) -> Result
         "model_type": model_type,
         "release": transformers.__version__,
         "seconds": round(time.monotonic() - begun, 2),
-        "engine_hash": environment.engine_hash(),
-        "versions": environment.versions(),
+        "engine_hash": provenance.engine_hash(),
+        "versions": provenance.versions(),
         "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     if found["outcome"] == "fails":

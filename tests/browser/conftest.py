@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.judging.verdict import judge
+from harness.judging.expected_failures import judge
 from harness.render import changes
 from harness.render.pages import documents
 from harness.render.tables import load_rows

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.cells import Cell, load_matrix
+from harness.matrix import Cell, load_matrix
 from harness.records import CheckResult, Record
 
 

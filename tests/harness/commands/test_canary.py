@@ -4,10 +4,10 @@ import pytest
 
 from harness.__main__ import main
 from harness.commands import canary
-from harness.judging.compare import compare
+from harness.judging.changes import compare
 from harness.judging.comparison import Comparison
 from harness.judging.speed import compare_speed
-from harness.planning import upgrade
+from harness.upgrading import upgrade
 
 
 @pytest.fixture

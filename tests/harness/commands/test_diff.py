@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from harness.__main__ import main
-from harness.judging import sides
-from harness.planning import retry
+from harness.judging import snapshots
 from harness.records import CheckResult, Store
 from harness.records.merge import write
+from harness.upgrading import retry
 
 
 @pytest.fixture
@@ -69,14 +69,14 @@ def test_a_folder_without_records_is_an_error(tmp_path, capsys):
 
 
 def test_a_revision_is_what_was_committed_there(cell_record, tmp_path, monkeypatch):
-    monkeypatch.setattr(sides, "ROOT", tmp_path)
-    folder = tmp_path / sides.COMMITTED
+    monkeypatch.setattr(snapshots, "ROOT", tmp_path)
+    folder = tmp_path / snapshots.COMMITTED
     write([cell_record()], folder)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
     write([replace(cell_record(), status="fail")], folder)
-    assert [record.status for record in sides.load_side("git:HEAD", folder).records] == ["pass"]
+    assert [record.status for record in snapshots.load_side("git:HEAD", folder).records] == ["pass"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def root(tmp_path, cell_record, monkeypatch):
     line = '{"model_type": "llama", "release": "5.0.0", "outcome": "bit-equal", "streamed": 4}\n'
     (sweep / "transformers-5.0.0.jsonl").write_text(line, encoding="utf-8")
     commit(tmp_path, "init", "-q")
-    monkeypatch.setattr("harness.judging.sides.ROOT", tmp_path)
+    monkeypatch.setattr("harness.judging.snapshots.ROOT", tmp_path)
     return tmp_path
 
 

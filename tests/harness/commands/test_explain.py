@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from harness.__main__ import main
-from harness.planning.bisection import BISECTED
 from harness.records import CheckResult
 from harness.records.merge import write
+from harness.upgrading.bisection import BISECTED
 
 REFUSED = (
     "does not support an attention implementation through "

@@ -6,8 +6,8 @@ import pytest
 
 from harness.__main__ import main
 from harness.commands import matrix
-from harness.environment import cores
-from harness.planning.orchestrate import Work
+from harness.records.provenance import cores
+from harness.running.run import Work
 
 
 @pytest.fixture

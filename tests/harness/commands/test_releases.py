@@ -6,9 +6,9 @@ import subprocess
 import pytest
 
 from harness.__main__ import main
-from harness.cells import load_matrix
 from harness.commands import releases
 from harness.commands.releases import newest_patches, tomllib, updated
+from harness.matrix import load_matrix
 
 TABLE = """\
 # What the rows mean.
@@ -48,7 +48,7 @@ def pip(monkeypatch):
             answer = json.dumps({"name": "transformers", "versions": list(versions)})
             return subprocess.CompletedProcess(command, int(bool(error)), answer, error)
 
-        monkeypatch.setattr("harness.planning.index.subprocess.run", run)
+        monkeypatch.setattr("harness.upgrading.package_index.subprocess.run", run)
         return commands
 
     return stand_in

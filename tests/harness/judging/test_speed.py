@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from harness.judging.compare import compare
+from harness.judging.changes import compare
 from harness.judging.speed import FEWEST_CELLS, compare_speed, costs
 from harness.records import CheckResult
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.environment import check_hash, engine_hash
 from harness.records import from_json, to_json
 from harness.records.blank import blank
+from harness.records.provenance import check_hash, engine_hash
 
 
 @pytest.mark.parametrize("status", ["pass", "not-run", "env-error"])

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from harness.__main__ import main
-from harness.cells import load_matrix
-from harness.planning.selection import Shard
+from harness.matrix import load_matrix
 from harness.records import Store, read_all
 from harness.records.merge import merge, write
+from harness.running.selection import Shard
 
 COUNT = 3
 

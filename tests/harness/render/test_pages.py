@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harness.judging.verdict import judge
+from harness.judging.expected_failures import judge
 from harness.records import CheckResult, Record
 from harness.render.pages import documents
 from harness.render.tables import Rows, load_rows

@@ -5,9 +5,9 @@ import transformers
 from transformers import CONFIG_MAPPING, LlamaConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from harness.cells import load_matrix
-from harness.strict import StrictError
+from harness.matrix import load_matrix
 from harness.sweep.rules import Field, Rules, Type, load_rules, merged, shrunk
+from harness.tables import TableError
 
 VALUES = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "is_decoder": True}
 
@@ -71,5 +71,5 @@ def test_every_row_names_types_and_says_why():
 def test_a_wrong_table_is_an_error_that_names_the_place(tmp_path, text, message):
     path = tmp_path / "sweep.toml"
     path.write_text(text)
-    with pytest.raises(StrictError, match=message):
+    with pytest.raises(TableError, match=message):
         load_rules(path)

@@ -4,12 +4,12 @@ import signal
 
 import pytest
 
-from harness.runner import Ended
-from harness.strict import StrictError
+from harness.running.cell import Ended
 from harness.sweep import results, run
 from harness.sweep.results import Result
 from harness.sweep.rules import Known, Rules
 from harness.sweep.run import causal_types
+from harness.tables import TableError
 
 EQUAL = {"outcome": "bit-equal", "blocks": 4, "streamed": 4, "model_class": "LlamaForCausalLM"}
 
@@ -80,6 +80,6 @@ def test_a_damaged_result_is_named_and_nothing_is_lost(tmp_path, line):
     results.put(path, [Result("llama", "5.0.0", "bit-equal")])
     path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
-    with pytest.raises(StrictError, match=r"5\.0\.0\.jsonl:2"):
+    with pytest.raises(TableError, match=r"5\.0\.0\.jsonl:2"):
         results.put(path, [Result("bloom", "5.0.0", "bit-equal")])
     assert path.read_text() == before

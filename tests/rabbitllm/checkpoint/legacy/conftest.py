@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
-from harness.references import REFERENCES
-from harness.references.common import Decoder
+from harness.measuring.references import REFERENCES
+from harness.measuring.references.common import Decoder
 from rabbitllm import StreamedModel
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.config import read_fields

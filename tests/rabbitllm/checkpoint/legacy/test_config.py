@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from harness.references import REFERENCES
+from harness.measuring.references import REFERENCES
 from rabbitllm import CheckpointError
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.config import load_config, read_fields

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from harness.references import REFERENCES
+from harness.measuring.references import REFERENCES
 from rabbitllm import CheckpointError
 
 TOLERANCE = 2e-5

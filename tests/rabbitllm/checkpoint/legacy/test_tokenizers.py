@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from harness.references import REFERENCES
+from harness.measuring.references import REFERENCES
 from rabbitllm import CheckpointError
 from rabbitllm.checkpoint.legacy import tokenizers
 from rabbitllm.checkpoint.tokenizer import load_tokenizer

@@ -1,0 +1,209 @@
+"""The cells of the matrix, from matrix/*.toml: architecture x release x attention backend.
+
+Needs neither torch nor transformers, so that the environment that plans a run can be a light one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from harness.tables import read_rows, unknown
+
+ROOT = Path(__file__).resolve().parent.parent
+MATRIX = ROOT / "matrix"
+
+CHECKS = (
+    "split_and_load",
+    "residency",
+    "prefill_parity",
+    "incremental_decoding",
+    "cache_fill",
+    "left_padded",
+    "greedy_generation",
+    "tied_head",
+    "speed",
+)
+"""What a cell is checked for, unless its architecture's row says otherwise."""
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Named = TypeVar("Named", "Architecture", "Backend")
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """Where a real model's weights come from: a GGUF file inside an installed distribution.
+
+    Attributes:
+        distribution: its name on the package index.
+        file: the file's name inside it.
+    """
+
+    distribution: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of matrix/architectures.toml.
+
+    Attributes:
+        id: the row's name, as in `--arch`.
+        family: the family's name, as the compatibility table prints it.
+        family_class: the class in `rabbitllm` that a streamed model of it is an instance of.
+        model_class: the stock class in `transformers`.
+        model_type: as in config.json.
+        config: arguments of the configuration class: a geometry small enough for milliseconds.
+        gguf: set for a real model; `config` is empty then.
+        reference: set for a family without a class in transformers: its id in
+            `harness.measuring.references.REFERENCES`, which writes the checkpoint and says what is
+            right; `config` is empty then.
+        tolerance: largest difference that passes on CPU, as a fraction of the largest logit; 0 asks
+            for equal bits.
+        original_cache: the argument that the family's own code kept its cache in, where a standard
+            cache now is.
+        backends: the attention backends that can run it; empty for all.
+        dtype: of weights and activations.
+        checks: the checks that run; empty for those of `CHECKS`.
+        notes: why the row is as it is.
+    """
+
+    id: str
+    family: str
+    family_class: str
+    model_class: str
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    gguf: Gguf | None = None
+    reference: str = ""
+    tolerance: float = 0.0
+    original_cache: str = ""
+    backends: tuple[str, ...] = ()
+    dtype: Dtype = "float32"
+    checks: tuple[str, ...] = ()
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One row of matrix/releases.toml.
+
+    Attributes:
+        version: of transformers.
+        sentinel: belongs to the default selection.
+    """
+
+    version: str
+    sentinel: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of matrix/backends.toml.
+
+    Attributes:
+        id: `attn_implementation` in transformers.
+        devices: where it can run.
+        modules: importable modules that it needs besides transformers' own needs.
+        capability: the lowest CUDA compute capability, as 10 * major + minor; 0 for any.
+        dtype: overrides the architecture's where the backend does not take it.
+        uncompiled: devices where torch.compile is switched off for its cells.
+        checks: architecture id -> further checks of its cells.
+        notes: why the row is as it is, in words for the reports.
+    """
+
+    id: str
+    devices: tuple[Device, ...]
+    modules: tuple[str, ...] = ()
+    capability: int = 0
+    dtype: Dtype | None = None
+    uncompiled: tuple[Device, ...] = ()
+    checks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure."""
+
+    architecture: Architecture
+    release: str
+    backend: Backend
+    device: Device = "cpu"
+
+    @property
+    def id(self) -> str:
+        """Such as "qwen2@5.0.0/sdpa/cpu"."""
+        return f"{self.architecture.id}@{self.release}/{self.backend.id}/{self.device}"
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of weights and activations."""
+        return self.backend.dtype or self.architecture.dtype
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """The checks that run, in order."""
+        row = self.architecture
+        return (row.checks or CHECKS) + self.backend.checks.get(row.id, ())
+
+    @property
+    def unsupported(self) -> str:
+        """Why there can be no such cell on any machine, or nothing."""
+        row = self.architecture
+        if not row.backends or self.backend.id in row.backends:
+            return ""
+        return f"{row.id} runs on {' and '.join(row.backends)} only: {row.notes}"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All rows of matrix/*.toml, in their order."""
+
+    architectures: tuple[Architecture, ...]
+    releases: tuple[Release, ...]
+    backends: tuple[Backend, ...]
+
+    def cells(
+        self,
+        releases: Sequence[str] | None = None,
+        architectures: Sequence[str] | None = None,
+        backends: Sequence[str] | None = None,
+        device: Device = "cpu",
+    ) -> list[Cell]:
+        """Return the cells of a selection, None meaning all; releases need no row in the matrix.
+
+        Raises:
+            ValueError: a name that the matrix does not have; the message lists those it has.
+        """
+        versions = [row.version for row in self.releases] if releases is None else releases
+        return [
+            Cell(architecture, version, backend, device)
+            for version in versions
+            for architecture in _chosen("architecture", self.architectures, architectures)
+            for backend in _chosen("attention backend", self.backends, backends)
+        ]
+
+
+def load_matrix(folder: Path = MATRIX) -> Matrix:
+    """Return the matrix.
+
+    Raises:
+        TableError: a file is not as its dataclass says.
+    """
+    return Matrix(
+        architectures=read_rows(Architecture, folder / "architectures.toml", "architecture"),
+        releases=read_rows(Release, folder / "releases.toml", "release", key="version"),
+        backends=read_rows(Backend, folder / "backends.toml", "backend"),
+    )
+
+
+def _chosen(kind: str, rows: Sequence[Named], names: Sequence[str] | None) -> list[Named]:
+    known = [row.id for row in rows]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(unknown(kind, name, known))
+    return [row for row in rows if names is None or row.id in names]

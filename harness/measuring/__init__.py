@@ -1,0 +1,1 @@
+"""What can change a measurement, all of it: records are keyed by this folder's code."""

@@ -1,0 +1,150 @@
+"""Measure one cell in this process: reference, probes, then every check."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from harness.matrix import Cell
+from harness.measuring import checks
+from harness.measuring.checkpoints import checkpoint
+from harness.measuring.contract import probe
+from harness.measuring.diagnosis import diagnose
+from harness.measuring.subject import StockError, Subject, compiling, reference_side
+from harness.records import CheckResult, Status
+from harness.records.failure import Failure, describe, fingerprint
+
+WORST_FIRST: tuple[Status, ...] = (
+    "reference-broken",
+    "fail",
+    "degraded",
+    "unsupported",
+    "pass",
+    "not-run",
+)
+"""A cell's status is the first of these that one of its checks has."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a cell's process reports: the part of a record that only it knows."""
+
+    status: Status
+    message: str = ""
+    exception: str = ""
+    fingerprint: str = ""
+    traceback: str = ""
+    checks: dict[str, CheckResult] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(cell: Cell, cache: Path) -> Measurement:
+    """Return what the cell's checks find; nothing that they raise escapes.
+
+    Args:
+        cell: what to measure, with the installed transformers.
+        cache: folder for checkpoints.
+    """
+    torch.set_num_threads(1)
+    name = cell.architecture.model_class
+    if not hasattr(transformers, name):
+        message = f"transformers {transformers.__version__} has no {name}"
+        return Measurement("unsupported", message)
+    with compiling(cell.device not in cell.backend.uncompiled):
+        return run_checks(cell, cache)
+
+
+def run_checks(cell: Cell, cache: Path) -> Measurement:
+    """Return what the cell's checks find, see `measure`."""
+    try:
+        with reference_side():
+            subject = Subject(cell, checkpoint(cell, cache))
+            found = {} if cell.architecture.reference else probe(subject.reference)
+    except StockError as error:
+        return of_failure("reference-broken", describe(blamed(error)))
+    results: dict[str, CheckResult] = {}
+    tracebacks: dict[str, str] = {}
+    for name in cell.checks:
+        if results and next(iter(results.values())).exception:
+            results[name] = CheckResult("not-run", message="the model could not be loaded")
+            continue
+        results[name], tracebacks[name] = run_check(name, subject)
+    measurement = summary(results, tracebacks, found)
+    if measurement.status not in ("fail", "degraded") or next(iter(results.values())).exception:
+        return measurement
+    if not (why := diagnose(subject)):
+        return measurement
+    # Whatever check saw it first, on whatever backend: the same cause is the same failure.
+    return replace(
+        measurement,
+        message=f"{measurement.message}\nDiagnosis: {why}.",
+        fingerprint=fingerprint("", why, "diagnosis"),
+    )
+
+
+def run_check(name: str, subject: Subject) -> tuple[CheckResult, str]:
+    """Return a check's result, and the traceback if it raised."""
+    begun = time.perf_counter()
+    try:
+        check, sentence = checks.load(name)
+        outcome = check(subject)
+    except (
+        Exception
+    ) as error:  # whatever a release or a broken engine raises, even on import, is a result
+        failure = describe(blamed(error))
+        status: Status = "reference-broken" if isinstance(error, StockError) else "fail"
+        message = f"{failure.exception}: {failure.message}"
+        result = CheckResult(
+            status,
+            seconds=time.perf_counter() - begun,
+            message=message,
+            exception=failure.exception,
+            fingerprint=failure.fingerprint,
+        )
+        return result, failure.traceback
+    seconds = time.perf_counter() - begun
+    if outcome.status in ("pass", "not-run", "unsupported"):
+        return CheckResult(outcome.status, outcome.figures, seconds, outcome.message), ""
+    message = f"{sentence} ({outcome.message})" if outcome.message else sentence
+    mark = fingerprint("", outcome.message, name)
+    return CheckResult(outcome.status, outcome.figures, seconds, message, "", mark), ""
+
+
+def summary(
+    results: dict[str, CheckResult], tracebacks: dict[str, str], found: dict[str, Any]
+) -> Measurement:
+    """Return the cell's measurement: the worst status, and the first result that has it."""
+    status = next(s for s in WORST_FIRST if any(result.status == s for result in results.values()))
+    name, first = next(
+        (name, result) for name, result in results.items() if result.status == status
+    )
+    if status == "pass":
+        return Measurement(status, checks=results, probes=found)
+    message = f"{name}: {first.message}"
+    return Measurement(
+        status,
+        message,
+        first.exception,
+        first.fingerprint,
+        tracebacks.get(name, ""),
+        results,
+        found,
+    )
+
+
+def of_failure(status: Status, failure: Failure) -> Measurement:
+    """Return the measurement of a cell that failed before its first check."""
+    return Measurement(
+        status, failure.message, failure.exception, failure.fingerprint, failure.traceback
+    )
+
+
+def blamed(error: BaseException) -> BaseException:
+    """Return what stock transformers raised, behind the exception that says so."""
+    cause = error.__cause__
+    return cause if isinstance(error, StockError) and cause is not None else error

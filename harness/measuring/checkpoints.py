@@ -1,0 +1,192 @@
+"""Checkpoints to measure with: tiny seeded ones in the stock or the original layout, a real one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoConfig, PreTrainedModel
+
+from harness.matrix import ROOT, Cell, Gguf
+from harness.measuring.references import REFERENCES
+from harness.measuring.references.model import OriginalModel
+from harness.records.provenance import hash_files, recipe
+
+SEED = 20
+NOISE = 0.2
+"""Standard deviation of what is added to norms and biases, so that none is neutral."""
+GAIN = 1.5
+"""Of matrices: attention is sharp enough for positions to matter, logits are far from equal."""
+GGUF_KEY = "tokenizer.ggml."
+SPLITTING: dict[str, list[Any]] = {
+    "smollm": [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ],
+}
+"""How text is cut before the merges, by the name that GGUF files have for it."""
+
+
+def checkpoint(cell: Cell, cache: Path) -> Path:
+    """Return a folder with the cell's checkpoint, made unless `cache` has it.
+
+    Cells that differ only in backend share it. It appears under its name only when complete,
+    whoever else makes the same one, and whenever the process stops.
+    """
+    key = [recipe(cell.architecture), cell.dtype]
+    if cell.architecture.reference:
+        key += [hash_files(ROOT / "harness" / "measuring" / "references", ["*.py"])]
+    elif cell.architecture.gguf is None:
+        # A release's own way of writing is measured too. A real model takes seconds and is the same
+        # to all.
+        key += [transformers.__version__, Path(__file__).read_text("utf-8")]
+    name = f"{cell.architecture.id}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
+    folder = cache / name
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{name}."))
+    try:
+        if cell.architecture.gguf is not None:
+            write_real(cell.architecture.gguf, cell.dtype, scratch)
+        elif cell.architecture.reference:
+            REFERENCES[cell.architecture.reference].write(scratch, SEED)
+        else:
+            tiny_model(cell).save_pretrained(scratch)
+        try:
+            os.rename(scratch, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def stock_class(cell: Cell) -> type[PreTrainedModel]:
+    """Return the stock class of the cell's architecture."""
+    cls: type[PreTrainedModel] = getattr(transformers, cell.architecture.model_class)
+    return cls
+
+
+def tiny_model(cell: Cell) -> PreTrainedModel:
+    """Return the cell's architecture with random weights, the same in every process."""
+    architecture = cell.architecture
+    config = AutoConfig.for_model(architecture.model_type, **architecture.config)
+    config.architectures = [architecture.model_class]
+    model = stock_class(cell)(config)
+    generator = torch.Generator().manual_seed(SEED)
+    learned = {name for name, _ in model.named_parameters()}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name in sorted(tensors.keys() & (learned | model.state_dict().keys())):
+            randomise(tensors[name], generator)
+    model.to(getattr(torch, cell.dtype))
+    return model
+
+
+def randomise(tensor: torch.Tensor, generator: torch.Generator) -> None:
+    """Fill in place: matrices with variance GAIN^2 / fan-in, vectors around what they are."""
+    if not tensor.is_floating_point():
+        return
+    noise = torch.randn(tensor.shape, generator=generator)
+    if tensor.dim() < 2:
+        tensor.add_(NOISE * noise)
+    else:
+        tensor.copy_(noise * GAIN / tensor.shape[-1] ** 0.5)
+
+
+def gguf_file(gguf: Gguf) -> Path:
+    """Return the file's path in the installed distribution, whose code need not be importable.
+
+    Raises:
+        FileNotFoundError: the distribution does not hold it.
+    """
+    for entry in importlib.metadata.files(gguf.distribution) or []:
+        if entry.name == gguf.file:
+            return Path(str(entry.locate()))
+    raise FileNotFoundError(f"The installed package {gguf.distribution} holds no {gguf.file}")
+
+
+def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer as transformers does, dequantised to `dtype`."""
+    source = gguf_file(gguf)
+    names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    read = transformers.AutoModelForCausalLM.from_pretrained(**names, dtype=getattr(torch, dtype))
+    # In newer releases it still counts as quantised, which cannot be written; a plain model with
+    # its weights can.
+    vars(read.config).pop("quantization_config", None)
+    model = type(read)(read.config).to(getattr(torch, dtype))
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    write_tokenizer(source, folder)
+
+
+def write_tokenizer(source: Path, folder: Path) -> None:
+    """Write a GGUF file's byte-level BPE tokenizer in the hub's format, the same by every release.
+
+    What transformers makes of it differs: 5.3 to 5.5 take it for CodeLlama's, and some releases
+    write what others read differently.
+
+    Raises:
+        KeyError: text is split in a way that `SPLITTING` does not know.
+    """
+    from gguf import GGUFReader, TokenType  # only such a cell's environment has it
+
+    known = {name: field.contents() for name, field in GGUFReader(source).fields.items()}
+    ours = {name.removeprefix(GGUF_KEY): value for name, value in known.items()}
+    vocabulary = ours["tokens"]
+    merges = [tuple(pair.split(" ")) for pair in ours["merges"]]
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(vocabulary)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(SPLITTING[ours["pre"]])
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = zip(vocabulary, ours["token_type"], strict=True)
+    tokenizer.add_special_tokens([token for token, kind in kinds if kind == TokenType.CONTROL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": known["tokenizer.chat_template"],
+        **{f"{name}_token": vocabulary[ours[f"{name}_token_id"]] for name in ("bos", "eos")},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+
+
+def load_reference(
+    cell: Cell, folder: Path, device: torch.device
+) -> PreTrainedModel | OriginalModel:
+    """Return the stock model, fully loaded, its weights in memory of their own.
+
+    For a family that transformers has no class for, its independent forward.
+
+    Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels
+    choose their order of summation by alignment: only copies, which torch aligns to 64 bytes, have
+    comparable bits.
+    """
+    if name := cell.architecture.reference:
+        return OriginalModel(REFERENCES[name].reference(folder), device)
+    model = stock_class(cell).from_pretrained(
+        folder, dtype=getattr(torch, cell.dtype), attn_implementation=cell.backend.id
+    )
+    own_memory(model)
+    # A streamed weight has no gradient, and torch's matmul chooses its kernel by requires_grad,
+    # even under no_grad: the head's logits of one position per row then differ in the last bit.
+    model.requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorated signature
+    model.eval()
+    return model
+
+
+def own_memory(model: PreTrainedModel) -> None:
+    """Copy all parameters to fresh memory; tied ones stay tied."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()

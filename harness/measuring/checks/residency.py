@@ -1,0 +1,114 @@
+"""More weights are in memory than the plan says, or some stay after the forward.
+
+Hooks of the check's own count, whenever a block begins and ends, the blocks that hold weights and
+the bytes of all bound parameters. After the forward, everything that the engine keeps is counted,
+wherever it is referenced from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.measuring.checks import Outcome, verdict
+from harness.measuring.contract import text_blocks
+from harness.measuring.memory import live_storages
+from harness.measuring.subject import Subject
+
+SLACK = 16 * 1024
+"""Bytes beyond the plan that are no weights: alignment, position tables."""
+
+
+class Watch:
+    """Counts what is bound while a model runs."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        self.model = model
+        self.blocks = [model.get_submodule(name) for name in names]
+        self.most_blocks = 0
+        self.most_bytes = 0
+        self.looks = 0
+        self.unbound: set[str] = set()
+
+    def look(self, running: str | None = None) -> None:
+        """Count now; `running` names the block whose forward is about to begin."""
+        self.looks += 1
+        self.most_blocks = max(self.most_blocks, sum(holds_weights(block) for block in self.blocks))
+        self.most_bytes = max(self.most_bytes, bound_bytes(self.model))
+        if running is not None and any(
+            parameter.is_meta for parameter in self.model.get_submodule(running).parameters()
+        ):
+            self.unbound.add(running)
+
+
+def run(subject: Subject) -> Outcome:
+    """Watch one forward."""
+    model, plan = subject.streamed, subject.streamed.streaming_plan
+    names = list(text_blocks(model))
+    watch = Watch(model, names)
+    with hooked(model, names, watch), torch.no_grad():
+        model(subject.prompt, use_cache=False)
+    left = [name for name in names if holds_weights(model.get_submodule(name))]
+    left = [name for name in left if plan.tiers.get(name) != "device"]
+    new = live_storages()
+    kept = sum(size for address, size in new.items() if address not in subject.storages_before)
+    buffers = sum(buffer.nbytes for buffer in model.buffers() if not buffer.is_meta)
+    wrong = []
+    if watch.looks < 2 * len(names):
+        wrong.append(f"blocks were seen {watch.looks} times, not {2 * len(names)}")
+    if watch.unbound:
+        wrong.append(f"{', '.join(sorted(watch.unbound))} ran with weights missing")
+    if watch.most_blocks > plan.slots:
+        wrong.append(
+            f"{watch.most_blocks} blocks held weights at once, {plan.slots} slots are planned"
+        )
+    if watch.most_bytes > plan.device_bytes:
+        wrong.append(f"{watch.most_bytes:,} bytes were bound, {plan.device_bytes:,} are planned")
+    if left:
+        wrong.append(f"after the forward {', '.join(left)} still hold weights")
+    if subject.device.type == "cpu" and kept > plan.device_bytes + buffers + SLACK:
+        wrong.append(
+            f"after the forward {kept:,} bytes are held, {plan.device_bytes:,} are planned"
+        )
+    figures = {
+        "most_blocks": watch.most_blocks,
+        "slots": plan.slots,
+        "most_bytes": watch.most_bytes,
+        "kept_bytes": kept,
+        "planned_bytes": plan.device_bytes,
+    }
+    return verdict(not wrong, figures, "; ".join(wrong))
+
+
+class hooked:  # noqa: N801  # a context manager, named like one
+    """Registers a watch's hooks on blocks, for the time of a `with`."""
+
+    def __init__(self, model: nn.Module, names: list[str], watch: Watch) -> None:
+        self.handles: list[Any] = []
+        for name in names:
+            block = model.get_submodule(name)
+            self.handles.append(
+                block.register_forward_pre_hook(lambda *_, name=name: watch.look(running=name))
+            )
+            self.handles.append(block.register_forward_hook(lambda *_: watch.look()))
+
+    def __enter__(self) -> None:
+        """Nothing is left to do."""
+
+    def __exit__(self, *_: object) -> None:
+        """Take the hooks away."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Return whether any parameter of the module is real."""
+    return any(not parameter.is_meta for parameter in module.parameters())
+
+
+def bound_bytes(model: nn.Module) -> int:
+    """Return the bytes of the distinct real parameters of a model."""
+    real = {p.data_ptr(): p.nbytes for p in model.parameters() if not p.is_meta}
+    return sum(real.values())

@@ -1,0 +1,51 @@
+"""The model is not what it should be: its class, its backend, or blocks that do not stream.
+
+The result is an instance of the stock class and of its family's class, runs the attention backend
+that was asked for, and its plan streams every block.
+"""
+
+from __future__ import annotations
+
+import rabbitllm
+from harness.measuring.checkpoints import stock_class
+from harness.measuring.checks import Outcome, verdict
+from harness.measuring.contract import blocks
+from harness.measuring.subject import Subject
+from rabbitllm.families import family_of
+
+
+def run(subject: Subject) -> Outcome:
+    """Load the model and look at what came out."""
+    row, model = subject.cell.architecture, subject.streamed
+    plan, names = model.streaming_plan, list(blocks(model))
+    family = family_of(row.model_type)
+    resident = [name for name in names if not _streams(name, plan.tiers)]
+    wrong = []
+    if not isinstance(model, stock_class(subject.cell)):
+        wrong.append(f"{type(model).__name__} is no {row.model_class}")
+    if not isinstance(model, getattr(rabbitllm, row.family_class)):
+        wrong.append(f"it is no {row.family_class}")
+    if (family.class_name, family.name) != (row.family_class, row.family):
+        wrong.append(
+            f"matrix/architectures.toml says {row.family}, rabbitllm/families.py {family.name}"
+        )
+    if model.active_attention_implementation != subject.cell.backend.id:
+        wrong.append(
+            f"it runs {model.active_attention_implementation}, asked for {subject.cell.backend.id}"
+        )
+    if resident:
+        wrong.append(f"{', '.join(resident)} do not stream")
+    figures = {
+        "blocks": len(names),
+        "stages": len(plan.tiers),
+        "slots": plan.slots,
+        "device_bytes": plan.device_bytes,
+        "weight_bytes": sum(p.nbytes for p in model.parameters()),
+    }
+    return verdict(not wrong, figures, "; ".join(wrong))
+
+
+def _streams(block: str, tiers: dict[str, str]) -> bool:
+    """Return whether a block's stage, or the stages that it was split into, all stream."""
+    own = [tier for name, tier in tiers.items() if name == block or name.startswith(f"{block}.")]
+    return bool(own) and "device" not in own

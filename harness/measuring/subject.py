@@ -1,0 +1,212 @@
+"""What a cell's checks work on: streamed model, stock reference, prompts and both answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness.matrix import Cell
+from harness.measuring.checkpoints import load_reference
+from harness.measuring.memory import live_storages
+from harness.measuring.parity import TOLERANCE, equal
+
+PROMPT = 12
+"""Tokens of the prompt: more than the sliding windows of the tiny models."""
+STEPS = 4
+"""Tokens decoded one by one after it."""
+PADDED = (5, 12, 9)
+"""Lengths of the prompts in the padded batch."""
+
+
+class StockError(Exception):
+    """Stock transformers failed by itself; the cause is what it raised."""
+
+
+@contextmanager
+def reference_side() -> Iterator[None]:
+    """Blame what is raised inside on stock transformers."""
+    try:
+        yield
+    except StockError:
+        raise
+    except Exception as error:
+        raise StockError from error
+
+
+@contextmanager
+def compiling(allowed: bool) -> Iterator[None]:
+    """Let torch.compile compile, or have it run what it is given as it is."""
+    with torch.compiler.set_stance("default" if allowed else "force_eager"):
+        yield
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A prompt and the tokens after it, run through a model with a cache.
+
+    Attributes:
+        logits: of the prefill [1, prompt, vocabulary], then of each step [1, 1, vocabulary].
+        lengths: after the prefill and after each step, per layer: tokens seen, and tokens kept.
+        keys: per layer, the cache's keys at the end, [1, heads, kept, head_dim]; None for a layer
+            without.
+        values: likewise.
+    """
+
+    logits: list[Tensor]
+    lengths: list[list[tuple[int, int]]]
+    keys: list[Tensor | None]
+    values: list[Tensor | None]
+
+
+class Subject:
+    """One cell's models and inputs; what several checks need is computed once.
+
+    Args:
+        cell: what is measured.
+        folder: its checkpoint.
+    """
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        self.cell = cell
+        self.folder = folder
+        self.device = torch.device(cell.device)
+        self.dtype: torch.dtype = getattr(torch, cell.dtype)
+        self.storages_before: set[int] = set()
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference from the reference, as a fraction of the largest value; 0: none.
+
+        On CPU what the architecture's row says; a GPU's kernels sum in an order of their own.
+        """
+        on_cpu = self.device.type == "cpu"
+        return self.cell.architecture.tolerance if on_cpu else TOLERANCE[self.dtype]
+
+    def equal(self, figures: dict[str, Any]) -> bool:
+        """Return whether figures of `parity.compare` are those of equal answers."""
+        return equal(figures, self.tolerance)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The stock model, fully loaded, or an `OriginalModel` for a family that has none."""
+        with reference_side():
+            return load_reference(self.cell, self.folder, self.device)
+
+    @cached_property
+    def streamed(self) -> Any:
+        """The model under test, at the smallest budget that works: every block streams."""
+        from rabbitllm import AutoModel  # a broken engine is this cell's failure, not the harness's
+
+        self.reference  # noqa: B018  # what is in memory before the engine's is not the engine's
+        self.storages_before = set(live_storages())
+        return AutoModel.from_pretrained(
+            self.folder,
+            device=self.cell.device,
+            dtype=self.cell.dtype,
+            attn_implementation=self.cell.backend.id,
+            layer_shards_saving_path=self.folder.parent / "stores",  # not the user's own cache
+            show_layer_progress=False,
+            device_memory="min",
+            host_memory="min" if self.device.type == "cpu" else "auto",
+        )
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Token ids [1, PROMPT + STEPS], the same in every process; none is special."""
+        generator = torch.Generator().manual_seed(1)
+        vocabulary = self.reference.config.get_text_config().vocab_size
+        ids = torch.randint(3, vocabulary, (1, PROMPT + STEPS), generator=generator)
+        return ids.to(self.device)
+
+    @property
+    def prompt(self) -> Tensor:
+        """Token ids [1, PROMPT]."""
+        return self.tokens[:, :PROMPT]
+
+    @cached_property
+    def padded(self) -> dict[str, Tensor]:
+        """input_ids and attention_mask [3, PROMPT]: prompts of `PADDED` lengths, left-padded."""
+        rows = [self.tokens[0, :length] for length in PADDED]
+        ids = torch.zeros(len(rows), max(PADDED), dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, -len(row) :] = row
+            mask[index, -len(row) :] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @cached_property
+    def stock_uncached(self) -> Tensor:
+        """The reference's logits [1, PROMPT + STEPS, vocabulary], without a cache."""
+        with reference_side():
+            return self.uncached(self.reference)
+
+    @cached_property
+    def streamed_uncached(self) -> Tensor:
+        """The streamed model's, likewise."""
+        return self.uncached(self.streamed)
+
+    @cached_property
+    def stock_decoded(self) -> Decoded:
+        """The reference's prefill and steps, with a cache."""
+        with reference_side():
+            return self.decode(self.reference)
+
+    @cached_property
+    def streamed_decoded(self) -> Decoded:
+        """The streamed model's, likewise."""
+        return self.decode(self.streamed)
+
+    @torch.no_grad()
+    def uncached(self, model: Any) -> Tensor:
+        """Return a model's logits for all tokens, from one forward without a cache."""
+        logits: Tensor = model(self.tokens, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def decode(self, model: Any) -> Decoded:
+        """Return what a model answers to the prompt, then to the other tokens one by one."""
+        cache = DynamicCache(config=model.config)
+        logits, lengths = [], []
+        pieces = [self.prompt, *self.tokens[:, PROMPT:].split(1, dim=1)]
+        for piece in pieces:
+            output = model(piece, past_key_values=cache, use_cache=True)
+            logits.append(output.logits)
+            lengths.append([layer_length(layer) for layer in cache.layers])
+        return Decoded(
+            logits,
+            lengths,
+            [getattr(layer, "keys", None) for layer in cache.layers],
+            [getattr(layer, "values", None) for layer in cache.layers],
+        )
+
+    @torch.no_grad()
+    def generate(self, model: Any, length: int, inputs: dict[str, Tensor] | None = None) -> Any:
+        """Return stock's output of greedy generation of exactly `length` tokens, with logits."""
+        inputs = inputs or {
+            "input_ids": self.prompt,
+            "attention_mask": torch.ones_like(self.prompt),
+        }
+        return model.generate(
+            **inputs,
+            do_sample=False,
+            min_new_tokens=length,
+            max_new_tokens=length,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+
+
+def layer_length(layer: Any) -> tuple[int, int]:
+    """Return how many tokens a cache layer has seen, and how many it keeps."""
+    keys = getattr(layer, "keys", None)
+    kept = keys.shape[-2] if keys is not None and keys.dim() > 1 else 0
+    return int(layer.get_seq_length()), int(kept)

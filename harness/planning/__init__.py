@@ -1,1 +1,0 @@
-"""A whole run: which cells, in which environments, in what order."""

@@ -1,0 +1,98 @@
+"""Where and with what a cell is measured: packages, hardware class, hashes of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from harness.matrix import ROOT, Architecture, Cell
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "accelerate",
+    "numpy",
+    "kernels",
+    "flash_attn",
+    "gguf",
+)
+"""Distributions whose versions can change a result."""
+MEASURING = ("**/*.py",)
+"""Files in harness/measuring/: all can change a result; no other file of harness/ does."""
+ENGINE = ("*.py", "checkpoint/**/*.py", "measure/limits.py", "streaming/**/*.py", "utils/*.py")
+"""Files in rabbitllm/ that can; the command line and the server cannot."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each of `PACKAGES` that is installed."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {n: v for n, v in found.items() if v}
+
+
+@cache
+def hardware(device: str) -> str:
+    """Return the class of machine: enough to tell whether speeds compare, no name of a host."""
+    import torch  # the environment that plans a run has no torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    cpu = f"cpu {platform.machine()} {capability} {cores()} cores"
+    return f"{torch.cuda.get_device_name()}, {cpu}" if device == "cuda" else cpu
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hash_files(root: Path, patterns: Iterable[str]) -> str:
+    """Return 16 hexadecimal digits that change when one of the files does, in content or name."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+        content = path.read_bytes()
+        digest.update(f"\0{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def engine_hash() -> str:
+    """Return the hash of the engine's source."""
+    return hash_files(ROOT / "rabbitllm", ENGINE)
+
+
+def recipe(architecture: Architecture) -> str:
+    """Return all that an architecture's row says, as text."""
+    return json.dumps(dataclasses.asdict(architecture), sort_keys=True)
+
+
+@cache
+def measuring_hash() -> str:
+    """Return the hash of the measuring source."""
+    return hash_files(ROOT / "harness" / "measuring", MEASURING)
+
+
+def check_hash(cell: Cell) -> str:
+    """Return the hash of the measuring source and of the cell's rows."""
+    backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
+    text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,39 @@
+"""Which cells need to run: those whose record was made by other code, packages or hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.matrix import Cell
+from harness.records import Record
+from harness.records.provenance import check_hash, engine_hash
+
+NEVER = frozenset({"not-run", "env-error", "flaky"})
+"""Statuses that say nothing worth keeping; such a cell always runs again."""
+
+
+def key(cell: Cell) -> tuple[str, str, str]:
+    """Return the key of a cell's record in the store of its release."""
+    return cell.architecture.id, cell.backend.id, cell.device
+
+
+def stale(
+    cells: Sequence[Cell], records: Iterable[Record], versions: Mapping[str, str], hardware: str
+) -> list[Cell]:
+    """Return the cells without a record of what would be measured now.
+
+    Args:
+        cells: of one release.
+        records: of that release.
+        versions: of the packages in its environment.
+        hardware: the class of this machine.
+    """
+    found = {record.key: record for record in records}
+    return [
+        cell
+        for cell in cells
+        if (record := found.get(key(cell))) is None
+        or record.status in NEVER
+        or (record.engine_hash, record.check_hash) != (engine_hash(), check_hash(cell))
+        or (record.versions, record.hardware) != (versions, hardware)
+    ]

@@ -1,0 +1,192 @@
+"""A run: environments made in parallel, stale cells run, a few releases at a time, and judged."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from harness.judging.expected_failures import fails_run, judge, load_expected
+from harness.matrix import Cell
+from harness.records import Record, Store
+from harness.records.blank import blank
+from harness.records.failure import LONGEST_MESSAGE, fingerprint, tail
+from harness.running.environments import Environment, enter, hardware_of, make_environments
+from harness.running.freshness import key, stale
+from harness.running.signals import end_children, stoppable
+
+GRACE = 1.0
+"""Seconds in which the processes of a run that is stopped may end by themselves, as at Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How to run cells.
+
+    Attributes:
+        results: the folder of the records.
+        jobs: releases that run at the same time, on one core each.
+        force: run cells whose record is current, too.
+        candidates: release -> requirement, for those that are no row of matrix/releases.toml.
+    """
+
+    results: Path
+    jobs: int = 1
+    force: bool = False
+    candidates: Mapping[str, str] = field(default_factory=dict)
+
+
+@stoppable(first=end_children)  # unwinding kills tox, whose own children would be left
+def measure(cells: Sequence[Cell], work: Work) -> list[str]:
+    """Run the cells whose record is not current, and judge the records of all.
+
+    Args:
+        cells: what to know about, of one device.
+        work: how.
+
+    Returns:
+        A line for each thing that is not as it should be; none if all is well.
+
+    Raises:
+        OrchestrationError: tox failed, not a cell.
+        SystemExit: SIGTERM came; what was recorded until then stays.
+    """
+    by_release = {
+        release: list(group) for release, group in groupby(cells, key=lambda cell: cell.release)
+    }
+    started = time.monotonic()
+    say(f"Making environments for transformers {', '.join(by_release)}")
+    environments = make_environments(list(by_release), work.candidates)
+    say(f"Environments took {time.monotonic() - started:.0f} s")
+    broken = {release: env.reason for release, env in environments.items() if env.reason}
+    for release, reason in broken.items():
+        records = [without_environment(cell, reason) for cell in by_release[release]]
+        Store(work.results, release).put(records)
+    made = {release: group for release, group in by_release.items() if release not in broken}
+    pending = to_run(made, environments, work)
+    count = sum(map(len, pending.values()))
+    say(f"{count} of {len(cells)} cells to run, the records of the others are current")
+    problems = run_releases(list(pending.values()), work, Progress(count))
+    return problems + unexpected(by_release, work.results)
+
+
+def run_releases(pending: Sequence[Sequence[Cell]], work: Work, progress: Progress) -> list[str]:
+    """Run the cells of each release; return what went wrong with the runs themselves."""
+    with ThreadPoolExecutor(work.jobs) as pool:
+        runs = [pool.submit(run_release, chosen, work, progress) for chosen in pending]
+        try:
+            with stoppable():
+                return [problem for run in runs if (problem := run.result())]
+        finally:
+            # Something is left only if this process is told to stop, or a run raises. Those to come
+            # are cancelled before the others are ended, lest they begin in their place.
+            for run in runs:
+                run.cancel()
+            while wait(runs, GRACE).not_done:
+                end_children()
+
+
+def to_run(
+    by_release: Mapping[str, Sequence[Cell]],
+    environments: Mapping[str, Environment],
+    work: Work,
+) -> dict[str, Sequence[Cell]]:
+    """Return the cells that have to run, of each release that has such."""
+    if work.force:
+        return dict(by_release)
+    records = {release: Store(work.results, release).read() for release in by_release}
+    recorded = next((release for release in by_release if records[release]), None)
+    if recorded is None:
+        return dict(by_release)
+    device = by_release[recorded][0].device
+    hardware = hardware_of(recorded, work.candidates, device)
+    pending = {
+        release: stale(group, records[release], environments[release].versions, hardware)
+        for release, group in by_release.items()
+    }
+    return {release: chosen for release, chosen in pending.items() if chosen}
+
+
+class Progress:
+    """Cells done of all, and how long the rest will take at this rate."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.done = 0
+        self.begun = time.monotonic()
+        self.lock = threading.Lock()
+
+    def ended(self, release: str, count: int, summary: str) -> None:
+        """Print what became of a release's cells."""
+        with self.lock:
+            self.done += count
+            rest = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
+            left = f", about {rest / 60:.0f} min left" if self.done < self.total else ""
+            say(f"[{self.done}/{self.total}] transformers {release}: {summary}{left}")
+
+
+def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
+    """Run cells of one release; return what went wrong with the run itself, or nothing."""
+    release, device = chosen[0].release, chosen[0].device
+    begun = time.monotonic()
+    names = ",".join(cell.id for cell in chosen)
+    ended = enter(
+        release,
+        work.candidates,
+        *("--device", device, "--cells", names, "--results", str(work.results)),
+    )
+    found = {record.key: record for record in Store(work.results, release).read()}
+    counts = Counter(found[key(cell)].status for cell in chosen if key(cell) in found)
+    summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    seconds = time.monotonic() - begun
+    progress.ended(release, len(chosen), f"{summary or 'no records'} in {seconds:.0f} s")
+    # Status 1 says that a test failed, which a record says better if it is a cell's.
+    expected = load_expected()
+    measured = [judge(found[key(cell)], expected) for cell in chosen if key(cell) in found]
+    if ended.returncode == 0 or (ended.returncode == 1 and any(map(fails_run, measured))):
+        return ""
+    return (
+        f"transformers {release}: the run of its cells ended with {ended.returncode}\n"
+        f"{ended.stdout[-LONGEST_MESSAGE:]}"
+    )
+
+
+def unexpected(by_release: Mapping[str, Sequence[Cell]], results: Path) -> list[str]:
+    """Return a line for each of the cells that is lost, or neither passes nor is known to fail."""
+    expected = load_expected()
+    problems = []
+    for release, group in by_release.items():
+        found = {record.key: judge(record, expected) for record in Store(results, release).read()}
+        problems += [problem for cell in group if (problem := problem_of(cell, found))]
+    return problems
+
+
+def problem_of(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
+    """Return what is wrong with a cell and the line that runs it again; nothing if all is well."""
+    record = found.get(key(cell))
+    again = (
+        f"tox -e matrix -- --releases {cell.release} --arch {cell.architecture.id}"
+        f" --attn {cell.backend.id} --device {cell.device} --force"
+    )
+    if record is None:
+        return f"{cell.id}: lost, it left no record\n    {again}"
+    if fails_run(record):
+        lines = record.message.strip().splitlines() or ["no message"]
+        return f"{cell.id}: {record.status}: {lines[0]}\n    {again}"
+    return ""
+
+
+def without_environment(cell: Cell, reason: str) -> Record:
+    """Return the record of a cell whose environment could not be made."""
+    record = blank(cell, "env-error", tail(reason, LONGEST_MESSAGE))
+    return replace(record, fingerprint=fingerprint("env-error", reason, "environment"))
+
+
+def say(line: str) -> None:
+    """Print progress at once, also into a pipe."""
+    print(line, flush=True)

@@ -1,0 +1,1 @@
+"""Whether to upgrade transformers, and which release broke a cell."""

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.matrix import CHECKS, MATRIX, ROOT, Backend, load_matrix
+from harness.measuring.references import REFERENCES
+from harness.tables import TableError, read_rows
+
+ISSUE = {
+    "llama2", "llama", "llama3.2", "llama-tied", "qwen2", "qwen2.5-yarn", "qwen3", "qwen3_moe",
+    "mistral", "mixtral", "internlm", "internlm2", "internlm3", "baichuan-7b", "baichuan2-7b",
+    "baichuan-13b", "baichuan2-13b", "gemma2", "gemma3", "gemma3-multimodal", "deepseek_v2",
+    "deepseek_v3", "phi", "phi3", "phi3-longrope", "phi4", "phi4-mini", "qwen", "chatglm2",
+    "chatglm2-32k", "chatglm3", "smollm2-135m",
+}  # fmt: skip
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "backends.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_matrix_holds_what_it_promises():
+    matrix = load_matrix()
+    assert {row.id for row in matrix.architectures} >= ISSUE
+    assert {row.id for row in matrix.backends} >= {
+        "eager", "sdpa", "flex_attention", "flash_attention_2",
+    }  # fmt: skip
+    for row in matrix.architectures:
+        assert [row.gguf is not None, bool(row.reference), bool(row.config)].count(True) == 1
+        text = row.config.get("text_config", row.config)
+        assert not text or text["num_hidden_layers"] >= 4, row.id
+
+
+def test_a_row_without_a_stock_class_has_a_reference_and_a_tolerance():
+    rows = [row for row in load_matrix().architectures if row.reference or row.tolerance]
+    assert {row.reference for row in rows} == REFERENCES.keys()
+    for row in rows:
+        assert 0 < row.tolerance < 1e-4
+        assert row.original_cache
+
+
+def test_a_backend_that_cannot_run_an_architecture_is_told(cell):
+    assert cell("baichuan-13b", "sdpa").unsupported == ""
+    why = cell("baichuan-13b", "flex_attention").unsupported
+    assert why.startswith("baichuan-13b runs on eager and sdpa only: ALiBi")
+
+
+def test_a_backend_may_add_a_check(cell):
+    assert cell("llama", "flex_attention").checks == (*CHECKS, "compiled")
+    assert cell("llama2", "flex_attention").checks == CHECKS
+    assert cell("smollm2-135m", "sdpa").checks == cell("smollm2-135m").architecture.checks
+
+
+def test_qwen2_has_the_geometry_of_14_heads_of_64():
+    row = next(row for row in load_matrix().architectures if row.id == "qwen2")
+    assert (row.config["hidden_size"], row.config["num_attention_heads"]) == (896, 14)
+
+
+def test_a_selection_keeps_the_order_of_the_matrix():
+    cells = load_matrix().cells(["5.0.0"], ["qwen2", "llama"], ["sdpa", "eager"])
+    assert [cell.id for cell in cells] == [
+        "llama@5.0.0/eager/cpu",
+        "llama@5.0.0/sdpa/cpu",
+        "qwen2@5.0.0/eager/cpu",
+        "qwen2@5.0.0/sdpa/cpu",
+    ]
+
+
+def test_all_rows_and_releases_unless_selected():
+    matrix = load_matrix()
+    cells = matrix.cells()
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert len(cells) == len(matrix.architectures) * len(matrix.releases) * len(matrix.backends)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"Unknown architecture 'lama'. Available: llama2, llama, llama3.2"
+    ):
+        load_matrix().cells(architectures=["lama"])
+    with pytest.raises(
+        ValueError, match=r"Unknown attention backend 'spda'. Available: eager, sdpa"
+    ):
+        load_matrix().cells(backends=["spda"])
+
+
+def test_a_backend_may_override_the_dtype(cell):
+    assert cell(backend="flash_attention_2").dtype == "bfloat16"
+    assert cell(backend="sdpa").dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[backend]]\nid = 'x'\n", r"backends.toml:1, backend 'x': missing 'devices'"),
+        (
+            "[[backend]]\nid = 'x'\ndevices = ['tpu']\n",
+            r"'x': devices: Unknown value 'tpu'. Available: cpu, cuda",
+        ),
+        (
+            "[[backend]]\nid = 'x'\ndevices = []\ncolour = 1\n",
+            r"'x': Unknown key 'colour'. Available: id, devices",
+        ),
+        (
+            "[[backends]]\nid = 'x'\n",
+            r"backends.toml: Unknown table 'backends'. Available: backend",
+        ),
+        ("[[backend]]\ndevices = []\n", r"backend 1: missing 'id'"),
+        (
+            "[[backend]]\nid = 'x'\ndevices = []\n" * 2,
+            r"backends.toml:4, backend 'x': stated twice",
+        ),
+        ("[[backend]\n", r"backends.toml: "),
+        (
+            "backend = 'x'\n",
+            r"backends.toml: backend must be tables, each below .*\[\[b",
+        ),
+        ("[backend]\nid = 'x'\n", r"backends.toml: backend must be tables"),
+        ("backend = ['x']\n", r"backends.toml, backend 1: expected a table, got 'x'"),
+        ("[[ backend ]]\nid = ['x']\ndevices = []\n", r"toml:1, backend .*: id: expected str"),
+        (f"backend = {'[' * 100_000}", r"backends.toml: "),
+    ],
+)
+def test_a_bad_file_is_named_with_row_and_reason(tmp_path, text, message):
+    with pytest.raises(TableError, match=message):
+        read_rows(Backend, write(tmp_path, text), "backend")
+
+
+def test_planning_needs_no_torch():
+    code = (
+        "import sys; import harness.__main__, harness.matrix, harness.running.run;"
+        "import harness.judging.expected_failures, harness.commands.run;"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_matrix_is_where_the_checkout_has_it():
+    assert MATRIX == ROOT / "matrix"

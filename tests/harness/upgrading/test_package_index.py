@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from harness.upgrading import package_index
+
+LOCKED = """\
+[[packages]]
+name = "transformers"
+sdist = { url = "https://example.org/a.tar.gz", upload-time = 2026-10-27T00:17:26Z, size = 1 }
+wheels = [{ url = "https://example.org/a.whl", upload-time = 2026-10-26T18:17:23Z, size = 1 }]
+"""
+
+
+@pytest.fixture
+def uv(monkeypatch):
+    """Have uv answer with LOCKED and then a list; return the commands that it got."""
+    commands = []
+
+    def run(command, *, input, **_):
+        assert input == "transformers==5.21.0"
+        commands.append(command)
+        locked = "pylock.toml" in command
+        return subprocess.CompletedProcess(command, 0, LOCKED if locked else "a==1\nb==2\n", "")
+
+    monkeypatch.setattr(package_index.subprocess, "run", run)
+    return commands
+
+
+def test_a_release_comes_with_the_packages_of_its_last_upload_s_day(uv):
+    assert package_index.of_its_time("5.21.0") == ("2026-10-27", "a==1\nb==2")
+    assert uv[1][uv[1].index("--exclude-newer") + 1] == "2026-10-27"
+
+
+def test_an_index_that_does_not_answer_is_an_error_with_what_uv_said(monkeypatch):
+    failed = subprocess.CompletedProcess((), 2, "", "error: no\n  connection\n")
+    monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(ValueError, match=r"transformers==5\.21\.0.*error: no connection"):
+        package_index.upload_date("5.21.0")
+
+
+def test_an_index_without_dates_is_an_error(monkeypatch):
+    silent = subprocess.CompletedProcess((), 0, "[[packages]]\n", "")
+    monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: silent)
+    with pytest.raises(ValueError, match=r"does not say when transformers 5\.21\.0 came out"):
+        package_index.upload_date("5.21.0")
