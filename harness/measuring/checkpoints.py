@@ -17,10 +17,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, PreTrainedModel
 
-from harness.matrix import ROOT, Cell, Gguf
+from harness.matrix import Cell, Gguf
 from harness.measuring.references import REFERENCES
 from harness.measuring.references.model import OriginalModel
-from harness.records.provenance import hash_files, recipe
+from harness.records.code import hash_code
+from harness.records.provenance import recipe
 
 SEED = 20
 NOISE = 0.2
@@ -43,13 +44,14 @@ def checkpoint(cell: Cell, cache: Path) -> Path:
     Cells that differ only in backend share it. It appears under its name only when complete,
     whoever else makes the same one, and whenever the process stops.
     """
+    here = Path(__file__)
     key = [recipe(cell.architecture), cell.dtype]
     if cell.architecture.reference:
-        key += [hash_files(ROOT / "harness" / "measuring" / "references", ["*.py"])]
+        key += [hash_code(here.parent / "references", ["*.py"])]
     elif cell.architecture.gguf is None:
         # A release's own way of writing is measured too. A real model takes seconds and is the same
         # to all.
-        key += [transformers.__version__, Path(__file__).read_text("utf-8")]
+        key += [transformers.__version__, hash_code(here.parent, [here.name])]
     name = f"{cell.architecture.id}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
     folder = cache / name
     if folder.is_dir():

@@ -8,11 +8,10 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 
 from harness.matrix import ROOT, Architecture, Cell
+from harness.records.code import hash_code
 
 PACKAGES = (
     "torch",
@@ -27,8 +26,6 @@ PACKAGES = (
     "gguf",
 )
 """Distributions whose versions can change a result."""
-MEASURING = ("**/*.py",)
-"""Files in harness/measuring/: all can change a result; no other file of harness/ does."""
 ENGINE = ("*.py", "checkpoint/**/*.py", "measure/limits.py", "streaming/**/*.py", "utils/*.py")
 """Files in rabbitllm/ that can; the command line and the server cannot."""
 
@@ -57,20 +54,10 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def hash_files(root: Path, patterns: Iterable[str]) -> str:
-    """Return 16 hexadecimal digits that change when one of the files does, in content or name."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
-        content = path.read_bytes()
-        digest.update(f"\0{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
-
-
 @cache
 def engine_hash() -> str:
-    """Return the hash of the engine's source."""
-    return hash_files(ROOT / "rabbitllm", ENGINE)
+    """Return the hash of the engine's code."""
+    return hash_code(ROOT / "rabbitllm", ENGINE)
 
 
 def recipe(architecture: Architecture) -> str:
@@ -80,12 +67,12 @@ def recipe(architecture: Architecture) -> str:
 
 @cache
 def measuring_hash() -> str:
-    """Return the hash of the measuring source."""
-    return hash_files(ROOT / "harness" / "measuring", MEASURING)
+    """Return the hash of the measuring code: no other folder of harness/ can change a result."""
+    return hash_code(ROOT / "harness" / "measuring", ["**/*.py"])
 
 
 def check_hash(cell: Cell) -> str:
-    """Return the hash of the measuring source and of the cell's rows."""
+    """Return the hash of the measuring code and of the cell's rows."""
     backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
     text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

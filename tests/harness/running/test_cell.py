@@ -3,12 +3,10 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
 from harness.matrix import Gguf
-from harness.records import provenance
 from harness.running import cell as cells
 from harness.running.cell import cause_of_death, run
 from harness.running.isolation import Ended, isolated
@@ -137,25 +135,3 @@ def test_a_record_says_with_what_it_was_measured(monkeypatch, cell, tmp_path):
     assert record.hardware.startswith("cpu ")
     assert len(record.engine_hash) == len(record.check_hash) == 16
     assert record.time.endswith("Z")
-
-
-def test_a_hash_follows_names_and_contents(tmp_path: Path):
-    def now() -> str:
-        return provenance.hash_files(tmp_path, ["**/*.py"])
-
-    (tmp_path / "a.py").write_text("1")
-    first = now()
-    (tmp_path / "a.txt").write_text("not measured")
-    assert now() == first
-    (tmp_path / "a.py").write_text("2")
-    second = now()
-    assert second != first
-    (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert now() not in (first, second)
-
-
-def test_the_check_hash_follows_the_recipe(cell):
-    assert provenance.check_hash(cell("llama")) != provenance.check_hash(cell("qwen2"))
-    assert provenance.check_hash(cell("llama", "sdpa")) != provenance.check_hash(
-        cell("llama", "eager")
-    )
