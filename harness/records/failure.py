@@ -1,4 +1,4 @@
-"""Failures that share a cause share a fingerprint; known causes have a sentence for the user."""
+"""What failed, as it is recorded: failures that share a cause share a fingerprint."""
 
 from __future__ import annotations
 
@@ -18,124 +18,6 @@ APART = r"[\s'\":,()]"
 """What stands between paths."""
 BLAMED = ("rabbitllm", "transformers", "accelerate", "harness")
 """Packages whose frames say where a failure arose, the most telling first."""
-
-
-BATCH_LOST = (
-    "The batch dimension was lost, because a layer's result, a bare tensor since transformers 5, "
-    'was indexed with [0] as if it were a tuple. In "tensor a must match tensor b", a counts the '
-    "heads and b is head_dim."
-)
-
-
-@dataclass(frozen=True)
-class Known:
-    """A cause that is understood.
-
-    Attributes:
-        pattern: regular expression found in "Type: message".
-        sentence: what it means.
-    """
-
-    pattern: str
-    sentence: str
-
-
-KNOWN = (
-    Known(
-        r"it runs \w+, asked for \w+",
-        "The model fell back to another attention backend than the one that was asked for.",
-    ),
-    # What a diagnosis says (harness/measuring/diagnosis.py) is certain, so it comes before what a
-    # message only suggests.
-    Known(
-        r"Diagnosis: .*each of \d+ blocks ran with the weights of the one 1 (behind|before) it",
-        "Every layer computes with its neighbour's weights: loading ahead is off by one, so a slot "
-        "is bound to one layer while another's weights are read into it.",
-    ),
-    Known(
-        r"Diagnosis: .*ran with each other's weights",
-        "Two layers are swapped: the map from checkpoint keys to layers, or their order, is wrong.",
-    ),
-    Known(
-        r"Diagnosis: .*ran with the weights of",
-        "A layer computes with another layer's weights, left over in its slot: its own were not "
-        "read, or it did not wait until they had arrived.",
-    ),
-    Known(
-        r"Diagnosis: .*holds other values than stock's",
-        "A layer's weights are not the checkpoint's: they were read, cast or converted wrongly, or "
-        "used before all of them had arrived.",
-    ),
-    Known(
-        r"Diagnosis: .*experts [\d and]+ exchanged",
-        "Experts of a mixture are in the wrong order: the checkpoint's were fused in another "
-        "order than transformers fuses them.",
-    ),
-    Known(
-        r"Diagnosis: .*head_dim is \d+, stock's is \d+"
-        r"|[qkv]_(proj|norm)\.(weight|bias)\b.* has shape .* but the config",
-        "head_dim is wrong: taken as hidden_size / num_attention_heads, or from a config that "
-        "contradicts the checkpoint. The rows of q_proj / num_attention_heads are the truth.",
-    ),
-    Known(
-        r"Diagnosis: .*inv_freq.* differs from stock's, rounded",
-        "The rotary frequencies were rounded to half precision with the weights; they must stay in "
-        "float32, or positions blur.",
-    ),
-    Known(
-        r"Diagnosis: .*called with other .*position",
-        "A layer gets other positions than stock's: they were shifted, or counted anew although "
-        "the cache holds earlier tokens.",
-    ),
-    Known(
-        r"Diagnosis: .*called with(out| other) .*attention_mask",
-        "A layer gets another attention mask than stock's: padding is seen, or tokens are not.",
-    ),
-    Known(
-        r"Diagnosis: .*called without .*(past_key_values|\bcache\b)"
-        r"|past_key_value\b.*unexpected|cache .*not filled|cache lengths differ",
-        "The cache did not reach a layer: its keyword is past_key_values, from 5.24 on cache, "
-        "and a wrong one is swallowed by **kwargs.",
-    ),
-    Known(
-        r"Diagnosis: .*gave shape \[\d+, \d+\], stock's shape \[\d+, \d+, \d+\]",
-        BATCH_LOST,
-    ),
-    Known(
-        r"tensor a \((\d+)\) must match .* tensor b \((\d+)\) at non-singleton dimension 3",
-        BATCH_LOST,
-    ),
-    Known(
-        r"shape '\[\d+, \d+, -1, \d+\]' is invalid for input of size",
-        "The projection does not divide into heads: head_dim was taken as hidden_size / "
-        "num_attention_heads, or from a config that contradicts the checkpoint.",
-    ),
-    Known(
-        r"Cannot copy out of meta tensor|on device meta|meta tensors|with weights missing"
-        r"|used while it is not in memory|Diagnosis: .*ran without",
-        "A module ran, or was moved, while its weights were not loaded.",
-    ),
-    Known(
-        r"tensors are missing from the checkpoint.*: lm_head\.weight",
-        "The checkpoint holds no head, because it is tied to the embedding; the tie was lost, so "
-        "the head was looked for on its own.",
-    ),
-    Known(
-        r"Diagnosis: the blocks agree with stock's, what follows"
-        r"|the head holds other values|the embedding gives other values|they are (one|two) tensor",
-        "Head and embedding are not what the checkpoint says: one tensor was taken for two or two "
-        "for one, or the head was never loaded.",
-    ),
-    Known(
-        r"after the forward .* (still hold weights|bytes are held)|blocks held weights at once",
-        "Weights stay in memory after their layer has run: the plan says what fits, and is broken.",
-    ),
-    Known(r"CUDA out of memory", "The device has less free memory than the cell needs."),
-    Known(
-        r"CppCompileError|C\+\+ compile error",
-        "torch could not compile the attention backend; sdpa and eager need no compiler.",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -186,15 +68,6 @@ def normalised(message: str) -> str:
     message = re.sub(r"(/[\w.@+-]+){2,}|<path>\S*", "PATH", message)
     message = re.sub(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?", "N", message)
     return " ".join(message.split())
-
-
-def explanation(exception: str, message: str) -> str:
-    """Return the sentence of the first known cause that fits, or nothing."""
-    # Its end is the diagnosis. Some patterns would take long for a message of megabytes.
-    text = f"{exception}: {message}"[-2 * LONGEST_MESSAGE :]
-    return next(
-        (known.sentence for known in KNOWN if re.search(known.pattern, text, re.DOTALL)), ""
-    )
 
 
 def origin(tb: TracebackType | None) -> str:

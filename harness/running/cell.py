@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.judging.causes import explanation
 from harness.matrix import Cell
 from harness.records import (
     FAILED,
@@ -19,7 +20,7 @@ from harness.records import (
     validate,
 )
 from harness.records.blank import blank
-from harness.records.failure import LONGEST_MESSAGE, explanation, fingerprint, head
+from harness.records.failure import LONGEST_MESSAGE, fingerprint, head
 from harness.running.isolation import Ended, isolated
 from harness.running.requirements import unmet
 from harness.tables import TableError, build

@@ -8,11 +8,9 @@ import torch
 from harness.matrix import ROOT
 from harness.records import failure as failures
 from harness.records.failure import (
-    KNOWN,
     LONGEST_MESSAGE,
     LONGEST_PATH,
     describe,
-    explanation,
     fingerprint,
     head,
     normalised,
@@ -43,21 +41,6 @@ def test_numbers_paths_and_addresses_do_not_count():
 
 def test_normalised_is_short():
     assert normalised("a\n  b 12") == "a b N"
-
-
-def test_the_14_against_64_error_is_explained():
-    lost, cosine = torch.zeros(1, 3, 64, 14), torch.zeros(1, 1, 3, 64)
-    error = caught(lambda: lost * cosine)
-    failure = describe(error)
-    assert "batch dimension was lost" in explanation(failure.exception, failure.message)
-    assert failure.message.startswith("The size of tensor a (14)")
-
-
-def test_every_known_pattern_compiles_and_says_something():
-    for known in KNOWN:
-        re.compile(known.pattern)
-        assert known.sentence.endswith(".")
-    assert explanation("KeyError", "nothing known") == ""
 
 
 def test_a_failure_inside_the_harness_names_its_frame():
