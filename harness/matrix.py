@@ -30,7 +30,15 @@ CHECKS = (
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Key = tuple[str, str, str]
+"""Ids of an architecture and a backend, and a device: a cell of whatever release."""
 Named = TypeVar("Named", "Architecture", "Backend")
+
+
+def cell_id(key: Key, release: str = "") -> str:
+    """Return such as "qwen2@5.0.0/sdpa/cpu" or, of whatever release, "qwen2/sdpa/cpu"."""
+    architecture, backend, device = key
+    return f"{architecture}{f'@{release}' if release else ''}/{backend}/{device}"
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,14 @@ class Cell:
     device: Device = "cpu"
 
     @property
+    def key(self) -> Key:
+        """What it has in common with the same cell of other releases."""
+        return self.architecture.id, self.backend.id, self.device
+
+    @property
     def id(self) -> str:
-        """Such as "qwen2@5.0.0/sdpa/cpu"."""
-        return f"{self.architecture.id}@{self.release}/{self.backend.id}/{self.device}"
+        """See `cell_id`."""
+        return cell_id(self.key, self.release)
 
     @property
     def dtype(self) -> Dtype:
@@ -186,6 +199,17 @@ class Matrix:
             for architecture in _chosen("architecture", self.architectures, architectures)
             for backend in _chosen("attention backend", self.backends, backends)
         ]
+
+    def cell(self, key: Key, release: str) -> Cell:
+        """Return the cell of a key in a release.
+
+        Raises:
+            ValueError: the matrix has no such architecture or backend.
+        """
+        architecture, backend, device = key
+        on: Device = "cuda" if device == "cuda" else "cpu"
+        (found,) = self.cells([release], [architecture], [backend], on)
+        return found
 
 
 def load_matrix(folder: Path = MATRIX) -> Matrix:

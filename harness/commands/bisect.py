@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.judging.cell_name import SHAPE, find, parse_cell
 from harness.judging.changes import cause, changed_probes
 from harness.judging.expected_failures import entries_for, load_expected
-from harness.matrix import ROOT, Cell, Device, load_matrix
+from harness.matrix import ROOT, load_matrix
 from harness.records import Record, Store, read_all
 from harness.running.run import Work, measure
 from harness.upgrading.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
@@ -80,18 +80,11 @@ def search(good: Record, bad: Record, releases: list[str], results: Path) -> Fou
 def measured(release: str, like: Record, results: Path) -> Record:
     """Return the record of a cell in a release, with the dependencies of that release's day."""
     day, requirements = of_its_time(release)
-    cell = cell_in(release, like)
+    cell = load_matrix().cell(like.key, release)
     print(f"{cell.id}, with the packages of {day}", flush=True)
     with contextlib.redirect_stdout(sys.stderr):
         measure([cell], Work(results, candidates={release: requirements}))
     return next(r for r in Store(results, release).read() if r.key == like.key)
-
-
-def cell_in(release: str, like: Record) -> Cell:
-    """Return the cell that a record is of, in another release."""
-    device: Device = "cuda" if like.device == "cuda" else "cpu"
-    (cell,) = load_matrix().cells([release], [like.architecture], [like.backend], device)
-    return cell
 
 
 def differing(one: Record, other: Record) -> str:

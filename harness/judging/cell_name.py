@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from harness.matrix import Key, cell_id
 from harness.records import Record
 
 SHAPE = "ARCHITECTURE[@RELEASE]/BACKEND[/DEVICE], such as qwen2@5.24.0/sdpa/cpu"
@@ -32,14 +33,26 @@ class CellName:
     device: str
 
     def __str__(self) -> str:
-        """Return the name without what is empty."""
-        release = f"@{self.release}" if self.release else ""
-        return f"{self.architecture}{release}/{self.backend}/{self.device}"
+        """Return the name, without a release if it is of all."""
+        return cell_id(self.key, self.release)
+
+    @property
+    def key(self) -> Key:
+        """The name without its release."""
+        return self.architecture, self.backend, self.device
+
+    @property
+    def command(self) -> str:
+        """The line that measures the cell, in the environment of its release."""
+        release = f"--releases {self.release} " if self.release else ""
+        return (
+            f"tox -e matrix -- {release}--arch {self.architecture} --attn {self.backend}"
+            f" --device {self.device}"
+        )
 
     def names(self, record: Record) -> bool:
         """Return whether a record is of this cell."""
-        key = self.architecture, self.backend, self.device
-        return record.key == key and self.release in ("", record.release)
+        return record.key == self.key and self.release in ("", record.release)
 
 
 def parse_cell(text: str) -> CellName:
@@ -71,23 +84,12 @@ def find(name: CellName, records: Iterable[Record], place: str) -> list[Record]:
     found = [record for record in known if name.names(record)]
     if found:
         return found
-    cells = dict.fromkeys(
-        record.cell if name.release else str(CellName(record.key[0], "", *record.key[1:]))
-        for record in known
-    )
+    cells = dict.fromkeys(record.cell if name.release else cell_id(record.key) for record in known)
     near = get_close_matches(str(name), cells, n=4, cutoff=0.5)
     hint = f" Near: {', '.join(near)}." if near else ""
-    release = f"--releases {name.release} " if name.release else ""
-    raise ValueError(
-        f"{place} has no record of {name}.{hint} Measure it: tox -e matrix -- {release}"
-        f"--arch {name.architecture} --attn {name.backend} --device {name.device}"
-    )
+    raise ValueError(f"{place} has no record of {name}.{hint} Measure it: {name.command}")
 
 
 def again(cell: str) -> str:
-    """Return the line that measures a cell again, in the environment of its release."""
-    name = parse_cell(cell)
-    return (
-        f"tox -e matrix -- --releases {name.release} --arch {name.architecture}"
-        f" --attn {name.backend} --device {name.device} --force"
-    )
+    """Return the line that measures a cell again, though its record is current."""
+    return f"{parse_cell(cell).command} --force"

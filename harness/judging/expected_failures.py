@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness.judging.pattern import fits
-from harness.matrix import MATRIX, Cell, Device
+from harness.matrix import MATRIX, Cell, Device, Key
 from harness.records import FAILED, Record, read_all
 from harness.tables import read_rows, unknown
 
@@ -75,8 +75,9 @@ class Expected:
         """What error messages call the entry."""
         return f"{self.architecture}/{self.backend} on {self.transformers}"
 
-    def selects(self, architecture: str, release: str, backend: str, device: str) -> bool:
+    def selects(self, key: Key, release: str) -> bool:
         """Return whether a cell is one that the entry speaks of."""
+        architecture, backend, device = key
         return (
             fnmatchcase(architecture, self.architecture)
             and fnmatchcase(backend, self.backend)
@@ -165,14 +166,10 @@ def problems(entries: Sequence[Expected], cells: Sequence[Cell], today: date) ->
     for entry in entries:
         if entry.expires <= today:
             found.append(f"{PLACE}, {entry.name}: expired on {entry.expires}; look again")
-        if not any(
-            entry.selects(cell.architecture.id, cell.release, cell.backend.id, cell.device)
-            for cell in cells
-        ):
+        if not any(entry.selects(cell.key, cell.release) for cell in cells):
             found.append(f"{PLACE}, {entry.name}: matches no cell of the matrix")
     return found
 
 
 def _selecting(record: Record, entries: Iterable[Expected]) -> list[Expected]:
-    place = record.architecture, record.release, record.backend, record.device
-    return [entry for entry in entries if entry.selects(*place)]
+    return [entry for entry in entries if entry.selects(record.key, record.release)]

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import fastjsonschema
 
+from harness.matrix import Key, cell_id
+
 SCHEMA = 1
 Status = Literal[
     "pass",
@@ -129,10 +131,10 @@ class Record:
     @property
     def cell(self) -> str:
         """The cell's name, such as "qwen2@5.23.0/sdpa/cpu"."""
-        return f"{self.architecture}@{self.release}/{self.backend}/{self.device}"
+        return cell_id(self.key, self.release)
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         """What a store holds one record for; the release names the file."""
         return self.architecture, self.backend, self.device
 

@@ -12,11 +12,6 @@ NEVER = frozenset({"not-run", "env-error", "flaky"})
 """Statuses that say nothing worth keeping; such a cell always runs again."""
 
 
-def key(cell: Cell) -> tuple[str, str, str]:
-    """Return the key of a cell's record in the store of its release."""
-    return cell.architecture.id, cell.backend.id, cell.device
-
-
 def stale(
     cells: Sequence[Cell], records: Iterable[Record], versions: Mapping[str, str], hardware: str
 ) -> list[Cell]:
@@ -32,7 +27,7 @@ def stale(
     return [
         cell
         for cell in cells
-        if (record := found.get(key(cell))) is None
+        if (record := found.get(cell.key)) is None
         or record.status in NEVER
         or (record.engine_hash, record.check_hash) != (engine_hash(), check_hash(cell))
         or (record.versions, record.hardware) != (versions, hardware)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+from harness.judging.cell_name import again
 from harness.judging.expected_failures import fails_run, judge, load_expected
-from harness.matrix import Cell
+from harness.matrix import Cell, Key
 from harness.records import Record, Store
 from harness.records.blank import blank
 from harness.records.failure import LONGEST_MESSAGE, fingerprint, tail
 from harness.running.environments import Environment, enter, hardware_of, make_environments
-from harness.running.freshness import key, stale
+from harness.running.freshness import stale
 from harness.running.signals import end_children, stoppable
 
 GRACE = 1.0
@@ -141,13 +142,13 @@ def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
         *("--device", device, "--cells", names, "--results", str(work.results)),
     )
     found = {record.key: record for record in Store(work.results, release).read()}
-    counts = Counter(found[key(cell)].status for cell in chosen if key(cell) in found)
+    counts = Counter(found[cell.key].status for cell in chosen if cell.key in found)
     summary = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     seconds = time.monotonic() - begun
     progress.ended(release, len(chosen), f"{summary or 'no records'} in {seconds:.0f} s")
     # Status 1 says that a test failed, which a record says better if it is a cell's.
     expected = load_expected()
-    measured = [judge(found[key(cell)], expected) for cell in chosen if key(cell) in found]
+    measured = [judge(found[cell.key], expected) for cell in chosen if cell.key in found]
     if ended.returncode == 0 or (ended.returncode == 1 and any(map(fails_run, measured))):
         return ""
     return (
@@ -166,18 +167,14 @@ def unexpected(by_release: Mapping[str, Sequence[Cell]], results: Path) -> list[
     return problems
 
 
-def problem_of(cell: Cell, found: Mapping[tuple[str, str, str], Record]) -> str:
+def problem_of(cell: Cell, found: Mapping[Key, Record]) -> str:
     """Return what is wrong with a cell and the line that runs it again; nothing if all is well."""
-    record = found.get(key(cell))
-    again = (
-        f"tox -e matrix -- --releases {cell.release} --arch {cell.architecture.id}"
-        f" --attn {cell.backend.id} --device {cell.device} --force"
-    )
+    record = found.get(cell.key)
     if record is None:
-        return f"{cell.id}: lost, it left no record\n    {again}"
+        return f"{cell.id}: lost, it left no record\n    {again(cell.id)}"
     if fails_run(record):
         lines = record.message.strip().splitlines() or ["no message"]
-        return f"{cell.id}: {record.status}: {lines[0]}\n    {again}"
+        return f"{cell.id}: {record.status}: {lines[0]}\n    {again(cell.id)}"
     return ""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.judging.cell_name import again
 from harness.judging.changes import Change
 from harness.matrix import Cell, load_matrix
 from harness.records import Record, Store
@@ -29,15 +30,15 @@ def retry(changes: Sequence[Change]) -> list[Change]:
         OrchestrationError: tox failed, not a cell.
         ValueError: a regression cannot be retried, for the code is another now.
     """
-    again = {
+    worse = {
         change.cell: cell_of(change.after)
         for change in changes
         if change.kind == "regressed" and change.after
     }
-    if not again:
+    if not worse:
         return list(changes)
     # By release and in the order of the matrix, as `measure` takes them.
-    cells = sorted(again.values(), key=lambda cell: cell.release)
+    cells = sorted(worse.values(), key=lambda cell: cell.release)
     listed = {row.version for row in load_matrix().releases}
     releases = {cell.release for cell in cells}
     candidates = {release: f"{PACKAGE}=={release}" for release in releases - listed}
@@ -59,17 +60,11 @@ def cell_of(record: Record) -> Cell:
     Raises:
         ValueError: engine, checks or rows are no longer those that it was measured with.
     """
-    (cell,) = load_matrix().cells(
-        [record.release],
-        [record.architecture],
-        [record.backend],
-        "cuda" if record.device == "cuda" else "cpu",
-    )
+    cell = load_matrix().cell(record.key, record.release)
     if (record.engine_hash, record.check_hash) != (engine_hash(), check_hash(cell)):
         raise ValueError(
             f"{record.cell} was measured by another engine or other checks than this checkout's; "
-            "a retry would say nothing about it. Measure it again: tox -e matrix -- --releases "
-            f"{record.release} --arch {record.architecture} --attn {record.backend}"
+            f"a retry would say nothing about it. Measure it again: {again(record.cell)}"
         )
     return cell
 

@@ -73,7 +73,7 @@ def upgrade(target: Target, check: Check) -> Comparison:
     candidates = {target.release: target.requirement} if target.requirement else {}
     with contextlib.redirect_stdout(sys.stderr):
         measure(cells, Work(check.scratch, check.jobs, candidates=candidates))
-    keys = {(cell.architecture.id, cell.backend.id, cell.device) for cell in cells}
+    keys = {cell.key for cell in cells}
     old, new = (
         [record for record in Store(check.scratch, release).read() if record.key in keys]
         for release in releases
