@@ -109,11 +109,11 @@ class AutoModel:
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, room.admit)
         make_idle(model, target)
-        meter = stream(model, placed.base, placed.stages, located, plan, target, options)
+        pipeline = stream(model, placed.base, placed.stages, located, plan, target, options)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
-        model.attach(plan, meter, room, folder, target, trust_remote_code)
+        model.attach(plan, pipeline, room, folder, target, trust_remote_code)
         return model
 
 

@@ -1,8 +1,9 @@
 """What a streamed model adds to the stock transformers class that it is an instance of."""
 
 import inspect
+import weakref
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
-from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.room import Room
 from rabbitllm.streaming.working import Work
@@ -38,10 +39,10 @@ class StreamedModel(_Stock):
     streaming_plan: Plan
     checkpoint_folder: Path
     _streaming_device: torch.device
-    _meter: Meter
+    _pipeline: Pipeline
     _room: Room
     _trust_remote_code: bool
-    _loaded: set[nn.Module]
+    _loaded: "weakref.WeakSet[nn.Module]"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Makes instances of `streamed_class` only.
@@ -59,7 +60,7 @@ class StreamedModel(_Stock):
     def attach(
         self,
         plan: Plan,
-        meter: Meter,
+        pipeline: Pipeline,
         room: Room,
         folder: Path,
         device: torch.device,
@@ -68,11 +69,11 @@ class StreamedModel(_Stock):
         """Records how the model streams, once it has been started."""
         self.streaming_plan = plan
         self.checkpoint_folder = folder
-        self._meter = meter
+        self._pipeline = pipeline
         self._room = room
         self._streaming_device = device
         self._trust_remote_code = trust_remote_code
-        self._loaded = set(self.modules())
+        self._loaded = weakref.WeakSet(self.modules())
 
     @property
     def device(self) -> torch.device:
@@ -169,8 +170,19 @@ class StreamedModel(_Stock):
             limits: of this machine, from `rabbitllm.measure.limits.measure_limits`: to know what
                 share of them was reached.
         """
-        self._meter.settle(wait=True)
-        return self._meter.stats.figures(limits)
+        meter = self._pipeline.meter
+        meter.settle(wait=True)
+        return meter.stats.figures(limits)
+
+
+def _forward_of(stock: type[PreTrainedModel]) -> Callable[..., Any]:
+    """The forward of a stock class, run by the pipeline; transformers asks for its arguments."""
+
+    @wraps(stock.forward)
+    def forward(self: StreamedModel, *args: Any, **kwargs: Any) -> Any:
+        return self._pipeline.run(partial(stock.forward, self), args, kwargs)
+
+    return forward
 
 
 _CLASSES: dict[tuple[type, type], type[StreamedModel]] = {}
@@ -186,6 +198,10 @@ def streamed_class(
     """
     key = (family, stock)
     if key not in _CLASSES:
-        namespace = {"__module__": stock.__module__, "__doc__": stock.__doc__}
+        namespace = {
+            "__module__": stock.__module__,
+            "__doc__": stock.__doc__,
+            "forward": _forward_of(stock),
+        }
         _CLASSES[key] = type(stock.__name__, key, namespace)
     return _CLASSES[key]

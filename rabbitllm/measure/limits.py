@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +91,6 @@ def copy_bandwidth(
         seconds: of copying from pinned memory; from pageable memory there is one burst.
     """
     target = torch.empty(nbytes, dtype=torch.uint8, device=device)
-    owner = threading.Event()  # any object: its death unlocks the pinned pages
-    pinned = pinned_buffer(nbytes, owner)
-    pinned.fill_(1)
-    pageable = torch.ones(nbytes, dtype=torch.uint8)
 
     def rate(source: torch.Tensor, seconds: float) -> float:
         target.copy_(source, non_blocking=True)
@@ -106,7 +103,11 @@ def copy_bandwidth(
             count += BURST
         return count * nbytes / (time.perf_counter() - begun) / 1e9
 
-    return {"pinned": rate(pinned, seconds), "pageable": rate(pageable, 0.0)}
+    pageable = torch.ones(nbytes, dtype=torch.uint8)
+    with ExitStack() as unlocking:
+        pinned = pinned_buffer(nbytes, unlocking)
+        pinned.fill_(1)
+        return {"pinned": rate(pinned, seconds), "pageable": rate(pageable, 0.0)}
 
 
 def folder_bandwidth(folder: Path) -> float:

@@ -1,7 +1,7 @@
 """Buffers for weights: allocated once, of the exact size, aligned."""
 
 import mmap
-import weakref
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -30,11 +30,15 @@ def _huge_pages(nbytes: int) -> torch.Tensor:
     return raw[start : start + nbytes]
 
 
-def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
+def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:
     """Like `host_buffer`, page-locked: copies to a CUDA device run at the link's speed, alone.
 
-    Registered by hand: torch's own pinned allocator rounds sizes up to a power of two. Unlocked
-    when `owner` dies.
+    Registered by hand: torch's own pinned allocator rounds sizes up to a power of two. It must be
+    unlocked before it goes.
+
+    Args:
+        nbytes: how much.
+        unlocking: unlocks it when it closes.
 
     Raises:
         BudgetError: the system does not let so much memory be locked.
@@ -47,7 +51,7 @@ def pinned_buffer(nbytes: int, owner: object) -> torch.Tensor:
             f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or "
             "raise the limit (ulimit -l)."
         )
-    weakref.finalize(owner, runtime.cudaHostUnregister, buffer.data_ptr())
+    unlocking.callback(runtime.cudaHostUnregister, buffer.data_ptr())
     return buffer
 
 

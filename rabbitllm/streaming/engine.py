@@ -1,6 +1,7 @@
 """Puts a model's weights where the plan says, and starts the pipeline for those that stream."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from rabbitllm.streaming.buffers import as_parameters, host_buffer
 from rabbitllm.streaming.lookup import RowLookup
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.onerow import keep_rows_single
-from rabbitllm.streaming.pipeline import Options, Pipeline, bind
+from rabbitllm.streaming.pipeline import Options, Pipeline, bind, places
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
@@ -28,8 +29,8 @@ def stream(
     plan: Plan,
     device: torch.device,
     options: Options,
-) -> Meter:
-    """Makes a model on the meta device ready to run on `device`; returns its meter.
+) -> Pipeline:
+    """Makes a model on the meta device ready to run on `device`; returns what runs its forward.
 
     Args:
         model: its parameters are on the meta device, its buffers on the host.
@@ -61,23 +62,27 @@ def stream(
         if device.type == "cuda"
         else CpuTransfer(reader, meter)
     )
-    to_load = [*([base] if base else []), *resident]
-    with _progress(sum(stage.nbytes for stage in [*to_load, *hosted])) as bar:
-        for stage in to_load:
-            if device.type == "cpu" and not streamed:
-                views = [reader.view(weight.name) for weight in stage.weights]
-                bind(stage, [nn.Parameter(view, requires_grad=False) for view in views])
-            else:
-                target = transfer.allocate(stage.nbytes)
-                bind(stage, as_parameters(stage, _load(stage, reader, target)))
-            bar.update(stage.nbytes)
-        for stage in hosted:
-            assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
-            transfer.keep(stage)
-            bar.update(stage.nbytes)
-    slots = [transfer.slot(nbytes) for nbytes in plan.slot_sizes]
-    Pipeline(model, streamed, slots, transfer, meter, options).start()
-    return meter
+    with ExitStack() as undoing:
+        undoing.callback(transfer.close)
+        to_load = [*([base] if base else []), *resident]
+        with _progress(sum(stage.nbytes for stage in [*to_load, *hosted])) as bar:
+            for stage in to_load:
+                if device.type == "cpu" and not streamed:
+                    views = [reader.view(weight.name) for weight in stage.weights]
+                    bind(places(stage), [nn.Parameter(view, requires_grad=False) for view in views])
+                else:
+                    target = transfer.allocate(stage.nbytes)
+                    bind(places(stage), as_parameters(stage, _load(stage, reader, target)))
+                bar.update(stage.nbytes)
+            for stage in hosted:
+                assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
+                transfer.keep(stage)
+                bar.update(stage.nbytes)
+        slots = [transfer.slot(nbytes) for nbytes in plan.slot_sizes]
+        pipeline = Pipeline(streamed, slots, transfer, meter, options)
+        pipeline.start()
+        undoing.pop_all()  # the pipeline's end closes it from here on
+    return pipeline
 
 
 def _load(stage: Stage, reader: Reader, target: torch.Tensor) -> torch.Tensor:

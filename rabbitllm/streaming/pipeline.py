@@ -6,13 +6,17 @@ last stage of one token comes the first stage of the next, so loading never paus
 An interrupt (Ctrl-C, a notebook's stop) may fall between any two instructions, the cleaning up
 behind another one included. So nothing relies on being run to its end: a forward that was begun is
 marked as such first, and the next one puts in order what it finds unfinished.
+
+The modules' hooks hold the pipeline, which holds nothing that leads back to a module: with the last
+of them it goes, at once, and with it the threads and the memory of the slots.
 """
 
-import functools
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,6 +25,11 @@ from tqdm import tqdm
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.transfer import Slot, Transfer
+
+Parameters: TypeAlias = dict[str, nn.Parameter | None]
+"""Those of one module, by attribute, as the module itself holds them."""
+Places: TypeAlias = tuple[tuple[tuple[Parameters, str], ...], ...]
+"""Of each weight of a stage: where it is bound."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,11 @@ class _Run:
 
 
 class Pipeline:
-    """Runs `model` with the `stages` streaming through `slots`.
+    """Runs a model with the `stages` streaming through `slots`.
 
     Args:
-        model: the model; its streamed parameters are on the meta device while their stage is idle.
         stages: the streamed stages, in the order of the modules: the first guess at the forward's.
+            Their parameters are on the meta device while they are idle.
         slots: two or more buffers, unless no stage streams; each stage fits one of them at least.
         transfer: fills them.
         meter: counts what happens.
@@ -69,7 +78,6 @@ class Pipeline:
 
     def __init__(
         self,
-        model: nn.Module,
         stages: list[Stage],
         slots: list[Slot],
         transfer: Transfer,
@@ -80,19 +88,54 @@ class Pipeline:
         self._slots = slots
         self._transfer = transfer
         self._options = options
-        self._ring = list(stages)
+        self._places = {stage.alone(): places(stage) for stage in stages}
+        self._idle = {stage: bound(where) for stage, where in self._places.items()}
+        self._ring = list(self._places)
         self._position = -1
-        self._idle = {stage: bound(stage) for stage in stages}
         self._running: dict[Stage, _Run] = {}
         self._settled = True  # no forward is under way, nor was one cut off
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
         self._bar: tqdm[Any] | None = None
-        self._attach(model, stages)
+        for stage, alone in zip(stages, self._places, strict=True):
+            for module in stage.modules:
+                module.register_forward_pre_hook(_calling(self.acquire, alone))
+                module.register_forward_hook(_calling(self.release, alone), always_call=True)
+        weakref.finalize(self, transfer.close)
 
     def start(self) -> None:
         """Begins to load the first stages, so that the first forward finds them."""
         self._prefetch()
+
+    def run(
+        self,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
+        """The whole model's forward, counted, in its turn, and with everything put back behind it.
+
+        Called by the model's own forward, not by hooks: adapters call that past them, and behind a
+        keyboard interrupt torch runs none.
+        """
+        with self._turn:
+            self._options.admit(args, kwargs)
+            self._settle()
+            self._settled, self._seen = False, []
+            self.meter.settle()
+            begun = self.meter.mark()
+            try:
+                with self._bar_over_stages() as self._bar:
+                    output = forward(*args, **kwargs)
+                if self._seen:
+                    self._ring, self._position = self._seen, len(self._seen) - 1
+                    self._prefetch()  # by the new order
+                self._settled = not self._running
+                return output
+            finally:
+                self._seen = self._bar = None
+                self._settle()
+                self.meter.forward(begun, self.meter.mark(), _sequences(args, kwargs))
 
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's parameters in place, waiting for them if need be."""
@@ -107,7 +150,7 @@ class Pipeline:
         arrived = self.meter.mark()
         self.meter.wait(stage.name, begun, arrived)
         self._running[stage] = _Run(slot, arrived, threading.get_ident())
-        bind(stage, slot.parameters_of(stage))
+        bind(self._places[stage], slot.parameters_of(stage))
         self._prefetch()
 
     def release(self, stage: Stage) -> None:
@@ -115,7 +158,7 @@ class Pipeline:
         if stage not in self._running:
             return  # its pre-hook failed; torch calls this hook all the same
         run = self._running[stage]
-        bind(stage, self._idle[stage])
+        bind(self._places[stage], self._idle[stage])
         self._transfer.computed(run.slot)
         del self._running[stage]
         if self._options.profiling:
@@ -143,7 +186,7 @@ class Pipeline:
         if self._settled:
             return
         for stage, idle in self._idle.items():
-            bind(stage, idle)
+            bind(self._places[stage], idle)
         for slot in self._slots:
             self._transfer.computed(slot)
         self._running.clear()
@@ -204,41 +247,6 @@ class Pipeline:
     def _holder(self, stage: Stage) -> Slot | None:
         return next((slot for slot in self._slots if slot.stage is stage), None)
 
-    def _attach(self, model: nn.Module, stages: list[Stage]) -> None:
-        # Around the forward itself, not by hooks: adapters call it past them, and behind a keyboard
-        # interrupt torch runs none.
-        model.forward = self._whole(model.forward)
-        for stage in stages:
-            for module in stage.modules:
-                module.register_forward_pre_hook(_calling(self.acquire, stage))
-                module.register_forward_hook(_calling(self.release, stage), always_call=True)
-
-    def _whole(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The model's forward, counted, in its turn, and with everything put back behind it."""
-
-        @functools.wraps(forward)
-        def whole(*args: Any, **kwargs: Any) -> Any:
-            with self._turn:
-                self._options.admit(args, kwargs)
-                self._settle()
-                self._settled, self._seen = False, []
-                self.meter.settle()
-                begun = self.meter.mark()
-                try:
-                    with self._bar_over_stages() as self._bar:
-                        output = forward(*args, **kwargs)
-                    if self._seen:
-                        self._ring, self._position = self._seen, len(self._seen) - 1
-                        self._prefetch()  # by the new order
-                    self._settled = not self._running
-                    return output
-                finally:
-                    self._seen = self._bar = None
-                    self._settle()
-                    self.meter.forward(begun, self.meter.mark(), _sequences(args, kwargs))
-
-        return whole
-
     def _bar_over_stages(self) -> "tqdm[Any]":
         disable = None if self._options.progress else True  # None: where there is no terminal
         return tqdm(
@@ -253,20 +261,27 @@ def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., Non
     return hook
 
 
-def _sequences(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _sequences(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """How many a forward is given: as many as the first of its tensors has rows."""
     tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
     return next((tensor.shape[0] for tensor in tensors if tensor.dim() > 1), 0)
 
 
-def bound(stage: Stage) -> list[nn.Parameter | None]:
-    """The parameters that the stage's modules have at the moment, in the order of its weights."""
-    owners = (weight.owners[0] for weight in stage.weights)
-    return [module._parameters[attribute] for module, attribute in owners]
+def places(stage: Stage) -> Places:
+    """Where the stage's weights are bound, in the order of its weights."""
+    return tuple(
+        tuple((module._parameters, attribute) for module, attribute in weight.owners)
+        for weight in stage.weights
+    )
 
 
-def bind(stage: Stage, parameters: Sequence[nn.Parameter | None]) -> None:
-    """Makes `parameters` those of the stage's modules."""
-    for weight, parameter in zip(stage.weights, parameters, strict=True):
-        for module, attribute in weight.owners:
-            module._parameters[attribute] = parameter
+def bound(where: Places) -> list[nn.Parameter | None]:
+    """The parameters that are bound there at the moment."""
+    return [parameters[attribute] for (parameters, attribute), *_ in where]
+
+
+def bind(where: Places, parameters: Sequence[nn.Parameter | None]) -> None:
+    """Makes `parameters` those of the modules."""
+    for owners, parameter in zip(where, parameters, strict=True):
+        for held, attribute in owners:
+            held[attribute] = parameter

@@ -11,12 +11,12 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from rabbitllm.checkpoint.packing import Bytes, Packing, Scratch
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError
 from rabbitllm.streaming.stages import Stage, Weight
+from rabbitllm.streaming.workers import Workers
 
 BLOCK = 4096
 """Bytes: no file system in use asks for a coarser alignment of direct reads."""
@@ -80,7 +81,8 @@ class Reader:
         self.entries = entries
         self._files: dict[tuple[Path, bool], int] = {}
         self._maps: dict[Path, torch.Tensor] = {}
-        self._chunks: dict[Stage, list[_Chunk]] = {}
+        self._chunks: WeakKeyDictionary[Stage, list[_Chunk]] = WeakKeyDictionary()
+        self.workers = Workers(READERS, "rabbitllm-read")
         self._preparing = threading.Lock()
         self._bounce = threading.local()
         self._scratch: SimpleQueue[Scratch] = SimpleQueue()
@@ -107,10 +109,10 @@ class Reader:
             chunks = self._chunks[stage]
             for chunk in chunks:
                 self._open(chunk.file, direct)
-            reads = [self._pool.submit(self._read, chunk, buffer, direct) for chunk in chunks]
+            reads = [self.workers.submit(self._read, chunk, buffer, direct) for chunk in chunks]
         wait(reads)  # all of them, also when one fails: the buffer is then free to fill again
-        for read in reads:
-            read.result()
+        while reads:
+            reads.pop(0).result()  # and is not held any more: an error would hold itself
 
     def disk_bytes(self, stage: Stage) -> int:
         """What reading a stage moves: the bytes of its buffer, less what packing saves."""
@@ -138,10 +140,6 @@ class Reader:
         if entry.offset % entry.dtype.itemsize:
             data = data.clone()
         return data.view(entry.dtype).view(entry.shape)
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READERS, thread_name_prefix="rabbitllm-read")
 
     def _cut(self, stage: Stage) -> list[_Chunk]:
         """The reads that bring a stage: neighbours together, on block boundaries, up to `CHUNK`."""

@@ -72,6 +72,11 @@ class Stage:
         last = self.weights[-1]
         return _align(last.offset + last.nbytes)
 
+    def alone(self) -> "Stage":
+        """The same without the modules: what may be kept without keeping them alive."""
+        weights = tuple(replace(weight, owners=()) for weight in self.weights)
+        return Stage(self.name, (), weights)
+
     def without_rows(self) -> "Stage | None":
         """What is left to stream when the embedding's rows are looked up; None if nothing is."""
         modules = tuple(module for module in self.modules if module is not self.rows)

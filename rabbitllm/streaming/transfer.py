@@ -4,7 +4,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import SLOTS, staging_sizes
 from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
+from rabbitllm.streaming.workers import Workers
 
 COPY = 64 << 20
 """Bytes of one asynchronous copy. All streams share one copy engine, first come, first served: what
@@ -83,7 +85,13 @@ class Transfer(ABC):
         self.meter = meter
         # A thread for each slot: where stages come from disk, the reads of the next one line up
         # behind those of the one that is arriving.
-        self._workers = ThreadPoolExecutor(SLOTS, thread_name_prefix="rabbitllm-stream")
+        self._workers = Workers(SLOTS, "rabbitllm-stream")
+
+    def close(self) -> None:
+        """Stops what is under way; on return nothing writes into a slot any more."""
+        self.reader.workers.cancel()
+        self._workers.close()
+        self.reader.workers.close()
 
     @abstractmethod
     def allocate(self, nbytes: int) -> torch.Tensor:
@@ -139,7 +147,7 @@ class CpuTransfer(Transfer):
 
     @override
     def wait(self, slot: Slot) -> None:
-        _arrival(slot).result()
+        _arrive(slot)
 
     @override
     def computed(self, slot: Slot) -> None:
@@ -170,10 +178,17 @@ class CudaTransfer(Transfer):
         self._on_disk = on_disk
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
+        self._unlocking = ExitStack()
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self._stream.synchronize()
+        self._unlocking.close()
 
     def keep(self, stage: Stage) -> None:
         """Puts a stage on the host tier: reads it into a pinned buffer, from which it is copied."""
-        self._pinned[stage.name] = pinned_buffer(stage.nbytes, self)
+        self._pinned[stage.name] = pinned_buffer(stage.nbytes, self._unlocking)
         self.reader.read_stage(stage, self._pinned[stage.name], direct=False)
 
     @override
@@ -184,7 +199,7 @@ class CudaTransfer(Transfer):
     def slot(self, nbytes: int) -> Slot:
         slot = super().slot(nbytes)
         if staging := staging_sizes([nbytes], self._on_disk)[0]:
-            slot.staging = pinned_buffer(staging, self)
+            slot.staging = pinned_buffer(staging, self._unlocking)
         return slot
 
     @override
@@ -201,7 +216,7 @@ class CudaTransfer(Transfer):
 
     @override
     def wait(self, slot: Slot) -> None:
-        _arrival(slot).result()
+        _arrive(slot)
         torch.cuda.current_stream(self.device).wait_event(self._copied[id(slot)])
 
     @override
@@ -232,10 +247,21 @@ class CudaTransfer(Transfer):
         self._copied.setdefault(id(slot), torch.cuda.Event()).record(self._stream)
 
 
-def _arrival(slot: Slot) -> Future[None]:
-    assert slot.load is not None, "nothing was started"
-    assert slot.load.arrival is not None, "nothing can be waited for"
-    return slot.load.arrival
+def _arrive(slot: Slot) -> None:
+    """Waits for what the slot was last started with, and raises its error."""
+    load = slot.load
+    assert load is not None, "nothing was started"
+    assert load.arrival is not None, "nothing can be waited for"
+    wait([load.arrival])
+    if load.failed:
+        _handed_over(load).result()
+
+
+def _handed_over(load: Load) -> Future[None]:
+    """The end of a failed load, which forgets it: its error's traceback holds the whole model."""
+    arrival, load.arrival = load.arrival, None
+    assert arrival is not None
+    return arrival
 
 
 _DONE: Future[None] = Future()

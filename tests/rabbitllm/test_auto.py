@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import gc
 import io
 import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -565,26 +562,6 @@ def test_a_shard_that_goes_bad_is_an_error_in_the_forward(
     with pytest.raises(CheckpointError, match=rf"{file.name} ends at byte"):
         model(prompt)
     check_residency(model)
-
-
-def test_a_model_that_is_gone_leaves_no_open_file_and_no_thread(
-    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], prompt: torch.Tensor
-) -> None:
-    folder = copied()
-    save_file({}, folder / "unrelated.safetensors")
-    model = streamed(folder)
-    model(prompt)
-    before = {thread for thread in threading.enumerate() if thread.name.startswith("rabbitllm")}
-    assert before
-    del model
-    deadline = time.monotonic() + PATIENCE
-    while any(thread.is_alive() for thread in before) and time.monotonic() < deadline:
-        gc.collect()  # a load under way holds the model until it is done
-        next(iter(before)).join(0.01)
-    assert not any(thread.is_alive() for thread in before)
-    if Path("/proc/self/fd").is_dir():
-        links = [p for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
-        assert not any(str(folder) in os.readlink(p) for p in links if p.exists())
 
 
 def test_a_model_without_blocks_is_resident_and_equals_stock(

@@ -82,7 +82,8 @@ def test_a_class_of_both_is_made_once_and_passes_for_stock() -> None:
     assert both.__name__ == "MistralForCausalLM"
     assert both.__module__ == MistralForCausalLM.__module__
     assert both.device is StreamedModel.device
-    assert both.forward is MistralForCausalLM.forward
+    # The pipeline runs stock's forward; what it takes is asked by transformers.
+    assert inspect.signature(both.forward) == inspect.signature(MistralForCausalLM.forward)
     assert both.generate is StreamedModel.generate  # it weighs a prompt, and calls stock's
     arguments = list(inspect.signature(MistralForCausalLM.generate).parameters)
     named = [name for name in inspect.signature(both.generate).parameters if name != "args"]

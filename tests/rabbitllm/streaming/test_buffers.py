@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ def test_memory_that_may_not_be_locked_is_a_budget_error(monkeypatch: pytest.Mon
     refusing = SimpleNamespace(cudaHostRegister=lambda *_: 2)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: refusing)
     with pytest.raises(BudgetError, match=r"4,096 bytes \(error 2\)\. Lower host_memory"):
-        pinned_buffer(4096, object())
+        pinned_buffer(4096, ExitStack())
 
 
 def test_alignment_suits_the_widest_vector_instructions() -> None:

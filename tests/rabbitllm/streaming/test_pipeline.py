@@ -61,6 +61,10 @@ class Store(Transfer):
     def computed(self, slot: Slot) -> None:
         pass
 
+    @override
+    def close(self) -> None:
+        """There is nothing under way."""
+
     def _in_use(self, slot: Slot) -> bool:
         memory = slot.buffer.untyped_storage().data_ptr()
         weights = [self.model.blocks[name].weight for name in self.model.bound()]
@@ -83,9 +87,15 @@ class Toy(nn.Module):
         )
         self.order = order or "".join(self.truth)
         self.inside: Callable[[str], None] = lambda name: None
+        self.pipeline: Pipeline | None = None
 
     @override
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.pipeline is not None
+        output: torch.Tensor = self.pipeline.run(self.compute, (hidden,))
+        return output
+
+    def compute(self, hidden: torch.Tensor) -> torch.Tensor:
         for name in self.order:
             self.inside(name)
             hidden = torch.tanh(self.blocks[name](hidden))
@@ -115,7 +125,9 @@ def run(model: Toy, slots: int = 2, broken: str = "", **options: bool) -> tuple[
     store = Store(model, broken)
     buffers = [Slot(store.allocate(NBYTES)) for _ in range(slots)]
     meter = Meter(torch.device("cpu"), options.get("profiling", False))
-    pipeline = Pipeline(model, stages_of(model), buffers, store, meter, Options(**options))
+    model.pipeline = pipeline = Pipeline(
+        stages_of(model), buffers, store, meter, Options(**options)
+    )
     pipeline.start()
     return store, pipeline
 
@@ -128,7 +140,8 @@ def run_with_outsize(model: Toy, name: str) -> tuple[Store, Pipeline]:
         for s in stages
     ]
     slots = [Slot(store.allocate(nbytes)) for nbytes in (3 * NBYTES, NBYTES)]
-    pipeline = Pipeline(model, stages, slots, store, Meter(torch.device("cpu")), Options())
+    meter = Meter(torch.device("cpu"))
+    model.pipeline = pipeline = Pipeline(stages, slots, store, meter, Options())
     pipeline.start()
     return store, pipeline
 

@@ -189,7 +189,7 @@ def test_a_failed_read_leaves_no_other_one_running(
     with pytest.raises(CheckpointError, match="the first read fails"):
         reader.read_stage(stage, buffer_for(stage), False)
     raised.set()
-    reader._pool.shutdown()
+    reader.workers.close()
     assert late == [False] * (len(reader._chunks[stage]) - 1)
 
 
