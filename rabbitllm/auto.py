@@ -15,12 +15,19 @@ from rabbitllm.streaming.budget import (
     total_budget,
     weights_budget,
 )
+from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.idle import make_idle
 from rabbitllm.streaming.pipeline import Options
 from rabbitllm.streaming.plan import Budget, Plan, make_plan
 from rabbitllm.streaming.room import Room
-from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes
+from rabbitllm.streaming.working import (
+    CUDA_CONTEXT,
+    Work,
+    read_geometry,
+    taken_bytes,
+    working_bytes,
+)
 
 
 class AutoModel:
@@ -110,6 +117,8 @@ class AutoModel:
         options = Options(prefetching, progress, profiling_mode, room.admit)
         make_idle(model, target)
         pipeline = stream(model, placed.base, placed.stages, located, plan, target, options)
+        if room.ceiling:
+            room.ceiling.watch(stage.modules[0] for stage in placed.stages)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
@@ -212,11 +221,16 @@ def make_room(
         device: where the model runs.
     """
     geometry, dtype = read_geometry(placed.model.config), placed.dtype
+    sized = asked not in ("auto", "min")
+    ceiling = None
+    if sized and total != "min" and device.type == "cuda":
+        ceiling = Ceiling(device, total - CUDA_CONTEXT, plan.device_bytes, geometry, dtype)
     return Room(
         setting,
         0 if total == "min" else total - plan.device_bytes,
         placed.minimum_bytes(),
         lambda work: working_bytes(geometry, dtype, device, work),
         lambda work: taken_bytes(geometry, dtype, device, work),
-        partial(free_bytes, device) if asked in ("auto", "min") else None,
+        None if sized else partial(free_bytes, device),
+        ceiling,
     )

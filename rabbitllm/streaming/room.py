@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.working import Work
 from rabbitllm.utils.memory import format_size
 
@@ -35,6 +36,7 @@ class Room:
         needed: what a forward takes, of which the cache has taken a part already.
         taken: that part.
         free: bytes that may be taken beyond the budget; None where the budget is a size.
+        ceiling: of what torch may hold; None where the budget is no size, and on CPU.
     """
 
     setting: str
@@ -43,6 +45,7 @@ class Room:
     needed: Callable[[Work], int]
     taken: Callable[[Work], int]
     free: Callable[[], int] | None = None
+    ceiling: Ceiling | None = None
     _told: bool = field(default=False, init=False)
 
     def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
@@ -52,6 +55,8 @@ class Room:
             BudgetError: it needs more memory than there is; the message says what would do.
         """
         work = work_of(arguments, keywords)
+        if self.ceiling:
+            self.ceiling.begin(work)
         needed = self.needed(work)
         if needed <= self.nbytes or needed <= (most := self._most(work)):
             return

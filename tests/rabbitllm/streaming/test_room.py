@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.room import STEP, Room, work_of
 from rabbitllm.streaming.working import Work
 
@@ -102,3 +103,16 @@ def test_without_a_mask_the_cache_says_what_came_before() -> None:
     cache = DynamicCache()
     cache.update(torch.ones(1, 2, 6, 4), torch.ones(1, 2, 6, 4), 0)
     assert work_of((ids(1, 1),), {"past_key_values": cache}) == Work(1, 1, past=6)
+
+
+def test_a_ceiling_learns_of_each_forward() -> None:
+    class Noted:
+        seen: ClassVar[list[Work]] = []
+
+        def begin(self, work: Work) -> None:
+            self.seen.append(work)
+
+    ours = room(4000)
+    ours.ceiling = cast(Ceiling, Noted())
+    ours.admit((ids(1, 100),), {"logits_to_keep": 1})
+    assert Noted.seen == [Work(1, 100)]
