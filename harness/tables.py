@@ -8,6 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ def unknown(kind: str, name: object, available: Iterable[str]) -> str:
     return f"Unknown {kind} {name!r}. Available: {', '.join(available)}"
 
 
-def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+def build(cls: type[T], table: Any, where: str = "") -> T:
     """Return `cls` made from a table.
 
     Args:
@@ -37,16 +38,18 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
             hold, by raising ValueError.
         table: field name -> value. Arrays become tuples.
         where: names the place in error messages, such as "matrix/backends.toml, backend 'sdpa'".
+            Without it, they begin with the key.
 
     Raises:
         TableError: an unknown or missing key, or a value that is of another type or refused.
     """
+    at = f"{where}: " if where else ""
     if not isinstance(table, Mapping):
-        raise TableError(f"{where}: expected a table, got {table!r}")
+        raise TableError(f"{at}expected a table, got {table!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in table:
         if key not in fields:
-            raise TableError(f"{where}: {unknown('key', key, fields)}")
+            raise TableError(f"{at}{unknown('key', key, fields)}")
     missing = [
         name
         for name, field in fields.items()
@@ -55,13 +58,23 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise TableError(f"{where}: missing {', '.join(map(repr, missing))}")
-    hints = typing.get_type_hints(cls)
-    values = {key: convert(value, hints[key], f"{where}: {key}") for key, value in table.items()}
+        raise TableError(f"{at}missing {', '.join(map(repr, missing))}")
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+    values = {key: convert(value, hints[key], f"{at}{key}") for key, value in table.items()}
     try:
         return cls(**values)
     except ValueError as error:
-        raise TableError(f"{where}: {error}") from error
+        raise TableError(f"{at}{error}") from error
+
+
+def read_table(cls: type[T], path: Path) -> T:
+    """Return a TOML file as one dataclass.
+
+    Raises:
+        TableError: naming file, key and what is wrong.
+    """
+    place, _, content = _read(path)
+    return build(cls, content, place)
 
 
 def read_rows(cls: type[T], path: Path, kind: str, key: str | None = "id") -> tuple[T, ...]:
@@ -76,12 +89,7 @@ def read_rows(cls: type[T], path: Path, kind: str, key: str | None = "id") -> tu
     Raises:
         TableError: naming file, line, row and what is wrong.
     """
-    place = f"{path.parent.name}/{path.name}"
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TableError(f"{place}: {error}") from error
+    place, text, content = _read(path)
     for other in content.keys() - {kind}:
         raise TableError(f"{place}: {unknown('table', other, [kind])}")
     tables = content.get(kind, [])
@@ -100,6 +108,16 @@ def read_rows(cls: type[T], path: Path, kind: str, key: str | None = "id") -> tu
             raise TableError(f"{where}: stated twice")
         rows[name] = row
     return tuple(rows.values())
+
+
+def _read(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """Return what messages call a TOML file, its text and what that says."""
+    place = f"{path.parent.name}/{path.name}"
+    try:
+        text = path.read_text("utf-8")
+        return place, text, tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"{place}: {error}") from error
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -129,6 +147,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if type(value) is hint:
         return value
     raise TableError(f"{where}: expected {_name(hint)}, got {value!r}")
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _first_that_fits(value: Any, hints: tuple[Any, ...], where: str) -> Any:

@@ -81,7 +81,11 @@ def made(cell: Cell) -> Record:
         fingerprint=hashlib.sha256(message.encode()).hexdigest()[:12],
         traceback=f"{TRACEBACK}\n{exception}: {message} in {row.model_class}",
         checks=ran
-        | {"incremental_decoding": CheckResult(status, {}, 0.2, message, exception, "c0ffee")},
+        | {
+            "incremental_decoding": CheckResult(
+                status, {}, 0.2, message=message, exception=exception, fingerprint="c0ffee"
+            )
+        },
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from harness.measuring.checkpoints import checkpoint
 from harness.measuring.contract import probe
 from harness.measuring.diagnosis import diagnose
 from harness.measuring.subject import StockError, Subject, compiling, reference_side
-from harness.records import CheckResult, Status
-from harness.records.failure import Failure, describe, fingerprint
+from harness.records import CheckResult, Measurement, Status
+from harness.records.failure import describe, fingerprint
 
 WORST_FIRST: tuple[Status, ...] = (
     "reference-broken",
@@ -28,19 +28,6 @@ WORST_FIRST: tuple[Status, ...] = (
     "not-run",
 )
 """A cell's status is the first of these that one of its checks has."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a cell's process reports: the part of a record that only it knows."""
-
-    status: Status
-    message: str = ""
-    exception: str = ""
-    fingerprint: str = ""
-    traceback: str = ""
-    checks: dict[str, CheckResult] = field(default_factory=dict)
-    probes: dict[str, Any] = field(default_factory=dict)
 
 
 def measure(cell: Cell, cache: Path) -> Measurement:
@@ -54,7 +41,7 @@ def measure(cell: Cell, cache: Path) -> Measurement:
     name = cell.architecture.model_class
     if not hasattr(transformers, name):
         message = f"transformers {transformers.__version__} has no {name}"
-        return Measurement("unsupported", message)
+        return Measurement(status="unsupported", message=message)
     with compiling(cell.device not in cell.backend.uncompiled):
         return run_checks(cell, cache)
 
@@ -66,7 +53,7 @@ def run_checks(cell: Cell, cache: Path) -> Measurement:
             subject = Subject(cell, checkpoint(cell, cache))
             found = {} if cell.architecture.reference else probe(subject.reference)
     except StockError as error:
-        return of_failure("reference-broken", describe(blamed(error)))
+        return Measurement(status="reference-broken", **vars(describe(blamed(error))))
     results: dict[str, CheckResult] = {}
     tracebacks: dict[str, str] = {}
     for name in cell.checks:
@@ -108,11 +95,12 @@ def run_check(name: str, subject: Subject) -> tuple[CheckResult, str]:
         )
         return result, failure.traceback
     seconds = time.perf_counter() - begun
+    result = CheckResult(outcome.status, outcome.figures, seconds, message=outcome.message)
     if outcome.status in ("pass", "not-run", "unsupported"):
-        return CheckResult(outcome.status, outcome.figures, seconds, outcome.message), ""
+        return result, ""
     message = f"{sentence} ({outcome.message})" if outcome.message else sentence
     mark = fingerprint("", outcome.message, name)
-    return CheckResult(outcome.status, outcome.figures, seconds, message, "", mark), ""
+    return replace(result, message=message, fingerprint=mark), ""
 
 
 def summary(
@@ -123,24 +111,15 @@ def summary(
     name, first = next(
         (name, result) for name, result in results.items() if result.status == status
     )
+    whole = Measurement(status=status, checks=results, probes=found)
     if status == "pass":
-        return Measurement(status, checks=results, probes=found)
-    message = f"{name}: {first.message}"
-    return Measurement(
-        status,
-        message,
-        first.exception,
-        first.fingerprint,
-        tracebacks.get(name, ""),
-        results,
-        found,
-    )
-
-
-def of_failure(status: Status, failure: Failure) -> Measurement:
-    """Return the measurement of a cell that failed before its first check."""
-    return Measurement(
-        status, failure.message, failure.exception, failure.fingerprint, failure.traceback
+        return whole
+    return replace(
+        whole,
+        message=f"{name}: {first.message}",
+        exception=first.exception,
+        fingerprint=first.fingerprint,
+        traceback=tracebacks.get(name, ""),
     )
 
 

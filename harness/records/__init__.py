@@ -4,13 +4,13 @@ from harness.records.record import (
     FAILED,
     SCHEMA,
     CheckResult,
+    Measurement,
     Record,
     RecordError,
     Status,
     from_json,
     parse,
     to_json,
-    validate,
 )
 from harness.records.store import Store, read_all, write_atomically
 
@@ -18,6 +18,7 @@ __all__ = [
     "FAILED",
     "SCHEMA",
     "CheckResult",
+    "Measurement",
     "Record",
     "RecordError",
     "Status",
@@ -26,6 +27,5 @@ __all__ = [
     "parse",
     "read_all",
     "to_json",
-    "validate",
     "write_atomically",
 ]

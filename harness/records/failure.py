@@ -20,25 +20,34 @@ BLAMED = ("rabbitllm", "transformers", "accelerate", "harness")
 """Packages whose frames say where a failure arose, the most telling first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
-    """An exception as it is recorded.
+    """What is wrong, as it is recorded; all of it is empty where nothing is.
 
     Attributes:
-        exception: its type's name.
-        message: what it says, without local paths or control characters, at most `LONGEST_MESSAGE`
-            long.
-        traceback: the end of its traceback, likewise.
-        fingerprint: see `fingerprint`.
+        message: one line or a few, without local paths or control characters, at most
+            `LONGEST_MESSAGE` long.
+        exception: the type's name, if something was raised.
+        fingerprint: equal for failures of the same kind, see `fingerprint`.
     """
 
-    exception: str
-    message: str
-    traceback: str
-    fingerprint: str
+    message: str = ""
+    exception: str = ""
+    fingerprint: str = ""
 
 
-def describe(error: BaseException) -> Failure:
+@dataclass(frozen=True, kw_only=True)
+class Traced(Failure):
+    """A failure and where it arose.
+
+    Attributes:
+        traceback: the end of it, at most `LONGEST_TRACEBACK` long, without local paths.
+    """
+
+    traceback: str = ""
+
+
+def describe(error: BaseException) -> Traced:
     """Return an exception as a failure; one that cannot even be printed is no trouble."""
     # The traceback module survives a __str__ that raises.
     message = "".join(traceback.format_exception_only(error)).strip()
@@ -46,8 +55,11 @@ def describe(error: BaseException) -> Failure:
     message = re.sub(rf"^[\w.]*{re.escape(exception)}:?\s*", "", message)
     message = head(message, LONGEST_MESSAGE)
     text = tail("".join(traceback.format_exception(error)), LONGEST_TRACEBACK)
-    return Failure(
-        exception, message, text, fingerprint(exception, message, origin(error.__traceback__))
+    return Traced(
+        message=message,
+        exception=exception,
+        fingerprint=fingerprint(exception, message, origin(error.__traceback__)),
+        traceback=text,
     )
 
 

@@ -1,4 +1,4 @@
-"""The record of a cell, and its JSON, which schema.json describes."""
+"""The record of a cell, and its JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import fastjsonschema
-
-from harness.matrix import Key, cell_id
+from harness.matrix import Device, Dtype, Key, cell_id
+from harness.records.failure import Failure, Traced
+from harness.tables import TableError, build
 
 SCHEMA = 1
 Status = Literal[
@@ -37,10 +36,17 @@ FAILED = frozenset(
     {"degraded", "fail", "flaky", "env-error", "timeout", "crash", "reference-broken"}
 )
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
+JUDGED = frozenset({"xfail", "xpass"})
+"""Statuses that judging gives to a record that was read."""
+SHAPES = {
+    **dict.fromkeys(("architecture", "release", "backend"), ".+"),
+    "engine_hash": r"([0-9a-f]{16})?",
+    "check_hash": r"([0-9a-f]{16})?",
+    "time": r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?",
+}
+"""Field of a record -> what its text looks like."""
 DEEPEST = 50
 """Levels of tables and arrays in JSON that is read here; records have five."""
-SCHEMA_FILE = Path(__file__).with_name("schema.json")
-"""JSON Schema (draft 7) of a stored record."""
 PLACES = {
     place: name
     for place, name in (
@@ -54,79 +60,48 @@ PLACES = {
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """How one check of a cell went.
+class CheckResult(Failure):
+    """How one check of a cell went, and what is wrong.
 
     Attributes:
         status: of this check alone.
         figures: what it measured, by name.
         seconds: wall time.
-        message: what is wrong; empty when nothing is.
-        exception: the type's name if it raised.
-        fingerprint: see `harness.records.failure`; empty when nothing is wrong.
     """
 
     status: Status
     figures: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    message: str = ""
-    exception: str = ""
-    fingerprint: str = ""
 
 
-@dataclass(frozen=True)
-class Record:
-    """What is known about one cell after it ran, or did not.
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Traced):
+    """What a cell's own process finds, and the first failure.
 
     Attributes:
-        release: of transformers.
         status: of the cell: the worst of its checks', or why there are none. xfail and xpass are
             never stored: `expected_failures.judge` gives them to a record that was read.
-        message: of the first failure, one line or a few.
-        exception: its type's name.
-        fingerprint: equal for failures with the same cause; empty when nothing failed.
-        explanation: a sentence about that cause, when it is a known one.
-        traceback: the end of it, without local paths.
-        stderr: the end of what the process wrote, without local paths.
-        expected: why the failure was expected, from matrix/expected_failures.toml; never stored.
         checks: check name -> result, in the order in which they ran.
         probes: contract probes, see `harness.measuring.contract`.
-        versions: package -> version.
-        hardware: class of machine, such as "cpu x86_64 AVX512 2 cores".
-        engine_hash: of the engine's source.
-        check_hash: of the harness's measuring source and the cell's recipe.
-        seconds: wall time of the cell's process.
-        cpu_seconds: CPU time of it.
-        time: UTC, ISO 8601, when it ended.
-        schema: version of this layout.
     """
+
+    status: Status
+    checks: dict[str, CheckResult] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which cell a record is of, in the words of the matrix's rows; `release` is transformers'."""
 
     architecture: str
     family: str
     family_class: str
     model_class: str
-    dtype: str
+    dtype: Dtype
     release: str
     backend: str
-    device: str
-    status: Status
-    message: str = ""
-    exception: str = ""
-    fingerprint: str = ""
-    explanation: str = ""
-    traceback: str = ""
-    stderr: str = ""
-    expected: str = ""
-    checks: dict[str, CheckResult] = field(default_factory=dict)
-    probes: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    hardware: str = ""
-    engine_hash: str = ""
-    check_hash: str = ""
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    time: str = ""
-    schema: int = SCHEMA
+    device: Device
 
     @property
     def cell(self) -> str:
@@ -137,6 +112,37 @@ class Record:
     def key(self) -> Key:
         """What a store holds one record for; the release names the file."""
         return self.architecture, self.backend, self.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Measurement, Identity):
+    """What is known about one cell after it ran, or did not.
+
+    Attributes:
+        explanation: a sentence about the failure's cause, when it is a known one.
+        stderr: the end of what the process wrote, without local paths.
+        expected: why the failure was expected, from matrix/expected_failures.toml; never stored.
+        versions: package -> version.
+        hardware: class of machine, such as "cpu x86_64 AVX512 2 cores".
+        engine_hash: of the engine's code.
+        check_hash: of the measuring code and the cell's recipe.
+        seconds: wall time of the cell's process.
+        cpu_seconds: CPU time of it.
+        time: UTC, ISO 8601, when it ended.
+        schema: version of this layout.
+    """
+
+    explanation: str = ""
+    stderr: str = ""
+    expected: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: str = ""
+    engine_hash: str = ""
+    check_hash: str = ""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    time: str = ""
+    schema: int = SCHEMA
 
 
 class RecordError(ValueError):
@@ -155,14 +161,34 @@ def from_json(text: str) -> Record:
     """Return the record on one line of JSON.
 
     Raises:
-        RecordError: it is not JSON, of another schema, or no record.
+        RecordError: it is not JSON, of another schema, or no record that was measured.
     """
     table = parse(text)
     if isinstance(table, dict) and table.get("schema") != SCHEMA:
         raise RecordError(f"schema {table.get('schema')!r}, expected {SCHEMA}")
-    validate(table)
-    checks = {name: CheckResult(**result) for name, result in table["checks"].items()}
-    return Record(**{**table, "checks": checks})
+    try:
+        record = build(Record, table)
+    except TableError as error:
+        raise RecordError(str(error)) from error
+    check(record)
+    return record
+
+
+def check(record: Record) -> None:
+    """Check what the types of a stored record's fields do not say.
+
+    Raises:
+        RecordError: naming the field that is wrong, and how.
+    """
+    for name, shape in SHAPES.items():
+        if not re.fullmatch(shape, getattr(record, name)):
+            raise RecordError(f"{name}: {getattr(record, name)!r} is not of the form {shape}")
+    spans = [record.seconds, record.cpu_seconds, *(one.seconds for one in record.checks.values())]
+    if min(spans) < 0:
+        raise RecordError(f"seconds: {min(spans)} is less than nothing")
+    statuses = {record.status, *(result.status for result in record.checks.values())}
+    if record.expected or statuses & JUDGED:
+        raise RecordError("it holds a judgement: xfail, xpass, or why a failure was expected")
 
 
 def parse(text: str) -> Any:
@@ -183,26 +209,6 @@ def parse(text: str) -> Any:
         if depth > DEEPEST:
             raise RecordError(f"nested deeper than {DEEPEST} levels")
     return value
-
-
-def validate(table: Any) -> None:
-    """Check a record's JSON against the schema.
-
-    Raises:
-        RecordError: it does not fit; the message names the place in it.
-    """
-    try:
-        _validator()(table)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise RecordError(error.message) from error
-
-
-@cache
-def _validator() -> Callable[[Any], Any]:
-    validator: Callable[[Any], Any] = fastjsonschema.compile(
-        json.loads(SCHEMA_FILE.read_text("utf-8"))
-    )
-    return validator
 
 
 def _inner(value: Any) -> Iterable[Any]:

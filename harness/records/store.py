@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.records.record import Record, RecordError, from_json, parse, to_json, validate
+from harness.records.record import Record, RecordError, from_json, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,13 @@ class Store:
         """Write records, each in place of the one with its key.
 
         Raises:
-            RecordError: one of them does not fit the schema, or is of another release; nothing is
+            RecordError: one of them could not be read again, or is of another release; nothing is
                 written.
         """
         texts = {}
         for record in records:
             texts[record.key] = text = to_json(self._of_release(record))
-            validate(parse(text))
+            from_json(text)  # what could not be read again
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.parent / ".lock"):
             kept, damaged = self._read()

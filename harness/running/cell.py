@@ -14,10 +14,9 @@ from harness.records import (
     Record,
     RecordError,
     Status,
-    parse,
+    from_json,
     provenance,
     to_json,
-    validate,
 )
 from harness.records.blank import blank
 from harness.records.failure import LONGEST_MESSAGE, fingerprint, head
@@ -88,8 +87,7 @@ def answered(record: Record, answer: dict[str, Any]) -> Record:
     found = build(Record, {**vars(record), **answer}, "its answer")
     if found.cell != record.cell:
         raise RecordError(f"its answer is of {found.cell}")
-    validate(parse(to_json(found)))
-    return found
+    return from_json(to_json(found))
 
 
 def cause_of_death(ended: Ended, time_limit: float) -> tuple[Status, str, str]:

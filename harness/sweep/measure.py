@@ -14,7 +14,7 @@ from harness.measuring.checkpoints import SEED, own_memory, randomise
 from harness.measuring.contract import blocks
 from harness.measuring.parity import compare, first_divergent
 from harness.records.failure import describe
-from harness.sweep.results import Outcome
+from harness.sweep.results import Measured, Outcome
 from harness.sweep.rules import Rules
 
 LARGEST = 20_000_000
@@ -29,23 +29,6 @@ LENGTH = 4
 
 class SweepError(Exception):
     """Something is not as it must be; the message says what."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The part of a `Result` that only the process knows."""
-
-    outcome: Outcome
-    message: str = ""
-    exception: str = ""
-    fingerprint: str = ""
-    traceback: str = ""
-    model_class: str = ""
-    attention: str = ""
-    parameters: int = 0
-    blocks: int = 0
-    streamed: int = 0
-    bytes_from_disk: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,8 +72,8 @@ def measure(model_type: str, rules: Rules, folder: Path) -> Measured:
         check_equal(found, expected)
         check_streamed(facts)
     except Exception as error:  # whatever a type, a release or the engine raises is the result
-        return Measured(outcome, **{**facts, **vars(describe(error))})
-    return Measured("bit-equal" if facts["blocks"] else "no-blocks", **facts)
+        return Measured(outcome=outcome, **facts, **vars(describe(error)))
+    return Measured(outcome="bit-equal" if facts["blocks"] else "no-blocks", **facts)
 
 
 def small_model(config: PretrainedConfig) -> PreTrainedModel:

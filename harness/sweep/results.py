@@ -11,6 +11,7 @@ from typing import Literal
 from filelock import FileLock
 
 from harness.records import to_json, write_atomically
+from harness.records.failure import Traced
 from harness.tables import TableError, build
 
 Outcome = Literal["bit-equal", "no-blocks", "not-buildable", "reference-broken", "fails"]
@@ -23,45 +24,46 @@ MEANINGS: dict[Outcome, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """What became of one model type.
+@dataclass(frozen=True, kw_only=True)
+class Measured(Traced):
+    """What the process of a model type finds, and why it is not bit-equal.
 
     Attributes:
-        model_type: as in config.json.
-        release: of transformers.
         outcome: see `MEANINGS`.
-        message: why it is not bit-equal.
-        exception: the type's name, if something was raised.
-        fingerprint: equal for failures of the same kind, see `harness.records.failure`.
-        traceback: the end of it, without local paths.
-        explained: why it fails, from matrix/sweep.toml.
         model_class: the stock class.
         attention: the backend that both sides ran.
         parameters: how many the small model has.
         blocks: decoder layers, by the definition of `harness.measuring.contract.blocks`.
         streamed: how many of them stream.
         bytes_from_disk: read by the streamed model's forwards.
-        seconds: wall time.
-        engine_hash: of the engine's source.
-        versions: package -> version.
-        time: UTC, ISO 8601, when it ended.
     """
 
-    model_type: str
-    release: str
     outcome: Outcome
-    message: str = ""
-    exception: str = ""
-    fingerprint: str = ""
-    traceback: str = ""
-    explained: str = ""
     model_class: str = ""
     attention: str = ""
     parameters: int = 0
     blocks: int = 0
     streamed: int = 0
     bytes_from_disk: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Measured):
+    """What became of one model type.
+
+    Attributes:
+        model_type: as in config.json.
+        release: of transformers.
+        explained: why it fails, from matrix/sweep.toml.
+        seconds: wall time.
+        engine_hash: of the engine's code.
+        versions: package -> version.
+        time: UTC, ISO 8601, when it ended.
+    """
+
+    model_type: str
+    release: str
+    explained: str = ""
     seconds: float = 0.0
     engine_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)

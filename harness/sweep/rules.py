@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from harness.judging.pattern import fits
 from harness.matrix import MATRIX
-from harness.tables import TableError, build
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from harness.tables import TableError, read_table
 
 
 @dataclass(frozen=True)
@@ -115,14 +109,10 @@ def load_rules(path: Path = MATRIX / "sweep.toml") -> Rules:
     Raises:
         TableError: naming the row that is wrong, and how.
     """
-    place = f"{path.parent.name}/{path.name}"
-    try:
-        rules = build(Rules, tomllib.loads(path.read_text("utf-8")), place)
-    except tomllib.TOMLDecodeError as error:
-        raise TableError(f"{place}: {error}") from error
+    rules = read_table(Rules, path)
     names = [name for rule in rules.field for name in rule.names]
     types = [name for row in rules.type for name in row.names]
     for name in [*names, *types]:
         if names.count(name) > 1 or types.count(name) > 1:
-            raise TableError(f"{place}: {name!r} is stated twice")
+            raise TableError(f"{path.parent.name}/{path.name}: {name!r} is stated twice")
     return rules

@@ -213,7 +213,7 @@ def test_nothing_bars_people(opened, report, scheme, rules):
 
 
 def test_hostile_records_are_text(opened, tmp_path):
-    check = CheckResult("fail", {HOSTILE: HOSTILE}, 0.1, HOSTILE, HOSTILE, "")
+    check = CheckResult("fail", {HOSTILE: HOSTILE}, 0.1, message=HOSTILE, exception=HOSTILE)
     record = Record(
         *(HOSTILE,) * 4,
         dtype="float32",

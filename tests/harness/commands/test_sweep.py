@@ -6,6 +6,12 @@ from harness.__main__ import main
 from harness.sweep import run
 from harness.sweep.results import Result, path_of, read
 
+RAISED = {"message": "m", "exception": "RuntimeError"}
+
+
+def made(model_type, outcome, **found):
+    return Result(model_type=model_type, release="5.0.0", outcome=outcome, **found)
+
 
 @pytest.fixture
 def outcomes(monkeypatch):
@@ -14,7 +20,7 @@ def outcomes(monkeypatch):
 
     def stand_in(types, *_):
         for name in types:
-            yield chosen.get(name, Result(name, "5.0.0", "bit-equal", streamed=4))
+            yield chosen.get(name, made(name, "bit-equal", streamed=4))
 
     monkeypatch.setattr(run, "sweep", stand_in)
     return chosen
@@ -28,14 +34,14 @@ def test_a_sweep_is_recorded_and_rendered(outcomes, tmp_path, capsys):
 
 
 def test_a_failure_is_printed_last_and_makes_the_status_1(outcomes, tmp_path, capsys):
-    outcomes["bloom"] = Result("bloom", "5.0.0", "fails", "m", "RuntimeError", fingerprint="f1")
-    outcomes["llama"] = Result("llama", "5.0.0", "not-buildable", "too large")
+    outcomes["bloom"] = made("bloom", "fails", **RAISED, fingerprint="f1")
+    outcomes["llama"] = made("llama", "not-buildable", message="too large")
     assert main(["sweep", "--types", "llama,bloom", "--reports", str(tmp_path)]) == 1
     assert capsys.readouterr().out.endswith("NOT AS EXPECTED  bloom: fails RuntimeError m (f1)\n")
 
 
 def test_a_failure_that_is_explained_is_as_expected(outcomes, tmp_path):
-    outcomes["rwkv"] = Result("rwkv", "5.0.0", "fails", "m", "RuntimeError", explained="because")
+    outcomes["rwkv"] = made("rwkv", "fails", **RAISED, explained="because")
     assert main(["sweep", "--types", "rwkv", "--reports", str(tmp_path)]) == 0
     assert "| rwkv | fails | because |" in (tmp_path / "sweep.md").read_text()
 

@@ -96,7 +96,8 @@ def test_several_releases_are_compared_each_with_itself(cell_record):
 def test_a_regression_that_the_list_knows_has_its_cause_and_side(cell_record):
     old = cell_record(architecture="gemma2", release="5.20.2")
     new = replace(old, release="5.21.1", **GEMMA2, message=REFUSED)
-    new = replace(new, checks={"split_and_load": CheckResult("fail", {}, 0, REFUSED, "ValueError")})
+    refused = CheckResult("fail", message=REFUSED, exception="ValueError")
+    new = replace(new, checks={"split_and_load": refused})
     (change,) = compare([old], [new], load_expected())
     assert (change.kind, change.side, change.known) == ("regressed", "transformers", True)
     assert change.why.startswith("pass, now fail: Gemma 2 softcaps")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import tempfile
@@ -8,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import CheckResult, Record, RecordError, from_json, to_json
-from harness.records.record import DEEPEST, SCHEMA_FILE
+from harness.records import RecordError, from_json, to_json
+from harness.records.record import DEEPEST
 
 
 def test_a_record_survives_json(cell_record):
@@ -27,17 +26,23 @@ def test_json_is_one_line_whatever_a_message_holds(cell_record):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"status": "fine"}, "status must be one of"),
-        ({"status": "xpass"}, "status must be one of"),  # a judgement, not a measurement
-        ({"seconds": "1"}, "seconds must be number"),
-        ({"more": 1}, r"must not contain \{'more'\}"),
-        ({"time": "yesterday"}, "time must match pattern"),
-        ({"checks": {"speed": {}}}, r"checks.speed must contain"),
-        ({"expected": "why"}, "expected must be same as const"),
+        ({"status": "fine"}, "^status: Unknown value 'fine'. Available: pass, degraded"),
+        ({"status": "xpass"}, "a judgement"),
+        ({"seconds": "1"}, "^seconds: expected float, got '1'"),
+        ({"seconds": -1}, "^seconds: -1.0 is less than nothing"),
+        ({"more": 1}, "^Unknown key 'more'. Available: architecture, "),
+        ({"time": "yesterday"}, "^time: 'yesterday' is not of the form"),
+        ({"engine_hash": "0" * 15}, "^engine_hash: '0+' is not of the form"),
+        ({"device": "tpu"}, "^device: Unknown value 'tpu'. Available: cpu, cuda"),
+        ({"backend": ""}, "^backend: '' is not of the form"),
+        ({"checks": {"speed": {}}}, "^checks.speed: missing 'status'"),
+        ({"checks": {"speed": {"status": "pass", "seconds": -1}}}, "^seconds: -1.0 is less"),
+        ({"checks": {"speed": {"status": "xfail"}}}, "a judgement"),
+        ({"expected": "why"}, "a judgement"),
         ({"schema": 0}, "schema 0, expected 1"),
     ],
 )
-def test_what_does_not_fit_the_schema_is_no_record(cell_record, change, message):
+def test_what_is_not_as_a_record_is_none(cell_record, change, message):
     text = json.dumps(json.loads(to_json(cell_record())) | change)
     with pytest.raises(RecordError, match=message):
         from_json(text)
@@ -51,15 +56,6 @@ def test_what_can_be_read_can_be_written_again(cell_record):
     assert from_json(to_json(record)) == record
     with pytest.raises(RecordError, match="nested deeper than 50 levels"):
         from_json(to_json(cell_record(probes={"deep": [deep]})))
-
-
-def test_the_schema_has_the_fields_of_a_record():
-    schema = json.loads(SCHEMA_FILE.read_text("utf-8"))
-    fields = {field.name for field in dataclasses.fields(Record)}
-    assert set(schema["properties"]) == set(schema["required"]) == fields
-    check = schema["definitions"]["check"]
-    fields = {field.name for field in dataclasses.fields(CheckResult)}
-    assert set(check["properties"]) == set(check["required"]) == fields
 
 
 def test_a_record_names_no_folder_of_this_machine(cell_record):

@@ -50,7 +50,7 @@ def test_writers_do_not_lose_each_others_records(tmp_path, cell_record):
     [
         (b'{"schema": 1, "arch', r"transformers-5.0.0.jsonl:2 is no record .*Unterminated string"),
         (b'{"schema": 99}', r"jsonl:2 is no record .*schema 99, expected 1"),
-        (b'["schema"]', r"jsonl:2 .*must be object"),
+        (b'["schema"]', r"jsonl:2 .*expected a table"),
         (b"<<<<<<< HEAD", r"jsonl:2 .*Expecting value"),
         (b"\xff\xfe", r"jsonl:2 .*can't decode"),
         (b"[" * 100_000 + b"]" * 100_000, r"jsonl:2 .*nested deeper than 50 levels"),
@@ -93,7 +93,7 @@ def test_what_is_no_record_is_not_written(tmp_path, cell_record):
     store = Store(tmp_path, "5.0.0")
     store.put([cell_record()])
     before = store.path.read_bytes()
-    with pytest.raises(RecordError, match="status must be one of"):
+    with pytest.raises(RecordError, match="a judgement"):
         store.put([cell_record(architecture="qwen2", status="xfail")])
     assert store.path.read_bytes() == before
 

@@ -55,7 +55,7 @@ class Tags(HTMLParser):
 def filled(record, text):
     """A record with the same text in every place that takes one."""
     strings = [name for name, kind in get_type_hints(Record).items() if kind is str]
-    check = CheckResult(text, {text: text}, 1.0, text, text, text)
+    check = CheckResult(text, {text: text}, 1.0, message=text, exception=text, fingerprint=text)
     tables = {"checks": {text: check}, "probes": {text: text}, "versions": {text: text}}
     return record(**dict.fromkeys((*strings, "status"), text), **tables)
 

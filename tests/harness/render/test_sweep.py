@@ -5,13 +5,22 @@ import pytest
 from harness.render.sweep import render
 from harness.sweep.results import Result
 
+
+def made(model_type, release="5.10.0", outcome="bit-equal", **found):
+    return Result(model_type=model_type, release=release, outcome=outcome, **found)
+
+
+def failed(model_type, outcome, message, exception):
+    return made(model_type, outcome=outcome, message=message, exception=exception)
+
+
 RESULTS = [
-    Result("llama", "5.9.0", "bit-equal", streamed=4),
-    Result("bloom", "5.10.0", "bit-equal", streamed=2),
-    Result("llama", "5.10.0", "bit-equal", streamed=4),
-    Result("blt", "5.10.0", "reference-broken", "no layers", "AttributeError"),
-    Result("big", "5.10.0", "not-buildable", "has 9 parameters", "SweepError"),
-    Result("jamba", "5.10.0", "fails", "a | b\n<b>", "RuntimeError"),
+    made("llama", "5.9.0", streamed=4),
+    made("bloom", streamed=2),
+    made("llama", streamed=4),
+    failed("blt", "reference-broken", "no layers", "AttributeError"),
+    failed("big", "not-buildable", "has 9 parameters", "SweepError"),
+    failed("jamba", "fails", "a | b\n<b>", "RuntimeError"),
 ]
 
 

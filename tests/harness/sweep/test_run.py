@@ -65,11 +65,15 @@ def test_types_are_those_with_a_causal_model():
         causal_types(["lama"])
 
 
+def made(model_type, outcome="bit-equal", **found):
+    return Result(model_type=model_type, release="5.0.0", outcome=outcome, **found)
+
+
 def test_results_replace_those_of_their_types_and_keep_others(tmp_path):
     path = results.path_of(tmp_path / "sweep", "5.0.0")
-    first = [Result("llama", "5.0.0", "fails", "why"), Result("bloom", "5.0.0", "bit-equal")]
+    first = [made("llama", "fails", message="why"), made("bloom")]
     results.put(path, first)
-    results.put(path, [Result("llama", "5.0.0", "bit-equal")])
+    results.put(path, [made("llama")])
     found = {result.model_type: result.outcome for result in results.read(path)}
     assert found == {"bloom": "bit-equal", "llama": "bit-equal"}
 
@@ -77,9 +81,9 @@ def test_results_replace_those_of_their_types_and_keep_others(tmp_path):
 @pytest.mark.parametrize("line", ["{", "[]", '{"model_type": "llama"}', '{"outcome": "fine"}'])
 def test_a_damaged_result_is_named_and_nothing_is_lost(tmp_path, line):
     path = results.path_of(tmp_path, "5.0.0")
-    results.put(path, [Result("llama", "5.0.0", "bit-equal")])
+    results.put(path, [made("llama")])
     path.write_text(path.read_text() + line + "\n")
     before = path.read_text()
     with pytest.raises(TableError, match=r"5\.0\.0\.jsonl:2"):
-        results.put(path, [Result("bloom", "5.0.0", "bit-equal")])
+        results.put(path, [made("bloom")])
     assert path.read_text() == before
