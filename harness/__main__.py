@@ -11,30 +11,34 @@ from collections.abc import Sequence
 from harness import commands
 from harness.running.environments import OrchestrationError
 
-EXAMPLE = "example: python -m harness run --arch llama,qwen2 --attn sdpa"
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the sub-command that the arguments name; return its exit status.
 
-    A sub-command is a module with `HELP`, `add_arguments(parser)` and `run(args) -> int`. It
-    imports what is heavy in `run`, for the environment that plans and renders has no torch.
+    Args:
+        argv: the arguments; None takes the process's own.
     """
     parser = argparse.ArgumentParser(
         prog="python -m harness",
         description="Measure architectures x transformers releases x attention backends.",
-        epilog=EXAMPLE,
+        epilog="`python -m harness COMMAND --help` explains a command.",
     )
     choices = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for found in pkgutil.iter_modules(commands.__path__):
         module = importlib.import_module(f"{commands.__name__}.{found.name}")
-        name = found.name.replace("_", "-")
-        command = choices.add_parser(name, help=module.HELP, description=module.HELP)
+        summary, _, rest = (module.__doc__ or "").partition("\n")
+        command = choices.add_parser(
+            found.name.replace("_", "-"),
+            help=summary[0].lower() + summary[1:].rstrip("."),
+            description=f"{summary}\n{rest}",
+            epilog=f"example:\n{module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(main=module.main)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    args = parser.parse_args(arguments)
+    arguments = parser.parse_args(argv)
     try:
-        return int(args.run(args))
+        return int(arguments.main(arguments))
     except (ValueError, FileNotFoundError, OrchestrationError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

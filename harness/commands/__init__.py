@@ -1,4 +1,9 @@
-"""The sub-commands of `python -m harness`, one module each, and the arguments that several take."""
+"""The sub-commands of `python -m harness`, one module each, and the arguments that several take.
+
+A module's docstring is its help. It has `EXAMPLE`, `add_arguments(parser)` and `main(arguments)`,
+which returns the exit status. What needs torch is imported inside `main`, for the environment that
+plans and renders has none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The release in which a cell broke."""
+"""Find the release in which a cell broke, patches and pre-releases included.
+
+Looks between the newest good and the oldest bad release that have records. Each release is
+installed with the dependencies of the day when it came out.
+
+exit status: 0 if the release was found, 1 if it is not a release that broke the cell, 2 if there is
+nothing to look between, or the index was not reached
+"""
 
 from __future__ import annotations
 
@@ -18,24 +25,15 @@ from harness.running.run import Work, measure
 from harness.upgrading.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
 from harness.upgrading.package_index import ask_index, of_its_time
 
-HELP = "find the release in which a cell broke, patches and pre-releases included"
+EXAMPLE = "  python -m harness bisect gemma2/sdpa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the cell and where the records are."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  python -m harness bisect gemma2/sdpa\n\n"
-        "Looks between the newest good and the oldest bad release that have records. Each release\n"
-        "is installed with the dependencies of the day when it came out.\n\n"
-        "exit status: 0 if the release was found, 1 if it is not a release that broke the cell,\n"
-        "2 if there is nothing to look between, or the index was not reached"
-    )
     parser.add_argument("cell", help=f"{SHAPE}; the release is the bad one")
     parser.add_argument("--results", type=Path, default=ROOT / "reports" / "results", metavar="DIR")
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Measure as few releases as can tell, and print the two between which the cell broke.
 
     Raises:
@@ -43,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
         ValueError: there is nothing to look between, or the index was not reached.
     """
     begun = time.monotonic()
-    name = parse_cell(args.cell)
-    of_cell = find(replace(name, release=""), read_all(args.results), str(args.results))
+    name = parse_cell(arguments.cell)
+    of_cell = find(replace(name, release=""), read_all(arguments.results), str(arguments.results))
     good, bad = ends(of_cell, name.release)
     releases = between(ask_index(pre=True), good.release, bad.release)
     print(f"{good.cell} is good, {bad.release} is bad; between: {', '.join(releases) or 'nothing'}")
-    found = search(good, bad, releases, args.results / BISECTED)
+    found = search(good, bad, releases, arguments.results / BISECTED)
     print("\n".join(in_words(found) if isinstance(found, Found) else [found]))
     print(f"{time.monotonic() - begun:.0f} s")
     return 0 if isinstance(found, Found) else 1

@@ -1,4 +1,4 @@
-"""What differs between two releases, or two sets of records."""
+"""Compare two releases or two sets of records: what regressed, was lost, was fixed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from harness.judging.changes import KINDS, compare
 from harness.judging.comparison import EXIT_STATUS, Comparison
 from harness.judging.expected_failures import load_expected
 from harness.judging.snapshots import load_side
+from harness.judging.speed import compare_speed
 from harness.matrix import ROOT
+from harness.render.comparison import FORMATS
+from harness.upgrading.retry import retry
 
-HELP = "compare two releases or two sets of records: what regressed, was lost, was fixed"
+EXAMPLE = """\
+  python -m harness diff 5.20.2 5.21.1
+  python -m harness diff git:HEAD reports/results --format md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the two sides and how to print."""
     kinds = "\n".join(f"  {kind:15} {meaning}" for kind, meaning in KINDS.items())
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "examples:\n"
-        "  python -m harness diff 5.20.2 5.21.1\n"
-        "  python -m harness diff git:HEAD reports/results --format md\n\n"
-        f"kinds:\n{kinds}\n\n{EXIT_STATUS}"
-    )
+    parser.description = f"{parser.description}\nkinds:\n{kinds}\n\n{EXIT_STATUS}"
     side = "a release, a folder of records, or git:REVISION for the records committed there"
     parser.add_argument("before", metavar="A", help=side)
     parser.add_argument("after", metavar="B", help="likewise")
@@ -42,22 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Print the comparison; return what it amounts to, see `EXIT_STATUS`.
 
     Raises:
         OrchestrationError: --retry could not run tox.
         ValueError: a side is no such thing, or --retry would say nothing about a cell.
     """
-    # The environments that only run cells need none of these.
-    from harness.judging.speed import compare_speed
-    from harness.render.comparison import FORMATS
-    from harness.upgrading.retry import retry
-
-    before, after = (load_side(text, args.results) for text in (args.before, args.after))
+    before, after = (
+        load_side(text, arguments.results) for text in (arguments.before, arguments.after)
+    )
     changes = compare(before.records, after.records, load_expected())
-    if args.retry:
+    if arguments.retry:
         changes = retry(changes)
     found = Comparison(before.name, after.name, changes, compare_speed(changes))
-    print(FORMATS[args.format](found))
+    print(FORMATS[arguments.format](found))
     return found.exit_status

@@ -1,4 +1,7 @@
-"""Make the documents that come from records again, or check that the committed ones are current."""
+"""Make the reports and README's table again from the records; --check only compares.
+
+exit status: 0 if all is current or was written, 1 if --check finds a stale document
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,10 @@ from harness.render import sweep
 from harness.render.folder import compare, report_texts
 from harness.render.readme import with_families
 
-HELP = "make the reports and README's table again from the records; --check only compares"
+EXAMPLE = "  tox -e docs -- --check"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m harness docs`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  tox -e docs -- --check\n\n"
-        "exit status: 0 if all is current or was written, 1 if --check finds a stale document"
-    )
     parser.add_argument("--check", action="store_true", help="write nothing; name what is stale")
     parser.add_argument(
         "--before",
@@ -31,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Write the documents, or name the stale ones."""
-    return check(ROOT) if args.check else write(ROOT, args.before)
+    return check(ROOT) if arguments.check else write(ROOT, arguments.before)
 
 
 def write(root: Path, before: str) -> int:

@@ -1,4 +1,4 @@
-"""What is recorded about one cell."""
+"""Print all that is recorded about a cell, such as qwen2@5.23.0/sdpa/cpu."""
 
 from __future__ import annotations
 
@@ -15,33 +15,31 @@ from harness.records import Record, read_all
 from harness.render.record import report
 from harness.upgrading.bisection import BISECTED, ends, is_bad
 
-HELP = "print all that is recorded about a cell, such as qwen2@5.23.0/sdpa/cpu"
+EXAMPLE = "  python -m harness explain gemma2/sdpa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the cell and where its record is."""
-    parser.epilog = "example: python -m harness explain gemma2/sdpa"
     parser.add_argument("cell", help=f"{SHAPE}; without a release, the newest that is recorded")
     parser.add_argument("--results", type=Path, default=ROOT / "reports" / "results", metavar="DIR")
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Print the record, and since when it is so.
 
     Raises:
         ValueError: the cell is not named as it should be, or has no record.
     """
-    name = parse_cell(args.cell)
+    name = parse_cell(arguments.cell)
     expected = load_expected()
-    records = read_all(args.results)
-    found = find(name, records, str(args.results))
+    records = read_all(arguments.results)
+    found = find(name, records, str(arguments.results))
     record = max(found, key=lambda one: Version(one.release))
     lines = [
         f"{PLACE}: {entry.name}, {entry.side}, to be looked at by {entry.expires}"
         for entry in entries_for(record, expected)
     ]
     if is_bad(record):
-        bisected = args.results / BISECTED
+        bisected = arguments.results / BISECTED
         others = [*records, *(read_all(bisected) if bisected.is_dir() else [])]
         lines += since(record, [r for r in others if replace(name, release="").names(r)])
     print("\n".join([report(judge(record, expected)), *lines]))

@@ -1,4 +1,10 @@
-"""Measure a selection of cells in an environment for each release, and render the reports."""
+"""Measure architectures x releases x attention backends, and render the reports.
+
+Each release has an environment of its own.
+
+exit status: 0 if all is as expected, 1 if a cell is not, 2 if the command is wrong, 143 if SIGTERM
+stopped it: what was measured is recorded, the next run does the rest
+"""
 
 from __future__ import annotations
 
@@ -13,17 +19,10 @@ from harness.render.folder import render_reports
 from harness.running.run import Work, measure
 from harness.running.selection import parse_shard, select_releases
 
-HELP = "measure architectures x releases x attention backends, and render the reports"
+EXAMPLE = "  tox -e matrix -- --releases 5.0,newest --arch llama,qwen2 --attn sdpa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m harness matrix`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  tox -e matrix -- --releases 5.0,newest --arch llama,qwen2 --attn sdpa\n\n"
-        "exit status: 0 if all is as expected, 1 if a cell is not, 2 if the command is wrong,\n"
-        "143 if SIGTERM stopped it: what was measured is recorded, the next run does the rest"
-    )
     parser.add_argument(
         "--releases",
         default="sentinel",
@@ -64,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Measure, render, and say what is not as expected.
 
     Raises:
@@ -73,16 +72,16 @@ def run(args: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     matrix = load_matrix()
-    releases = select_releases(args.releases, matrix)
-    cells = matrix.cells(releases, args.arch, args.attn, args.device)
+    releases = select_releases(arguments.releases, matrix)
+    cells = matrix.cells(releases, arguments.arch, arguments.attn, arguments.device)
     if not cells:
         raise ValueError("The selection holds no cell: --arch or --attn is empty.")
-    if args.shard:
-        cells = parse_shard(args.shard).of(cells)
-    reports = args.reports.resolve()
-    jobs = args.jobs or (1 if args.device == "cuda" else cores())
+    if arguments.shard:
+        cells = parse_shard(arguments.shard).of(cells)
+    reports = arguments.reports.resolve()
+    jobs = arguments.jobs or (1 if arguments.device == "cuda" else cores())
     try:
-        problems = measure(cells, Work(reports / "results", jobs, args.force))
+        problems = measure(cells, Work(reports / "results", jobs, arguments.force))
     except (KeyboardInterrupt, SystemExit):
         print("Stopped. What was measured is recorded: without --force, the next run does the rest")
         raise

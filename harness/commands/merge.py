@@ -1,4 +1,8 @@
-"""The records of several machines, brought together."""
+"""Bring the records of shards together.
+
+Of a cell that several folders have, the newest record is taken, and said so. Records that --into
+already has of other cells stay.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +11,31 @@ from pathlib import Path
 
 from harness.records.merge import merge, write
 
-HELP = "bring the records of shards together"
+EXAMPLE = """\
+  tox -e matrix -- --shard 1/2 --reports shard1      (on one machine)
+  tox -e matrix -- --shard 2/2 --reports shard2      (on another)
+  python -m harness merge shard1/results shard2/results --into reports/results"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the folders."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n"
-        "  tox -e matrix -- --shard 1/2 --reports shard1      (on one machine)\n"
-        "  tox -e matrix -- --shard 2/2 --reports shard2      (on another)\n"
-        "  python -m harness merge shard1/results shard2/results --into reports/results\n\n"
-        "Of a cell that several folders have, the newest record is taken, and said so. Records\n"
-        "that --into already has of other cells stay."
-    )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="records of a shard"
     )
     parser.add_argument("--into", required=True, type=Path, metavar="FOLDER", help="where they go")
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Merge, and say what came of it.
 
     Raises:
         FileNotFoundError: a folder is missing.
         ValueError: a folder holds no records.
     """
-    merged = merge(args.folders)
-    write(merged.records, args.into)
+    merged = merge(arguments.folders)
+    write(merged.records, arguments.into)
     for cell in merged.duplicates:
         print(f"{cell}: several records, the newest was taken")
-    print(f"{len(merged.records)} records of {len(args.folders)} folders into {args.into}")
+    print(
+        f"{len(merged.records)} records of {len(arguments.folders)} folders into {arguments.into}"
+    )
     return 0

@@ -1,50 +1,29 @@
-"""Bring matrix/releases.toml up to date: the newest patch of each 5.x minor on the index."""
+"""List the newest patch of each transformers 5.x release in matrix/releases.toml.
+
+exit status: 0 if the file is up to date now, 1 if --check found that it is not, 2 if the index
+could not be asked
+"""
 
 from __future__ import annotations
 
 import argparse
-import re
-import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-from packaging.version import Version
 
 from harness.matrix import MATRIX
 from harness.records import write_atomically
 from harness.upgrading.package_index import ask_index
+from harness.upgrading.releases import changes, newest_patches, updated
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-HELP = "list the newest patch of each transformers 5.x release in matrix/releases.toml"
-MAJOR = 5
-ROW = "[[release]]"
-MARK = "\nsentinel = true"
-NEWEST = "  # the newest"
-"""Follows a mark that passes on to the next newest release; other marks stay."""
-
-Minor = tuple[int, int]
+EXAMPLE = "  python -m harness releases --check"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is looked for, and whether to write."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  python -m harness releases --check\n\n"
-        "exit status: 0 if the file is up to date now, 1 if --check found that it is not,\n"
-        "2 if the index could not be asked"
-    )
     parser.add_argument(
         "--check", action="store_true", help="only say whether the file is up to date"
     )
     parser.add_argument("--pre", action="store_true", help="pre-releases count too")
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Ask the index, and print what changed.
 
     Raises:
@@ -52,97 +31,15 @@ def run(args: argparse.Namespace) -> int:
     """
     path = MATRIX / "releases.toml"
     before = path.read_text("utf-8")
-    after = updated(before, newest_patches(ask_index(args.pre)))
+    after = updated(before, newest_patches(ask_index(arguments.pre)))
     found = changes(before, after)
     for line in found:
         print(line)
     if not found:
         print("matrix/releases.toml is up to date")
-    elif args.check:
+    elif arguments.check:
         print("matrix/releases.toml is out of date. Run: python -m harness releases")
         return 1
     else:
         write_atomically(path, after)
     return 0
-
-
-def newest_patches(versions: Iterable[str]) -> dict[Minor, str]:
-    """Return minor -> its newest version, oldest first, of the major release that is measured."""
-    ordered = [v for v in sorted(map(Version, versions)) if v.major == MAJOR]
-    return {(v.major, v.minor): str(v) for v in ordered}
-
-
-def updated(text: str, newest: Mapping[Minor, str]) -> str:
-    """Return the text of matrix/releases.toml with exactly these releases.
-
-    Comments stay, and so do sentinel marks; the oldest and the newest row have one in any case.
-
-    Args:
-        text: paragraphs, each a comment or one row with the comments that belong to it.
-        newest: see `newest_patches`.
-
-    Raises:
-        ValueError: a paragraph holds several rows; or the index has less than the file, as when
-            pip could not reach it and answered from a folder of wheels.
-    """
-    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text) if part.strip()]
-    rows = {minor(_row(part)["version"]): part for part in paragraphs if ROW in part}
-    lacking = {".".join(map(str, key)) for key in rows.keys() - newest.keys()}
-    lacking |= {v for v in versions_of(text) if Version(newest.get(minor(v), v)) < Version(v)}
-    if lacking or not newest:
-        raise ValueError(
-            f"pip's answer lacks listed releases ({', '.join(sorted(lacking)) or 'all'}): was the "
-            "index reached? matrix/releases.toml is as it was."
-        )
-    ends = min(newest), max(newest)
-    made = [
-        _made(rows.get(key, f'{ROW}\nversion = "{version}"'), version, key in ends, key == ends[1])
-        for key, version in sorted(newest.items())
-    ]
-    return "\n\n".join([*(part for part in paragraphs if ROW not in part), *made]) + "\n"
-
-
-def changes(before: str, after: str) -> list[str]:
-    """Return a line for each minor whose versions or marks differ."""
-    old, new = _by_minor(before), _by_minor(after)
-    return [
-        f"{'.'.join(map(str, key))}: {old.get(key, 'not listed')} -> {new[key]}"
-        for key in new
-        if old.get(key) != new[key]
-    ]
-
-
-def versions_of(text: str) -> list[str]:
-    """Return the versions that matrix/releases.toml lists."""
-    return [row["version"] for row in tomllib.loads(text).get("release", [])]
-
-
-def minor(version: str) -> Minor:
-    """Return (major, minor) of a version."""
-    parsed = Version(version)
-    return parsed.major, parsed.minor
-
-
-def _made(paragraph: str, version: str, sentinel: bool, newest: bool) -> str:
-    """Return a row with this version; a mark that it had for being the newest goes, or stays."""
-    paragraph = paragraph.replace(MARK + NEWEST, "")
-    paragraph = re.sub(r'(?m)^version = "[^"]*"', f'version = "{version}"', paragraph)
-    if sentinel and not _row(paragraph).get("sentinel"):
-        paragraph += MARK + (NEWEST if newest else "")
-    return paragraph
-
-
-def _row(paragraph: str) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = tomllib.loads(paragraph)["release"]
-    if len(rows) != 1:
-        raise ValueError(f"matrix/releases.toml: an empty line must part these rows:\n{paragraph}")
-    return rows[0]
-
-
-def _by_minor(text: str) -> dict[Minor, str]:
-    """Return minor -> its versions, with their marks, in words."""
-    found: dict[Minor, list[str]] = defaultdict(list)
-    for row in tomllib.loads(text).get("release", []):
-        mark = " (sentinel)" if row.get("sentinel") else ""
-        found[minor(row["version"])].append(row["version"] + mark)
-    return {key: ", ".join(words) for key, words in found.items()}

@@ -8,11 +8,10 @@ from pathlib import Path
 from harness.matrix import ROOT
 from harness.render.folder import render_reports
 
-HELP = "render the reports again, from the records"
+EXAMPLE = "  tox -e render -- --before git:HEAD"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `python -m harness render`."""
     parser.add_argument(
         "--reports",
         type=Path,
@@ -27,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Write the reports."""
-    for path in render_reports(args.reports, args.before):
+    for path in render_reports(arguments.reports, arguments.before):
         print(path)
     return 0

@@ -1,4 +1,4 @@
-"""The cells of the installed transformers, measured here and now."""
+"""Measure cells with the installed transformers and record them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 
 from harness.matrix import ROOT
 
-HELP = "measure cells with the installed transformers and record them"
+EXAMPLE = "  python -m harness run --arch llama,qwen2 --attn sdpa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what selects cells."""
     parser.add_argument("--arch", help="architectures, separated by commas (default: all)")
     parser.add_argument("--attn", help="attention backends, separated by commas (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -19,10 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Run pytest on matrix/test_cells.py; return its exit status."""
     import pytest  # only this command needs it
 
-    options = {"arch": args.arch, "attn": args.attn, "device": args.device, "results": args.results}
+    options = {
+        "arch": arguments.arch,
+        "attn": arguments.attn,
+        "device": arguments.device,
+        "results": arguments.results,
+    }
     chosen = [f"--{name}={value}" for name, value in options.items() if value is not None]
     return int(pytest.main([str(ROOT / "matrix" / "test_cells.py"), f"--rootdir={ROOT}", *chosen]))

@@ -1,4 +1,8 @@
-"""Stream every causal model type of the installed transformers, built small."""
+"""Stream every causal model type of the installed transformers, and compare it with stock.
+
+exit status: 0 if nothing fails but what matrix/sweep.toml explains, 1 if something does, 2 if the
+command is wrong
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,10 @@ from harness.commands import names
 from harness.matrix import ROOT
 from harness.running.cell import TIME_LIMIT
 
-HELP = "stream every causal model type of the installed transformers, and compare it with stock"
+EXAMPLE = "  python -m harness sweep --types bloom,jamba"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is swept, and how."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  python -m harness sweep --types bloom,jamba\n\n"
-        "exit status: 0 if nothing fails but what matrix/sweep.toml explains, 1 if something\n"
-        "does, 2 if the command is wrong"
-    )
     parser.add_argument("--types", type=names, metavar="LIST", help="model types (default: all)")
     parser.add_argument(
         "--jobs",
@@ -48,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--render", action="store_true", help="only render the report again")
 
 
-def run(args: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Sweep, record, render, and say what fails.
 
     Raises:
@@ -56,26 +53,28 @@ def run(args: argparse.Namespace) -> int:
     """
     from harness.render import sweep as report
 
-    folder = args.reports / "sweep"
-    problems = [] if args.render else measure(args, folder)
-    print(report.render(report.read_all(folder), args.reports))
+    folder = arguments.reports / "sweep"
+    problems = [] if arguments.render else measure(arguments, folder)
+    print(report.render(report.read_all(folder), arguments.reports))
     for problem in problems:
         print(f"NOT AS EXPECTED  {problem}")
     return 1 if problems else 0
 
 
-def measure(args: argparse.Namespace, folder: Path) -> list[str]:
+def measure(arguments: argparse.Namespace, folder: Path) -> list[str]:
     """Sweep and record each type as it is done; return a line for each that is not as expected."""
     from harness.sweep import results  # torch and transformers come with these
     from harness.sweep.rules import load_rules
     from harness.sweep.run import causal_types, sweep
 
     started = time.monotonic()
-    types, rules = causal_types(args.types), load_rules()
+    types, rules = causal_types(arguments.types), load_rules()
     found: Counter[str] = Counter()
     known = {name for row in rules.known for name in row.names}
     problems = []
-    for number, result in enumerate(sweep(types, rules, args.jobs, args.time_limit), start=1):
+    for number, result in enumerate(
+        sweep(types, rules, arguments.jobs, arguments.time_limit), start=1
+    ):
         results.put(results.path_of(folder, result.release), [result])
         found[result.outcome] += 1
         line = f"{result.model_type}: {result.outcome} {result.exception} {result.message}".strip()

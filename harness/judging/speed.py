@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from scipy.stats import mannwhitneyu, wilcoxon
-
 from harness.judging.changes import Change
 from harness.records import Record
 
@@ -86,6 +84,8 @@ def compare_speed(changes: Iterable[Change]) -> Speed:
 
     Only cells that were measured by the same checks on the same class of hardware are compared.
     """
+    from scipy.stats import wilcoxon  # takes a second, and few commands compare speed
+
     pairs = [(change.before, change.after) for change in changes]
     timed = [(a, b) for a, b in pairs if a and b and costs(a) and costs(b)]
     cells = tuple(
@@ -119,6 +119,8 @@ def comparable(before: Record, after: Record) -> bool:
 
 def cell_speed(before: Record, after: Record) -> CellSpeed:
     """Return one cell's speed; both records have it."""
+    from scipy.stats import mannwhitneyu  # see `compare_speed`
+
     old, new = costs(before), costs(after)
     return CellSpeed(after.cell, median(old), median(new), float(mannwhitneyu(old, new).pvalue))
 

@@ -7,7 +7,6 @@ from harness.commands import canary
 from harness.judging.changes import compare
 from harness.judging.comparison import Comparison
 from harness.judging.speed import compare_speed
-from harness.upgrading import upgrade
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def flying(cell_record, tmp_path, monkeypatch):
             changes = compare([old], [new])
             return Comparison("5.0.0", "5.25.0rc1", changes, compare_speed(changes))
 
-        monkeypatch.setattr(upgrade, "upgrade", checked)
+        monkeypatch.setattr(canary, "upgrade", checked)
         monkeypatch.setattr(canary, "ask_index", lambda pre: ["5.24.0", "5.25.0rc1", "4.57.6"])
         issue = tmp_path / "issue.md"
         issue.write_text("of last week")

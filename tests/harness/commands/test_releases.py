@@ -7,26 +7,8 @@ import pytest
 
 from harness.__main__ import main
 from harness.commands import releases
-from harness.commands.releases import newest_patches, tomllib, updated
-from harness.matrix import load_matrix
-
-TABLE = """\
-# What the rows mean.
-
-[[release]]
-version = "5.0.0"
-sentinel = true
-
-# Changed a contract.
-[[release]]
-version = "5.2.0" # why
-sentinel = true
-
-[[release]]
-version = "5.9.1"
-sentinel = true  # the newest
-"""
-INDEX = ("4.57.6", "5.0.0", "5.2.0", "5.2.1", "5.9.1", "5.10.0", "5.10.2", "6.0.0")
+from harness.upgrading.releases import tomllib
+from tests.harness.upgrading.test_releases import INDEX, TABLE
 
 
 @pytest.fixture
@@ -74,14 +56,6 @@ def test_the_newest_patch_of_each_minor_is_listed_in_order(table, pip, capsys):
     ]
 
 
-def test_comments_stay_with_their_rows():
-    text = updated(TABLE, newest_patches([*INDEX, "5.1.0"]))
-    assert text.startswith('# What the rows mean.\n\n[[release]]\nversion = "5.0.0"\n')
-    assert '\n\n[[release]]\nversion = "5.1.0"\n\n# Changed a contract.\n[[release]]\n' in text
-    assert 'version = "5.2.1" # why\n' in text
-    assert text.endswith('version = "5.10.2"\nsentinel = true  # the newest\n')
-
-
 def test_a_second_update_changes_nothing(table, pip, capsys):
     pip(INDEX)
     main(["releases"])
@@ -98,13 +72,6 @@ def test_a_check_says_what_would_change_and_writes_nothing(table, pip, capsys):
     assert main(["releases", "--check"]) == 1
     assert table.read_text() == TABLE
     assert "out of date" in capsys.readouterr().out
-
-
-def test_pre_releases_count_when_they_are_asked_for():
-    assert newest_patches(["5.3.0rc1", "5.2.0", "5.2.0rc2", "5.2.1.dev0"]) == {
-        (5, 2): "5.2.1.dev0",
-        (5, 3): "5.3.0rc1",
-    }
 
 
 @pytest.mark.parametrize(("arguments", "asked"), [([], False), (["--pre"], True)])
@@ -132,15 +99,3 @@ def test_an_answer_that_lacks_listed_releases_is_not_believed(
     assert main(["releases"]) == 2
     assert f"lacks listed releases ({lacking})" in capsys.readouterr().err
     assert table.read_text() == TABLE
-
-
-def test_rows_that_run_into_one_another_are_an_error():
-    crowded = TABLE.replace("sentinel = true\n\n[[", "sentinel = true\n[[")
-    with pytest.raises(ValueError, match=r"an empty line must part[^$]*5\.9\.1"):
-        updated(crowded, newest_patches(INDEX))
-
-
-def test_the_table_is_one_that_can_be_kept():
-    text = (releases.MATRIX / "releases.toml").read_text("utf-8")
-    versions = [row.version for row in load_matrix().releases]
-    assert updated(text, newest_patches(versions)) == text
