@@ -75,6 +75,8 @@ class Meter:
 
     def settle(self, wait: bool = False) -> None:
         """Reads the times of what the device has passed; of everything, if it is to wait for it."""
+        if not self._pending:  # no lock then: one that a fork left behind stays locked
+            return
         with self._settling:
             while self._pending:
                 begin, end, record = self._pending[0]

@@ -11,9 +11,11 @@ The modules' hooks hold the pipeline, which holds nothing that leads back to a m
 of them it goes, at once, and with it the threads and the memory of the slots.
 """
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -97,11 +99,13 @@ class Pipeline:
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
         self._bar: tqdm[Any] | None = None
+        self._inherited = False  # by a fork, and not used since
         for stage, alone in zip(stages, self._places, strict=True):
             for module in stage.modules:
                 module.register_forward_pre_hook(_calling(self.acquire, alone))
                 module.register_forward_hook(_calling(self.release, alone), always_call=True)
         weakref.finalize(self, transfer.close)
+        _PIPELINES.add(self)
 
     def start(self) -> None:
         """Begins to load the first stages, so that the first forward finds them."""
@@ -118,6 +122,7 @@ class Pipeline:
         Called by the model's own forward, not by hooks: adapters call that past them, and behind a
         keyboard interrupt torch runs none.
         """
+        self._take_over()
         with self._turn:
             self._options.admit(args, kwargs)
             self._settle()
@@ -139,6 +144,7 @@ class Pipeline:
 
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's parameters in place, waiting for them if need be."""
+        self._take_over()
         self._refuse_twice(stage)
         self._settled = False
         if self._seen is not None:
@@ -166,6 +172,32 @@ class Pipeline:
         if self._bar is not None:
             self._bar.update()
         self._prefetch()
+
+    def inherit(self) -> None:
+        """Puts in order what a fork left: in the child, only the thread that forked goes on.
+
+        That thread may be in the midst of a forward, which then is finished in both processes.
+        """
+        if self._turn.acquire(blocking=False):  # nobody's, or this thread's
+            self._turn.release()
+        else:
+            self._turn, self._seen, self._bar = threading.RLock(), None, None
+        here = threading.get_ident()
+        self._running = {stage: run for stage, run in self._running.items() if run.thread == here}
+        busy = {run.slot for run in self._running.values()}
+        for slot in self._slots:
+            slot.filling = threading.Lock()
+            if slot not in busy:
+                slot.load = None
+        self._settled = False
+        self._inherited = True
+        self._transfer.inherit()
+
+    def _take_over(self) -> None:
+        """What must be done before the first use behind a fork."""
+        if self._inherited:
+            self._transfer.take_over()
+            self._inherited = False
 
     def _refuse_twice(self, stage: Stage) -> None:
         """A stage that is running cannot run once more, inside itself or in another thread.
@@ -247,11 +279,23 @@ class Pipeline:
     def _holder(self, stage: Stage) -> Slot | None:
         return next((slot for slot in self._slots if slot.stage is stage), None)
 
-    def _bar_over_stages(self) -> "tqdm[Any]":
-        disable = None if self._options.progress else True  # None: where there is no terminal
-        return tqdm(
-            total=len(self._ring), desc="Layers", unit="layer", leave=False, disable=disable
-        )
+    def _bar_over_stages(self) -> "AbstractContextManager[tqdm[Any] | None]":
+        if not self._options.progress:
+            return nullcontext()
+        total = len(self._ring)  # disable=None: where there is no terminal
+        return tqdm(total=total, desc="Layers", unit="layer", leave=False, disable=None)
+
+
+_PIPELINES: "weakref.WeakSet[Pipeline]" = weakref.WeakSet()
+
+
+def _inherit_all() -> None:
+    for pipeline in _PIPELINES:
+        pipeline.inherit()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit_all)
 
 
 def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., None]:

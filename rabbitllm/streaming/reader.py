@@ -82,11 +82,15 @@ class Reader:
         self._files: dict[tuple[Path, bool], int] = {}
         self._maps: dict[Path, torch.Tensor] = {}
         self._chunks: WeakKeyDictionary[Stage, list[_Chunk]] = WeakKeyDictionary()
+        self._bounce = threading.local()
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins anew in a forked process: threads, and what they had in hand, stayed behind."""
         self.workers = Workers(READERS, "rabbitllm-read")
         self._preparing = threading.Lock()
-        self._bounce = threading.local()
         self._scratch: SimpleQueue[Scratch] = SimpleQueue()
-        for _ in range(UNPACKERS if any(entry.packing for entry in entries.values()) else 0):
+        for _ in range(UNPACKERS if any(each.packing for each in self.entries.values()) else 0):
             self._scratch.put(Scratch())
 
     def read_stage(self, stage: Stage, buffer: torch.Tensor, direct: bool) -> None:

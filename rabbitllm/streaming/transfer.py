@@ -1,5 +1,7 @@
 """How one stage gets into one slot: by reading on CPU, by a copy stream on CUDA."""
 
+import logging
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -19,6 +21,9 @@ from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.workers import Workers
 
+logger = logging.getLogger(__name__)
+
+WORKERS = "rabbitllm-stream"
 COPY = 64 << 20
 """Bytes of one asynchronous copy. All streams share one copy engine, first come, first served: what
 the model itself copies between two tokens (ids, positions) must not wait behind a whole stage.
@@ -85,7 +90,27 @@ class Transfer(ABC):
         self.meter = meter
         # A thread for each slot: where stages come from disk, the reads of the next one line up
         # behind those of the one that is arriving.
-        self._workers = Workers(SLOTS, "rabbitllm-stream")
+        self._workers = Workers(SLOTS, WORKERS)
+
+    def inherit(self) -> None:
+        """In a process that was just forked: threads, and the locks they hold, stayed behind."""
+        self._workers = Workers(SLOTS, WORKERS)
+        self.reader.begin()
+
+    def take_over(self) -> None:
+        """Before the first use in a forked process. torch's own threads stayed behind, too.
+
+        Raises:
+            RuntimeError: the device cannot be used there.
+        """
+        if torch.get_num_threads() > 1:
+            logger.warning(
+                "This process was forked, and torch's threads stay with the process that started "
+                "them: it computes with one from here on. Start it by 'spawn', and load the model "
+                "there, to have %d.",
+                torch.get_num_threads(),
+            )
+            torch.set_num_threads(1)
 
     def close(self) -> None:
         """Stops what is under way; on return nothing writes into a slot any more."""
@@ -179,12 +204,22 @@ class CudaTransfer(Transfer):
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
         self._unlocking = ExitStack()
+        self._process = os.getpid()
 
     @override
     def close(self) -> None:
         super().close()
-        self._stream.synchronize()
-        self._unlocking.close()
+        if os.getpid() == self._process:
+            self._stream.synchronize()
+            self._unlocking.close()
+
+    @override
+    def take_over(self) -> None:
+        raise RuntimeError(
+            f"This model is on {self.device}, and this process was forked from the one that loaded "
+            "it: CUDA does not outlive a fork. Start the process by 'spawn' "
+            "(multiprocessing.set_start_method), and load the model there."
+        )
 
     def keep(self, stage: Stage) -> None:
         """Puts a stage on the host tier: reads it into a pinned buffer, from which it is copied."""
