@@ -36,17 +36,17 @@ NEWEST_ENVIRONMENTS = ("test", "lint", "sweep", "package")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the contents of a TOML file."""
+    """The contents of a TOML file."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def releases(root: Path = ROOT) -> list[str]:
-    """Return the transformers releases of the matrix, in the order of matrix/releases.toml."""
+    """The transformers releases of the matrix, in the order of matrix/releases.toml."""
     return [row["version"] for row in read_toml(root / "matrix" / "releases.toml")["release"]]
 
 
 def newest(root: Path = ROOT) -> str:
-    """Return the requirement for the newest release in the table.
+    """The requirement for the newest release in the table.
 
     Tests run on what the matrix measures, so a release that appears overnight does not turn them
     red. Python 3.10, which releases from 5.21 refuse, gets the newest that takes it.
@@ -55,20 +55,20 @@ def newest(root: Path = ROOT) -> str:
 
 
 def requirements(*extras: str, root: Path = ROOT) -> list[str]:
-    """Return the requirements that pyproject.toml lists under these extras."""
+    """The requirements that pyproject.toml lists under these extras."""
     listed = read_toml(root / "pyproject.toml")["project"]["optional-dependencies"]
     return [requirement for extra in extras for requirement in listed[extra]]
 
 
 def candidates() -> dict[str, str]:
-    """Return release -> requirement of releases beside the table, which the harness asks for."""
+    """Release -> requirement of releases beside the table, which the harness asks for."""
     return dict(json.loads(os.environ.get("MATRIX_CANDIDATES", "{}")))
 
 
 def cell_environment(
     release: str, requirement: str = "", arguments: Sequence[str] = (), root: Path = ROOT
 ) -> dict[str, Any]:
-    """Return the tox settings of the environment that measures one release of transformers.
+    """The tox settings of the environment that measures one release of transformers.
 
     Everything is one list of requirements, so that uv resolves it at once: an old release then
     gets the huggingface_hub and tokenizers that it accepts. The package itself is run from the
@@ -93,13 +93,13 @@ def cell_environment(
 
 @impl
 def tox_extend_envs() -> list[str]:
-    """Name one environment for each release."""
+    """Names one environment for each release."""
     return [f"tf{release}" for release in dict.fromkeys([*releases(), *candidates()])]
 
 
 @impl
 def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
-    """Give the environments their settings, and uv the wheels that pip was pointed at."""
+    """Gives the environments their settings, and uv the wheels that pip was pointed at."""
     if "PIP_FIND_LINKS" in os.environ:
         # pip separates places by spaces, uv by commas.
         os.environ.setdefault("UV_FIND_LINKS", ",".join(os.environ["PIP_FIND_LINKS"].split()))

@@ -13,7 +13,7 @@ from harness.running.environments import OrchestrationError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sub-command that the arguments name; return its exit status.
+    """Runs the sub-command that the arguments name; returns its exit status.
 
     Args:
         argv: the arguments; None takes the process's own.

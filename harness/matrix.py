@@ -36,7 +36,7 @@ Named = TypeVar("Named", "Architecture", "Backend")
 
 
 def cell_id(key: Key, release: str = "") -> str:
-    """Return such as "qwen2@5.0.0/sdpa/cpu" or, of whatever release, "qwen2/sdpa/cpu"."""
+    """Such as "qwen2@5.0.0/sdpa/cpu" or, of whatever release, "qwen2/sdpa/cpu"."""
     architecture, backend, device = key
     return f"{architecture}{f'@{release}' if release else ''}/{backend}/{device}"
 
@@ -187,7 +187,7 @@ class Matrix:
         backends: Sequence[str] | None = None,
         device: Device = "cpu",
     ) -> list[Cell]:
-        """Return the cells of a selection, None meaning all; releases need no row in the matrix.
+        """The cells of a selection, None meaning all; releases need no row in the matrix.
 
         Raises:
             ValueError: a name that the matrix does not have; the message lists those it has.
@@ -201,7 +201,7 @@ class Matrix:
         ]
 
     def cell(self, key: Key, release: str) -> Cell:
-        """Return the cell of a key in a release.
+        """The cell of a key in a release.
 
         Raises:
             ValueError: the matrix has no such architecture or backend.
@@ -213,7 +213,7 @@ class Matrix:
 
 
 def load_matrix(folder: Path = MATRIX) -> Matrix:
-    """Return the matrix.
+    """The matrix.
 
     Raises:
         TableError: a file is not as its dataclass says.

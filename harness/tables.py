@@ -25,12 +25,12 @@ class TableError(ValueError):
 
 
 def unknown(kind: str, name: object, available: Iterable[str]) -> str:
-    """Return the sentence for a name that is none of the available ones."""
+    """The sentence for a name that is none of the available ones."""
     return f"Unknown {kind} {name!r}. Available: {', '.join(available)}"
 
 
 def build(cls: type[T], table: Any, where: str = "") -> T:
-    """Return `cls` made from a table.
+    """`cls` made from a table.
 
     Args:
         cls: a dataclass; its type hints say what is accepted (str, int, float, bool, date, Literal,
@@ -68,7 +68,7 @@ def build(cls: type[T], table: Any, where: str = "") -> T:
 
 
 def read_table(cls: type[T], path: Path) -> T:
-    """Return a TOML file as one dataclass.
+    """A TOML file as one dataclass.
 
     Raises:
         TableError: naming file, key and what is wrong.
@@ -78,7 +78,7 @@ def read_table(cls: type[T], path: Path) -> T:
 
 
 def read_rows(cls: type[T], path: Path, kind: str, key: str | None = "id") -> tuple[T, ...]:
-    """Return the rows `[[kind]]` of a TOML file.
+    """The rows `[[kind]]` of a TOML file.
 
     Args:
         cls: the dataclass of a row.
@@ -111,7 +111,7 @@ def read_rows(cls: type[T], path: Path, kind: str, key: str | None = "id") -> tu
 
 
 def _read(path: Path) -> tuple[str, str, dict[str, Any]]:
-    """Return what messages call a TOML file, its text and what that says."""
+    """What messages call a TOML file, its text and what that says."""
     place = f"{path.parent.name}/{path.name}"
     try:
         text = path.read_text("utf-8")
@@ -121,7 +121,7 @@ def _read(path: Path) -> tuple[str, str, dict[str, Any]]:
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """Return `value` as the type that `hint` asks for.
+    """`value` as the type that `hint` asks for.
 
     Raises:
         TableError: it is of another type.

@@ -19,7 +19,7 @@ CELLS = pytest.StashKey[list[Cell]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what selects cells and says where results go."""
+    """Adds what selects cells and says where results go."""
     group = parser.getgroup("matrix")
     group.addoption("--arch", help="architectures, separated by commas (default: all)")
     group.addoption("--attn", help="attention backends, separated by commas (default: all)")
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def selected(config: pytest.Config) -> list[Cell]:
-    """Return the cells that the options select.
+    """The cells that the options select.
 
     Raises:
         pytest.UsageError: a name is unknown, or another transformers is installed than was asked
@@ -58,12 +58,12 @@ def selected(config: pytest.Config) -> list[Cell]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Select the cells before anything runs, so that a wrong name is one line and exit status 4."""
+    """Selects the cells before anything runs, for a wrong name to be one line and exit status 4."""
     config.stash[CELLS] = selected(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make an item of each selected cell."""
+    """Makes an item of each selected cell."""
     if "cell" in metafunc.fixturenames:
         cells = metafunc.config.stash[CELLS]
         metafunc.parametrize("cell", cells, ids=[cell.id for cell in cells])
@@ -71,13 +71,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def expected() -> tuple[Expected, ...]:
-    """Return matrix/expected_failures.toml."""
+    """The rows of matrix/expected_failures.toml."""
     return load_expected()
 
 
 @pytest.fixture(scope="session")
 def list_problems(expected: tuple[Expected, ...]) -> list[str]:
-    """Return what is wrong with that list, over the whole matrix."""
+    """What is wrong with that list, over the whole matrix."""
     matrix = load_matrix()
     cells = [*matrix.cells(device="cpu"), *matrix.cells(device="cuda")]
     return problems(expected, cells, date.today())
@@ -85,20 +85,20 @@ def list_problems(expected: tuple[Expected, ...]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def store(pytestconfig: pytest.Config) -> Store:
-    """Return where records go."""
+    """Where records go."""
     return Store(pytestconfig.getoption("results"), transformers.__version__)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints() -> Iterator[Path]:
-    """Return a folder that lives as long as the session."""
+    """A folder that lives as long as the session."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def checkpoints(cell: Cell, tiny_checkpoints: Path) -> Path:
-    """Return the folder for the cell's checkpoint; a real model serves all releases."""
+    """The folder for the cell's checkpoint; a real model serves all releases."""
     return tiny_checkpoints if cell.architecture.gguf is None else ROOT / ".cache" / "checkpoints"
 
 

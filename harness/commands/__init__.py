@@ -15,12 +15,12 @@ from harness.records.provenance import cores
 
 
 def names(text: str) -> list[str]:
-    """Return the parts of a list joined by commas."""
+    """The parts of a list joined by commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Declare what is measured, and against what."""
+    """Declares what is measured, and against what."""
     parser.add_argument("--arch", type=names, metavar="LIST", help="(default: all architectures)")
     parser.add_argument(
         "--attn", type=names, default="eager,sdpa", metavar="LIST", help="(default: eager,sdpa)"

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure as few releases as can tell, and print the two between which the cell broke.
+    """Measures as few releases as can tell, and prints the two between which the cell broke.
 
     Raises:
         OrchestrationError: tox failed, not a cell.
@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def search(good: Record, bad: Record, releases: list[str], results: Path) -> Found | str:
-    """Return where the cell broke, or why it was no release that broke it.
+    """Where the cell broke, or why it was no release that broke it.
 
     The two ends are measured again first, with the dependencies of their time.
     """
@@ -76,7 +76,7 @@ def search(good: Record, bad: Record, releases: list[str], results: Path) -> Fou
 
 
 def measured(release: str, like: Record, results: Path) -> Record:
-    """Return the record of a cell in a release, with the dependencies of that release's day."""
+    """The record of a cell in a release, with the dependencies of that release's day."""
     day, requirements = of_its_time(release)
     cell = load_matrix().cell(like.key, release)
     print(f"{cell.id}, with the packages of {day}", flush=True)
@@ -86,14 +86,14 @@ def measured(release: str, like: Record, results: Path) -> Record:
 
 
 def differing(one: Record, other: Record) -> str:
-    """Return the packages whose versions differ."""
+    """The packages whose versions differ."""
     names = sorted({*one.versions, *other.versions})
     pairs = [(n, one.versions.get(n), other.versions.get(n)) for n in names]
     return ", ".join(f"{n} {a} -> {b}" for n, a, b in pairs if a != b) or "none that is known"
 
 
 def in_words(found: Found) -> list[str]:
-    """Return what was found, in lines."""
+    """What was found, in lines."""
     good, bad = found.good, found.bad
     entries = entries_for(bad, load_expected())
     return [
@@ -107,7 +107,7 @@ def in_words(found: Found) -> list[str]:
 
 
 def probes_in_words(one: Record, other: Record) -> list[str]:
-    """Return a line for each contract probe that differs, or one that says why there is none."""
+    """A line for each contract probe that differs, or one that says why there is none."""
     lacking = [record.release for record in (one, other) if not record.probes]
     if lacking:
         return [f"no probes of {' and '.join(lacking)}: stock could not be built"]

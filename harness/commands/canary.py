@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure, and write what is worse, or why nothing could be measured."""
+    """Measures, and writes what is worse, or why nothing could be measured."""
     try:
         text = look(arguments)
     except (ValueError, FileNotFoundError, OrchestrationError) as error:
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def look(arguments: argparse.Namespace) -> str:
-    """Return the text of an issue about the newest release; empty if all is well.
+    """The text of an issue about the newest release; empty if all is well.
 
     Raises:
         OrchestrationError: tox failed, not a cell.

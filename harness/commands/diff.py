@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the comparison; return what it amounts to, see `EXIT_STATUS`.
+    """Prints the comparison; returns what it amounts to, see `EXIT_STATUS`.
 
     Raises:
         OrchestrationError: --retry could not run tox.

@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Write the documents, or name the stale ones."""
+    """Writes the documents, or names the stale ones."""
     return check(ROOT) if arguments.check else write(ROOT, arguments.before)
 
 
 def write(root: Path, before: str) -> int:
-    """Write the documents of a checkout, with what changed in its records since `before`."""
+    """Writes the documents of a checkout, with what changed in its records since `before`."""
     compare(root / "reports", before)
     for path, text in texts(root).items():
         write_atomically(path, text)
@@ -43,7 +43,7 @@ def write(root: Path, before: str) -> int:
 
 
 def check(root: Path) -> int:
-    """Name the documents that are not what their records make; return 1 if there are any."""
+    """Names the documents that are not what their records make; returns 1 if there are any."""
     stale = [
         path.relative_to(root).as_posix()
         for path, text in texts(root).items()
@@ -57,7 +57,7 @@ def check(root: Path) -> int:
 
 
 def texts(root: Path) -> dict[Path, str]:
-    """Return path -> text of every document of a checkout that comes from records.
+    """Path -> text of every document of a checkout that comes from records.
 
     Raises:
         FileNotFoundError: there is no folder of records.

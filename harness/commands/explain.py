@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the record, and since when it is so.
+    """Prints the record, and since when it is so.
 
     Raises:
         ValueError: the cell is not named as it should be, or has no record.
@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def since(record: Record, of_cell: list[Record]) -> list[str]:
-    """Return since when a cell is bad, as far as records tell."""
+    """Since when a cell is bad, as far as records tell."""
     try:
         good, bad = ends(of_cell, record.release)
     except ValueError:

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure, render, and say what is not as expected.
+    """Measures, renders, and says what is not as expected.
 
     Raises:
         OrchestrationError: tox failed, not a cell.

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Merge, and say what came of it.
+    """Merges, and says what came of it.
 
     Raises:
         FileNotFoundError: a folder is missing.

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Ask the index, and print what changed.
+    """Asks the index, and prints what changed.
 
     Raises:
         ValueError: the index could not be asked, or its answer lacks what the file has.

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Write the reports."""
+    """Writes the reports."""
     for path in render_reports(arguments.reports, arguments.before):
         print(path)
     return 0

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run pytest on matrix/test_cells.py; return its exit status."""
+    """Runs pytest on matrix/test_cells.py; returns its exit status."""
     import pytest  # only this command needs it
 
     options = {

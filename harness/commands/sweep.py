@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Sweep, record, render, and say what fails.
+    """Sweeps, records, renders, and says what fails.
 
     Raises:
         ValueError: a model type is unknown, or the rules are wrong; the message says which.
@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """Sweep and record each type as it is done; return a line for each that is not as expected."""
+    """Sweeps and records each type as it is done; returns a line for each that is unexpected."""
     from harness.sweep import results  # torch and transformers come with these
     from harness.sweep.rules import load_rules
     from harness.sweep.run import causal_types, sweep

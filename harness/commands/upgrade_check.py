@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure, compare, and say it; return the same status as `diff`.
+    """Measures, compares, and says it; returns the same status as `diff`.
 
     Raises:
         OrchestrationError: tox failed, not a cell.

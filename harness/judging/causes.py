@@ -25,7 +25,7 @@ class Cause:
     sentence: str
 
     def __post_init__(self) -> None:
-        """Check what types do not say.
+        """Checks what types do not say.
 
         Raises:
             ValueError: naming the field that is wrong, and how.
@@ -39,13 +39,13 @@ class Cause:
             raise ValueError(f"patterns: {error.pattern!r}: {error}") from error
 
     def fits(self, text: str) -> bool:
-        """Return whether a failure, as "Type: message", has this cause."""
+        """Whether a failure, as "Type: message", has this cause."""
         return any(re.search(pattern, text, re.DOTALL) for pattern in self.patterns)
 
 
 @cache
 def load_causes(folder: Path = MATRIX) -> tuple[Cause, ...]:
-    """Return the known causes, those that are certain first.
+    """The known causes, those that are certain first.
 
     Raises:
         TableError: the file is not as `Cause` says.
@@ -54,7 +54,7 @@ def load_causes(folder: Path = MATRIX) -> tuple[Cause, ...]:
 
 
 def explanation(exception: str, message: str) -> str:
-    """Return the sentence of the first known cause that fits, or nothing."""
+    """The sentence of the first known cause that fits, or nothing."""
     # Its end is the diagnosis. Some patterns would take long for a message of megabytes.
     text = f"{exception}: {message}"[-2 * LONGEST_MESSAGE :]
     return next((cause.sentence for cause in load_causes() if cause.fits(text)), "")

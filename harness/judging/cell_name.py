@@ -33,7 +33,7 @@ class CellName:
     device: str
 
     def __str__(self) -> str:
-        """Return the name, without a release if it is of all."""
+        """The name, without a release if it is of all."""
         return cell_id(self.key, self.release)
 
     @property
@@ -51,12 +51,12 @@ class CellName:
         )
 
     def names(self, record: Record) -> bool:
-        """Return whether a record is of this cell."""
+        """Whether a record is of this cell."""
         return record.key == self.key and self.release in ("", record.release)
 
 
 def parse_cell(text: str) -> CellName:
-    """Return what a name means.
+    """What a name means.
 
     Raises:
         ValueError: it is not of that shape.
@@ -70,7 +70,7 @@ def parse_cell(text: str) -> CellName:
 
 
 def find(name: CellName, records: Iterable[Record], place: str) -> list[Record]:
-    """Return the records of a cell.
+    """The records of a cell.
 
     Args:
         name: which.
@@ -91,5 +91,5 @@ def find(name: CellName, records: Iterable[Record], place: str) -> list[Record]:
 
 
 def again(cell: str) -> str:
-    """Return the line that measures a cell again, though its record is current."""
+    """The line that measures a cell again, though its record is current."""
     return f"{parse_cell(cell).command} --force"

@@ -77,7 +77,7 @@ class Change:
 def compare(
     before: Iterable[Record], after: Iterable[Record], entries: Sequence[Expected] = ()
 ) -> list[Change]:
-    """Return what became of every cell of either side, the worst first.
+    """What became of every cell of either side, the worst first.
 
     Two sides of one release each are compared cell by cell, whatever the releases are; else each
     release is compared with itself.
@@ -101,7 +101,7 @@ def compare(
 def change_of(
     before: Record | None, after: Record | None, entries: Sequence[Expected], later: str = ""
 ) -> Change:
-    """Return what became of one cell, which at least one side has.
+    """What became of one cell, which at least one side has.
 
     Args:
         before: its record on the first side.
@@ -120,7 +120,7 @@ def change_of(
 
 
 def kind_of(before: Record | None, after: Record | None) -> Kind:
-    """Return what became of a cell."""
+    """What became of a cell."""
     if before and after and before.check_hash != after.check_hash:
         return "not-comparable"
     states = state(before), state(after)
@@ -129,12 +129,12 @@ def kind_of(before: Record | None, after: Record | None) -> Kind:
 
 
 def state(record: Record | None) -> State:
-    """Return what a record says about its cell."""
+    """What a record says about its cell."""
     return STATES.get(record.status, "bad") if record else "absent"
 
 
 def lost_checks(before: Record | None, after: Record | None) -> dict[str, str]:
-    """Return check -> why, of the checks that passed before and did not run at all after.
+    """Check -> why, of the checks that passed before and did not run at all after.
 
     A cell passes, too, if one of its checks has nothing to measure; that it had something before
     would go unseen. Where a cell fails, later checks may be missing for that reason alone.
@@ -150,7 +150,7 @@ def lost_checks(before: Record | None, after: Record | None) -> dict[str, str]:
 
 
 def side_of(record: Record, found: Sequence[Expected]) -> str:
-    """Return whose fault a failure is: what the list says, else what the status says."""
+    """Whose fault a failure is: what the list says, else what the status says."""
     if found:
         return " and ".join(dict.fromkeys(entry.side for entry in found))
     statuses = {"reference-broken": "transformers", "env-error": "environment"}
@@ -158,7 +158,7 @@ def side_of(record: Record, found: Sequence[Expected]) -> str:
 
 
 def cause(record: Record, found: Sequence[Expected] = ()) -> str:
-    """Return why a cell is as it is, in words: the list's, the fingerprint's, else the message."""
+    """Why a cell is as it is, in words: the list's, the fingerprint's, else the message."""
     known = " ".join(dict.fromkeys(entry.why for entry in found)) or record.explanation
     first = (record.message.strip().splitlines() or [""])[0]
     said = textwrap.shorten(first, 200, placeholder=" ...")
@@ -166,7 +166,7 @@ def cause(record: Record, found: Sequence[Expected] = ()) -> str:
 
 
 def changed_probes(before: Record | None, after: Record | None) -> dict[str, tuple[object, object]]:
-    """Return probe -> what it saw before and after, where the two differ.
+    """Probe -> what it saw before and after, where the two differ.
 
     None if a side has no probes at all: the stock model could not be built.
     """

@@ -57,5 +57,5 @@ class Comparison:
         return f"{self.before} -> {self.after}: {', '.join(parts)}"
 
     def of_kind(self, kind: Kind) -> list[Change]:
-        """Return the cells that there is something to say of: all of a kind but the same."""
+        """The cells that there is something to say of: all of a kind but the same."""
         return [c for c in self.changes if c.kind == kind and (c.why or kind != "same")]

@@ -49,7 +49,7 @@ class Expected:
     device: str = "*"
 
     def __post_init__(self) -> None:
-        """Check what types do not say.
+        """Checks what types do not say.
 
         Raises:
             ValueError: naming the field that is wrong, and how.
@@ -76,7 +76,7 @@ class Expected:
         return f"{self.architecture}/{self.backend} on {self.transformers}"
 
     def selects(self, key: Key, release: str) -> bool:
-        """Return whether a cell is one that the entry speaks of."""
+        """Whether a cell is one that the entry speaks of."""
         architecture, backend, device = key
         return (
             fnmatchcase(architecture, self.architecture)
@@ -86,12 +86,12 @@ class Expected:
         )
 
     def explains(self, exception: str, message: str) -> bool:
-        """Return whether a failure is the one that the entry expects."""
+        """Whether a failure is the one that the entry expects."""
         return exception == self.exception and fits(self.message, message)
 
 
 def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:
-    """Return the list.
+    """The list.
 
     Raises:
         TableError: it is not as `Expected` says.
@@ -100,7 +100,7 @@ def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:
 
 
 def judge(record: Record, entries: Iterable[Expected]) -> Record:
-    """Return the record with the list's word on it.
+    """The record with the list's word on it.
 
     A failure that entries explain in full becomes xfail, or stays reference-broken if it is stock's
     own; a pass that an entry does not expect becomes xpass. Anything else stays as it is, and fails
@@ -119,7 +119,7 @@ def judge(record: Record, entries: Iterable[Expected]) -> Record:
 
 
 def entries_for(record: Record, entries: Iterable[Expected]) -> tuple[Expected, ...]:
-    """Return the entries that explain a cell's failures; none unless they explain all of them."""
+    """The entries that explain a cell's failures; none unless they explain all of them."""
     selecting = _selecting(record, entries)
     found = [
         next((e for e in selecting if e.explains(*failure)), None) for failure in failures(record)
@@ -129,7 +129,7 @@ def entries_for(record: Record, entries: Iterable[Expected]) -> tuple[Expected, 
 
 
 def load_judged(results: Path) -> list[Record]:
-    """Return the records of all releases in a folder, judged by the list of expected failures.
+    """The records of all releases in a folder, judged by the list of expected failures.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -140,7 +140,7 @@ def load_judged(results: Path) -> list[Record]:
 
 
 def failures(record: Record) -> list[tuple[str, str]]:
-    """Return exception and message of everything that failed in a cell."""
+    """Exception and message of everything that failed in a cell."""
     failed = [
         (result.exception, result.message)
         for result in record.checks.values()
@@ -150,12 +150,12 @@ def failures(record: Record) -> list[tuple[str, str]]:
 
 
 def fails_run(record: Record) -> bool:
-    """Return whether a judged record fails the run."""
+    """Whether a judged record fails the run."""
     return record.status == "xpass" or (record.status in FAILED and not record.expected)
 
 
 def problems(entries: Sequence[Expected], cells: Sequence[Cell], today: date) -> list[str]:
-    """Return what is wrong with the list: entries past expiry, or that select no cell.
+    """What is wrong with the list: entries past expiry, or that select no cell.
 
     Args:
         entries: the list.

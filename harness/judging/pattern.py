@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def fits(pattern: str, message: str) -> bool:
-    """Return whether a message has the pieces of a pattern between its stars, in their order."""
+    """Whether a message has the pieces of a pattern between its stars, in their order."""
     begin = 0
     for piece in pattern.split("*"):
         at = message.find(piece, begin)

@@ -30,7 +30,7 @@ class Side:
 
 
 def load_side(text: str, results: Path) -> Side:
-    """Return the records that an argument names.
+    """The records that an argument names.
 
     Args:
         text: a release that has records in `results`; a folder of records, or of reports with the
@@ -53,7 +53,7 @@ def load_side(text: str, results: Path) -> Side:
 
 
 def of_revision(revision: str) -> list[Record]:
-    """Return the records committed in a revision of this checkout.
+    """The records committed in a revision of this checkout.
 
     Raises:
         ValueError: git does not know it, or it has none.
@@ -71,7 +71,7 @@ def of_revision(revision: str) -> list[Record]:
 
 
 def recorded_releases(results: Path) -> list[str]:
-    """Return the releases that a folder has records of, as text sorts them."""
+    """The releases that a folder has records of, as text sorts them."""
     names = (path.stem for path in results.glob("transformers-*.jsonl"))
     return sorted(name.removeprefix("transformers-") for name in names)
 

@@ -80,7 +80,7 @@ class Speed:
 
 
 def compare_speed(changes: Iterable[Change]) -> Speed:
-    """Return what the records of two sides say about speed.
+    """What the records of two sides say about speed.
 
     Only cells that were measured by the same checks on the same class of hardware are compared.
     """
@@ -113,12 +113,12 @@ def compare_speed(changes: Iterable[Change]) -> Speed:
 
 
 def comparable(before: Record, after: Record) -> bool:
-    """Return whether two records were measured by the same checks on the same hardware class."""
+    """Whether two records were measured by the same checks on the same hardware class."""
     return (before.check_hash, before.hardware) == (after.check_hash, after.hardware)
 
 
 def cell_speed(before: Record, after: Record) -> CellSpeed:
-    """Return one cell's speed; both records have it."""
+    """One cell's speed; both records have it."""
     from scipy.stats import mannwhitneyu  # see `compare_speed`
 
     old, new = costs(before), costs(after)
@@ -126,7 +126,7 @@ def cell_speed(before: Record, after: Record) -> CellSpeed:
 
 
 def costs(record: Record) -> list[float]:
-    """Return for each round what a streamed token costs, in tokens of stock; none if not timed."""
+    """What a streamed token costs in each round, in tokens of stock; none if not timed."""
     result = record.checks.get("speed")
     if result is None or result.status != "pass":
         return []
@@ -144,7 +144,7 @@ def _stands_out(cell: CellSpeed, tests: int) -> bool:
 
 
 def _verdict(whole: float, p: float, alone: tuple[CellSpeed, ...]) -> tuple[Verdict, str]:
-    """Return the verdict and its sentence; a slow-down of one cell outweighs all gains."""
+    """The verdict and its sentence; a slow-down of one cell outweighs all gains."""
     if p < SIGNIFICANCE and whole > MINIMUM:
         return "slower", "a streamed token costs more of stock's than before"
     if slower := [cell.cell for cell in alone if cell.change > 0]:

@@ -31,7 +31,7 @@ WORST_FIRST: tuple[Status, ...] = (
 
 
 def measure(cell: Cell, cache: Path) -> Measurement:
-    """Return what the cell's checks find; nothing that they raise escapes.
+    """What the cell's checks find; nothing that they raise escapes.
 
     Args:
         cell: what to measure, with the installed transformers.
@@ -47,7 +47,7 @@ def measure(cell: Cell, cache: Path) -> Measurement:
 
 
 def run_checks(cell: Cell, cache: Path) -> Measurement:
-    """Return what the cell's checks find, see `measure`."""
+    """What the cell's checks find, see `measure`."""
     try:
         with reference_side():
             subject = Subject(cell, checkpoint(cell, cache))
@@ -75,7 +75,7 @@ def run_checks(cell: Cell, cache: Path) -> Measurement:
 
 
 def run_check(name: str, subject: Subject) -> tuple[CheckResult, str]:
-    """Return a check's result, and the traceback if it raised."""
+    """A check's result, and the traceback if it raised."""
     begun = time.perf_counter()
     try:
         check, sentence = checks.load(name)
@@ -106,7 +106,7 @@ def run_check(name: str, subject: Subject) -> tuple[CheckResult, str]:
 def summary(
     results: dict[str, CheckResult], tracebacks: dict[str, str], found: dict[str, Any]
 ) -> Measurement:
-    """Return the cell's measurement: the worst status, and the first result that has it."""
+    """The cell's measurement: the worst status, and the first result that has it."""
     status = next(s for s in WORST_FIRST if any(result.status == s for result in results.values()))
     name, first = next(
         (name, result) for name, result in results.items() if result.status == status
@@ -124,6 +124,6 @@ def summary(
 
 
 def blamed(error: BaseException) -> BaseException:
-    """Return what stock transformers raised, behind the exception that says so."""
+    """What stock transformers raised, behind the exception that says so."""
     cause = error.__cause__
     return cause if isinstance(error, StockError) and cause is not None else error

@@ -39,7 +39,7 @@ SPLITTING: dict[str, list[Any]] = {
 
 
 def checkpoint(cell: Cell, cache: Path) -> Path:
-    """Return a folder with the cell's checkpoint, made unless `cache` has it.
+    """A folder with the cell's checkpoint, made unless `cache` has it.
 
     Cells that differ only in backend share it. It appears under its name only when complete,
     whoever else makes the same one, and whenever the process stops.
@@ -76,13 +76,13 @@ def checkpoint(cell: Cell, cache: Path) -> Path:
 
 
 def stock_class(cell: Cell) -> type[PreTrainedModel]:
-    """Return the stock class of the cell's architecture."""
+    """The stock class of the cell's architecture."""
     cls: type[PreTrainedModel] = getattr(transformers, cell.architecture.model_class)
     return cls
 
 
 def tiny_model(cell: Cell) -> PreTrainedModel:
-    """Return the cell's architecture with random weights, the same in every process."""
+    """The cell's architecture with random weights, the same in every process."""
     architecture = cell.architecture
     config = AutoConfig.for_model(architecture.model_type, **architecture.config)
     config.architectures = [architecture.model_class]
@@ -98,7 +98,7 @@ def tiny_model(cell: Cell) -> PreTrainedModel:
 
 
 def randomise(tensor: torch.Tensor, generator: torch.Generator) -> None:
-    """Fill in place: matrices with variance GAIN^2 / fan-in, vectors around what they are."""
+    """Fills in place: matrices with variance GAIN^2 / fan-in, vectors around what they are."""
     if not tensor.is_floating_point():
         return
     noise = torch.randn(tensor.shape, generator=generator)
@@ -109,7 +109,7 @@ def randomise(tensor: torch.Tensor, generator: torch.Generator) -> None:
 
 
 def gguf_file(gguf: Gguf) -> Path:
-    """Return the file's path in the installed distribution, whose code need not be importable.
+    """The file's path in the installed distribution, whose code need not be importable.
 
     Raises:
         FileNotFoundError: the distribution does not hold it.
@@ -121,7 +121,7 @@ def gguf_file(gguf: Gguf) -> Path:
 
 
 def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
-    """Write a GGUF file's model and tokenizer as transformers does, dequantised to `dtype`."""
+    """Writes a GGUF file's model and tokenizer as transformers does, dequantised to `dtype`."""
     source = gguf_file(gguf)
     names = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     read = transformers.AutoModelForCausalLM.from_pretrained(**names, dtype=getattr(torch, dtype))
@@ -135,7 +135,7 @@ def write_real(gguf: Gguf, dtype: str, folder: Path) -> None:
 
 
 def write_tokenizer(source: Path, folder: Path) -> None:
-    """Write a GGUF file's byte-level BPE tokenizer in the hub's format, the same by every release.
+    """Writes a GGUF file's byte-level BPE tokenizer in the hub's format, the same by every release.
 
     What transformers makes of it differs: 5.3 to 5.5 take it for CodeLlama's, and some releases
     write what others read differently.
@@ -166,7 +166,7 @@ def write_tokenizer(source: Path, folder: Path) -> None:
 def load_reference(
     cell: Cell, folder: Path, device: torch.device
 ) -> PreTrainedModel | OriginalModel:
-    """Return the stock model, fully loaded, its weights in memory of their own.
+    """The stock model, fully loaded, its weights in memory of their own.
 
     For a family that transformers has no class for, its independent forward.
 
@@ -189,6 +189,6 @@ def load_reference(
 
 
 def own_memory(model: PreTrainedModel) -> None:
-    """Copy all parameters to fresh memory; tied ones stay tied."""
+    """Copies all parameters to fresh memory; tied ones stay tied."""
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()

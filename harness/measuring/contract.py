@@ -17,19 +17,19 @@ TOKENS = 3
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return name -> outermost decoder layer, in the order of the modules."""
+    """Name -> outermost decoder layer, in the order of the modules."""
     return dict(_outermost(model, ""))
 
 
 def text_blocks(model: Any) -> dict[str, nn.Module]:
-    """Return those of the blocks that run for a text: not those of a vision tower."""
+    """Those of the blocks that run for a text: not those of a vision tower."""
     inside = {id(module) for module in model.get_decoder().modules()}
     return {name: block for name, block in blocks(model).items() if id(block) in inside}
 
 
 @torch.no_grad()
 def probe(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the contract between a stock model and its blocks, seen on a prompt of three tokens.
+    """The contract between a stock model and its blocks, seen on a prompt of three tokens.
 
     Returns:
         layer_returns: type of the first block's result; cache_keyword: the argument that it gets

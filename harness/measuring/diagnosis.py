@@ -46,7 +46,7 @@ class Observed:
 
 
 def diagnose(subject: Subject) -> str:
-    """Return what differs first, in a sentence or a few; nothing if nothing does or can be told."""
+    """What differs first, in a sentence or a few; nothing if nothing does or can be told."""
     stock, streamed = subject.reference, subject.streamed
     if isinstance(stock, OriginalModel):
         return ""  # its modules are not those of the streamed model
@@ -74,7 +74,7 @@ def diagnose(subject: Subject) -> str:
 
 @torch.no_grad()
 def observe(subject: Subject, model: Any, look: Callable[[str, nn.Module], None]) -> Observed:
-    """Run the batch and a step; `look` is called with each block just before it runs."""
+    """Runs the batch and a step; `look` is called with each block just before it runs."""
     seen, handles = Observed(), []
 
     def before(name: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def observe(subject: Subject, model: Any, look: Callable[[str, nn.Module], None]
 
 
 def other_attributes(streamed: nn.Module, stock: nn.Module) -> Iterator[str]:
-    """Yield numbers that a module keeps and that differ from stock's, such as head_dim."""
+    """Yields numbers that a module keeps and that differ from stock's, such as head_dim."""
     theirs = dict(stock.named_modules())
     for name, module in streamed.named_modules():
         for attribute, value in vars(module).items():
@@ -117,7 +117,7 @@ def other_attributes(streamed: nn.Module, stock: nn.Module) -> Iterator[str]:
 
 
 def other_buffers(streamed: nn.Module, stock: nn.Module) -> Iterator[str]:
-    """Yield buffers that differ from stock's."""
+    """Yields buffers that differ from stock's."""
     theirs = dict(stock.named_buffers())
     for name, buffer in streamed.named_buffers():
         due = theirs.get(name)
@@ -127,7 +127,7 @@ def other_buffers(streamed: nn.Module, stock: nn.Module) -> Iterator[str]:
 
 
 def compare_weights(name: str, block: nn.Module, stock: dict[str, nn.Module]) -> tuple[str, str]:
-    """Return the block of stock's whose weights this one holds, or what else is wrong with them."""
+    """The block of stock's whose weights this one holds, or what else is wrong with them."""
     held = dict(block.named_parameters())
     due = dict(stock[name].named_parameters())
     wrong = [key for key in due if key not in held or not same(held[key], due[key])]
@@ -148,7 +148,7 @@ def compare_weights(name: str, block: nn.Module, stock: dict[str, nn.Module]) ->
 
 
 def exchange(held: Tensor, due: Tensor) -> list[int]:
-    """Return which experts of a fused weight [experts, ...] hold one another's values."""
+    """Which experts of a fused weight [experts, ...] hold one another's values."""
     if due.dim() < 3 or held.shape != due.shape:
         return []
     moved = [index for index in range(len(due)) if not same(held[index], due[index])]
@@ -157,7 +157,7 @@ def exchange(held: Tensor, due: Tensor) -> list[int]:
 
 
 def whose(owners: dict[str, str], order: list[str]) -> list[str]:
-    """Return in words which blocks ran with the weights of which."""
+    """In words, which blocks ran with the weights of which."""
     steps = {order.index(owner) - order.index(name) for name, owner in owners.items()}
     if len(owners) > 1 and len(steps) == 1:
         step = steps.pop()
@@ -170,7 +170,7 @@ def whose(owners: dict[str, str], order: list[str]) -> list[str]:
 
 
 def first_departure(seen: Observed, due: Observed) -> Iterator[str]:
-    """Yield what differs at the first call, or result, that is not stock's."""
+    """Yields what differs at the first call, or result, that is not stock's."""
     for ours, theirs in zip(seen.calls, due.calls, strict=False):
         lost = [key for key, value in theirs.given.items() if value is not None]
         lost = [key for key in lost if ours.given.get(key) is None]
@@ -192,7 +192,7 @@ def first_departure(seen: Observed, due: Observed) -> Iterator[str]:
 
 
 def alike(ours: Any, theirs: Any) -> bool:
-    """Return whether two values are the same, as far as they are tensors."""
+    """Whether two values are the same, as far as they are tensors."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         return same(ours, theirs)
     if isinstance(ours, tuple) and isinstance(theirs, tuple):
@@ -201,12 +201,12 @@ def alike(ours: Any, theirs: Any) -> bool:
 
 
 def same(ours: Tensor, theirs: Tensor) -> bool:
-    """Return whether two tensors hold the same values; not if either has none."""
+    """Whether two tensors hold the same values; not if either has none."""
     if ours.is_meta or theirs.is_meta or ours.shape != theirs.shape:
         return False
     return torch.equal(ours, theirs)
 
 
 def shape(value: Any) -> str:
-    """Return the shape of a tensor in words, or what the value is instead."""
+    """The shape of a tensor in words, or what the value is instead."""
     return f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensor
 
 
 def live_storages() -> dict[int, int]:
-    """Return address -> bytes of the memory behind the floating-point tensors of this process.
+    """Address -> bytes of the memory behind the floating-point tensors of this process.
 
     Mapped files do not count: their pages are the page cache's.
     """
@@ -33,7 +33,7 @@ def live_storages() -> dict[int, int]:
 
 
 def mapped_files() -> list[tuple[int, int]]:
-    """Return the address ranges that are views of safetensors files, on Linux."""
+    """The address ranges that are views of safetensors files, on Linux."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text("utf-8", "replace").splitlines() if maps.exists() else []
     spans = [line.split(maxsplit=1)[0].split("-") for line in lines if ".safetensors" in line]

@@ -12,7 +12,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def compare(ours: Tensor, stock: Tensor) -> dict[str, Any]:
-    """Return the figures that describe how far `ours` is from `stock`.
+    """The figures that describe how far `ours` is from `stock`.
 
     Args:
         ours: logits [..., vocabulary].
@@ -48,12 +48,12 @@ def compare(ours: Tensor, stock: Tensor) -> dict[str, Any]:
 
 
 def within_tolerance(figures: dict[str, Any], dtype: torch.dtype) -> bool:
-    """Return whether the difference is no more than another order of summation makes."""
+    """Whether the difference is no more than another order of summation makes."""
     return equal(figures, TOLERANCE[dtype])
 
 
 def equal(figures: dict[str, Any], tolerance: float) -> bool:
-    """Return whether two runs of one computation agree.
+    """Whether two runs of one computation agree.
 
     Args:
         figures: from `compare`.
@@ -64,7 +64,7 @@ def equal(figures: dict[str, Any], tolerance: float) -> bool:
 
 
 def close(ours: Tensor, stock: Tensor, tolerance: float) -> bool:
-    """Return whether two tensors hold the same values.
+    """Whether two tensors hold the same values.
 
     Args:
         ours: any shape.
@@ -77,7 +77,7 @@ def close(ours: Tensor, stock: Tensor, tolerance: float) -> bool:
 
 
 def worst(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of the comparison that is furthest apart.
+    """The figures of the comparison that is furthest apart.
 
     A NaN is furthest of all.
     """
@@ -85,7 +85,7 @@ def worst(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def first_divergent(ours: Tensor, stock: Tensor) -> int | None:
-    """Return the first position at which two rows of tokens differ, None if they do not."""
+    """The first position at which two rows of tokens differ, None if they do not."""
     shared = min(len(ours), len(stock))
     differs = (ours[:shared] != stock[:shared]).nonzero()
     if len(differs):
@@ -94,7 +94,7 @@ def first_divergent(ours: Tensor, stock: Tensor) -> int | None:
 
 
 def until_divergence(ours: Tensor, stock: Tensor) -> Tensor:
-    """Return which steps of two greedy generations continue the same tokens.
+    """Which steps of two greedy generations continue the same tokens.
 
     Where answers may differ by rounding, the best two tokens of a step can change places, after
     which all is different. The logits of that step still have to agree, those behind it cannot.

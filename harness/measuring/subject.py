@@ -32,7 +32,7 @@ class StockError(Exception):
 
 @contextmanager
 def reference_side() -> Iterator[None]:
-    """Blame what is raised inside on stock transformers."""
+    """Blames what is raised inside on stock transformers."""
     try:
         yield
     except StockError:
@@ -43,7 +43,7 @@ def reference_side() -> Iterator[None]:
 
 @contextmanager
 def compiling(allowed: bool) -> Iterator[None]:
-    """Let torch.compile compile, or have it run what it is given as it is."""
+    """Lets torch.compile compile, or has it run what it is given as it is."""
     with torch.compiler.set_stance("default" if allowed else "force_eager"):
         yield
 
@@ -91,7 +91,7 @@ class Subject:
         return self.cell.architecture.tolerance if on_cpu else TOLERANCE[self.dtype]
 
     def equal(self, figures: dict[str, Any]) -> bool:
-        """Return whether figures of `parity.compare` are those of equal answers."""
+        """Whether figures of `parity.compare` are those of equal answers."""
         return equal(figures, self.tolerance)
 
     @cached_property
@@ -166,13 +166,13 @@ class Subject:
 
     @torch.no_grad()
     def uncached(self, model: Any) -> Tensor:
-        """Return a model's logits for all tokens, from one forward without a cache."""
+        """A model's logits for all tokens, from one forward without a cache."""
         logits: Tensor = model(self.tokens, use_cache=False).logits
         return logits
 
     @torch.no_grad()
     def decode(self, model: Any) -> Decoded:
-        """Return what a model answers to the prompt, then to the other tokens one by one."""
+        """What a model answers to the prompt, then to the other tokens one by one."""
         cache = DynamicCache(config=model.config)
         logits, lengths = [], []
         pieces = [self.prompt, *self.tokens[:, PROMPT:].split(1, dim=1)]
@@ -189,7 +189,7 @@ class Subject:
 
     @torch.no_grad()
     def generate(self, model: Any, length: int, inputs: dict[str, Tensor] | None = None) -> Any:
-        """Return stock's output of greedy generation of exactly `length` tokens, with logits."""
+        """Stock's output of greedy generation of exactly `length` tokens, with logits."""
         inputs = inputs or {
             "input_ids": self.prompt,
             "attention_mask": torch.ones_like(self.prompt),
@@ -206,7 +206,7 @@ class Subject:
 
 
 def layer_length(layer: Any) -> tuple[int, int]:
-    """Return how many tokens a cache layer has seen, and how many it keeps."""
+    """How many tokens a cache layer has seen, and how many it keeps."""
     keys = getattr(layer, "keys", None)
     kept = keys.shape[-2] if keys is not None and keys.dim() > 1 else 0
     return int(layer.get_seq_length()), int(kept)

@@ -10,7 +10,7 @@ from harness.records.record import Record, Status
 
 
 def blank(cell: Cell, status: Status, message: str = "") -> Record:
-    """Return a record that says which cell, by which code and when, with no results yet."""
+    """A record that says which cell, by which code and when, with no results yet."""
     row = cell.architecture
     return Record(
         architecture=row.id,

@@ -15,7 +15,7 @@ FSTRING_END = getattr(tokenize, "FSTRING_END", None)
 
 
 def hash_code(root: Path, patterns: Iterable[str]) -> str:
-    """Return 16 hexadecimal digits that are equal for the same code under the same names.
+    """16 hexadecimal digits that are equal for the same code under the same names.
 
     Args:
         root: a folder.
@@ -30,7 +30,7 @@ def hash_code(root: Path, patterns: Iterable[str]) -> str:
 
 
 def significant(source: str) -> Iterator[str]:
-    """Yield the tokens of Python source that matter when it runs, on any Python the same.
+    """Yields the tokens of Python source that matter when it runs, on any Python the same.
 
     A statement that is nothing but strings does nothing, whether it is a docstring or stands below
     a constant to describe it.
@@ -48,7 +48,7 @@ def significant(source: str) -> Iterator[str]:
 
 
 def whole_strings(source: str) -> Iterator[tokenize.TokenInfo]:
-    """Yield the tokens of Python source without the silent ones, each f-string as one."""
+    """Yields the tokens of Python source without the silent ones, each f-string as one."""
     lines = io.StringIO(source).readlines()
     begun: list[tokenize.TokenInfo] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -64,7 +64,7 @@ def whole_strings(source: str) -> Iterator[tokenize.TokenInfo]:
 
 
 def between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
-    """Return the text from one place to another: row from 1, column from 0."""
+    """The text from one place to another: row from 1, column from 0."""
     chosen = lines[start[0] - 1 : end[0]]
     chosen[-1] = chosen[-1][: end[1]]
     chosen[0] = chosen[0][start[1] :]

@@ -48,7 +48,7 @@ class Traced(Failure):
 
 
 def describe(error: BaseException) -> Traced:
-    """Return an exception as a failure; one that cannot even be printed is no trouble."""
+    """An exception as a failure; one that cannot even be printed is no trouble."""
     # The traceback module survives a __str__ that raises.
     message = "".join(traceback.format_exception_only(error)).strip()
     exception = type(error).__name__
@@ -64,7 +64,7 @@ def describe(error: BaseException) -> Traced:
 
 
 def fingerprint(exception: str, message: str, where: str) -> str:
-    """Return 12 hexadecimal digits that are equal for failures of the same kind at the same place.
+    """12 hexadecimal digits that are equal for failures of the same kind at the same place.
 
     Args:
         exception: the type's name.
@@ -75,7 +75,7 @@ def fingerprint(exception: str, message: str, where: str) -> str:
 
 
 def normalised(message: str) -> str:
-    """Return the message without what differs between two runs of the same failure."""
+    """The message without what differs between two runs of the same failure."""
     message = re.sub(r"0x[0-9a-fA-F]+", "ADDRESS", message)
     message = re.sub(r"(/[\w.@+-]+){2,}|<path>\S*", "PATH", message)
     message = re.sub(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?", "N", message)
@@ -83,7 +83,7 @@ def normalised(message: str) -> str:
 
 
 def origin(tb: TracebackType | None) -> str:
-    """Return module and function of the innermost frame in the most telling package of `BLAMED`."""
+    """Module and function of the innermost frame in the most telling package of `BLAMED`."""
     innermost: dict[str, str] = {}
     for frame, _ in traceback.walk_tb(tb):
         module = str(frame.f_globals.get("__name__", ""))
@@ -92,7 +92,7 @@ def origin(tb: TracebackType | None) -> str:
 
 
 def head(text: str, length: int) -> str:
-    """Return the beginning of a text, scrubbed: what is cut off, whatever its size, is not read."""
+    """The beginning of a text, scrubbed: what is cut off, whatever its size, is not read."""
     if len(text) > length + LONGEST_PATH:
         text = text[: length + LONGEST_PATH]
         # Without what the cut left of a path; what is longer than a path is none.
@@ -102,7 +102,7 @@ def head(text: str, length: int) -> str:
 
 
 def tail(text: str, length: int) -> str:
-    """Return the end of a text, scrubbed, as `head` returns the beginning."""
+    """The end of a text, scrubbed, as `head` returns the beginning."""
     if len(text) > length + LONGEST_PATH:
         text = text[-length - LONGEST_PATH :]
         begins = re.search(APART, text)
@@ -111,7 +111,7 @@ def tail(text: str, length: int) -> str:
 
 
 def scrub(text: str) -> str:
-    """Return text without local paths and control characters: records are published."""
+    """Text without local paths and control characters: records are published."""
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
     strange = {char for char in set(text) - {"\n", "\t"} if not char.isprintable()}
     text = text.translate(dict.fromkeys(map(ord, strange)))

@@ -24,7 +24,7 @@ class Merged:
 
 
 def merge(folders: Sequence[Path]) -> Merged:
-    """Return the records of all folders, the newest of each cell.
+    """The records of all folders, the newest of each cell.
 
     Raises:
         FileNotFoundError: one of these is no folder.
@@ -44,7 +44,7 @@ def merge(folders: Sequence[Path]) -> Merged:
 
 
 def write(records: Iterable[Record], into: Path) -> None:
-    """Put records into a folder; those that it has of other cells stay."""
+    """Puts records into a folder; those that it has of other cells stay."""
     by_release: dict[str, list[Record]] = {}
     for record in records:
         by_release.setdefault(record.release, []).append(record)

@@ -32,14 +32,14 @@ ENGINE = ("*.py", "checkpoint/**/*.py", "measure/limits.py", "streaming/**/*.py"
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the version of Python and of each of `PACKAGES` that is installed."""
+    """The version of Python and of each of `PACKAGES` that is installed."""
     found = {name: _version(name) for name in PACKAGES}
     return {"python": platform.python_version()} | {n: v for n, v in found.items() if v}
 
 
 @cache
 def hardware(device: str) -> str:
-    """Return the class of machine: enough to tell whether speeds compare, no name of a host."""
+    """The class of machine: enough to tell whether speeds compare, no name of a host."""
     import torch  # the environment that plans a run has no torch
 
     capability = torch.backends.cpu.get_cpu_capability()
@@ -48,7 +48,7 @@ def hardware(device: str) -> str:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -56,23 +56,23 @@ def cores() -> int:
 
 @cache
 def engine_hash() -> str:
-    """Return the hash of the engine's code."""
+    """The hash of the engine's code."""
     return hash_code(ROOT / "rabbitllm", ENGINE)
 
 
 def recipe(architecture: Architecture) -> str:
-    """Return all that an architecture's row says, as text."""
+    """All that an architecture's row says, as text."""
     return json.dumps(dataclasses.asdict(architecture), sort_keys=True)
 
 
 @cache
 def measuring_hash() -> str:
-    """Return the hash of the measuring code: no other folder of harness/ can change a result."""
+    """The hash of the measuring code: no other folder of harness/ can change a result."""
     return hash_code(ROOT / "harness" / "measuring", ["**/*.py"])
 
 
 def check_hash(cell: Cell) -> str:
-    """Return the hash of the measuring code and of the cell's rows."""
+    """The hash of the measuring code and of the cell's rows."""
     backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
     text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

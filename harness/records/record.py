@@ -150,7 +150,7 @@ class RecordError(ValueError):
 
 
 def to_json(value: Any) -> str:
-    """Return a dataclass as one line of JSON.
+    """A dataclass as one line of JSON.
 
     Figures that are not finite become null, folders of this machine their names in `PLACES`.
     """
@@ -158,7 +158,7 @@ def to_json(value: Any) -> str:
 
 
 def from_json(text: str) -> Record:
-    """Return the record on one line of JSON.
+    """The record on one line of JSON.
 
     Raises:
         RecordError: it is not JSON, of another schema, or no record that was measured.
@@ -175,7 +175,7 @@ def from_json(text: str) -> Record:
 
 
 def check(record: Record) -> None:
-    """Check what the types of a stored record's fields do not say.
+    """Checks what the types of a stored record's fields do not say.
 
     Raises:
         RecordError: naming the field that is wrong, and how.
@@ -192,7 +192,7 @@ def check(record: Record) -> None:
 
 
 def parse(text: str) -> Any:
-    """Return what JSON says, if it is not so deep that code which follows it down would fail.
+    """What JSON says, if it is not so deep that code which follows it down would fail.
 
     Raises:
         RecordError: it is not JSON, or nested deeper than `DEEPEST`.

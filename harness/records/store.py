@@ -30,11 +30,11 @@ class Store:
         self.damaged = folder / f"{self.path.name}.damaged"
 
     def read(self) -> list[Record]:
-        """Return all records, in the order of their keys; warn of every line that is left out."""
+        """All records, in the order of their keys; warns of every line that is left out."""
         return self._read()[0]
 
     def put(self, records: Iterable[Record]) -> None:
-        """Write records, each in place of the one with its key.
+        """Writes records, each in place of the one with its key.
 
         Raises:
             RecordError: one of them could not be read again, or is of another release; nothing is
@@ -56,7 +56,7 @@ class Store:
             write_atomically(self.path, "".join(f"{merged[key]}\n" for key in sorted(merged)))
 
     def _read(self) -> tuple[list[Record], list[bytes]]:
-        """Return the records, and the lines that are left out."""
+        """The records, and the lines that are left out."""
         records, damaged = [], []
         content = self.path.read_bytes() if self.path.exists() else b""
         for number, line in enumerate(content.split(b"\n"), start=1):
@@ -85,7 +85,7 @@ class Store:
 
 
 def read_all(folder: Path) -> list[Record]:
-    """Return the records of all releases in a folder.
+    """The records of all releases in a folder.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -98,7 +98,7 @@ def read_all(folder: Path) -> list[Record]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is the old one or the whole new one, whenever the machine stops."""
+    """Writes a file that is the old one or the whole new one, whenever the machine stops."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:

@@ -26,14 +26,14 @@ KEYS = ("kind", "backend", "device", "before", "after", "why", "side")
 
 
 def newest(records: Iterable[Record]) -> str:
-    """Return when the newest of the records was made."""
+    """When the newest of the records was made."""
     return max((record.time for record in records), default="")
 
 
 def contents(
     before: Sequence[Record], after: Sequence[Record], expected: Sequence[Expected]
 ) -> dict[str, Any]:
-    """Return what `FILE` holds: the times of both sides, how many cells of each kind, the changes.
+    """What `FILE` holds: the times of both sides, how many cells of each kind, the changes.
 
     A cell that has the status that it had is no change, whether its records compare or not.
     """
@@ -58,19 +58,19 @@ def contents(
 
 
 def written(found: dict[str, Any]) -> str:
-    """Return the text of `FILE`: a line for each kind of change and its cause."""
+    """The text of `FILE`: a line for each kind of change and its cause."""
     head = {name: value for name, value in found.items() if name != "changes"}
     lines = ",\n".join(json.dumps(line, ensure_ascii=False) for line in found["changes"])
     return json.dumps(head)[:-1] + f', "changes": [\n{lines}\n]}}\n'
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return what `FILE` holds, or None if there is none."""
+    """What `FILE` holds, or None if there is none."""
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def grouped(found: dict[str, Any], axis: Sequence[str]) -> pd.DataFrame:
-    """Return the changes with those of one cause in one row, the worst first.
+    """The changes with those of one cause in one row, the worst first.
 
     Args:
         found: what `FILE` holds.

@@ -16,7 +16,7 @@ KNOWN = "known, matrix/expected_failures.toml accounts for it"
 
 
 def as_text(found: Comparison) -> str:
-    """Return it for a terminal."""
+    """The comparison for a terminal."""
     lines = [found.summary]
     for kind, meaning in KINDS.items():
         if chosen := found.of_kind(kind):
@@ -34,7 +34,7 @@ def as_text(found: Comparison) -> str:
 
 
 def as_markdown(found: Comparison) -> str:
-    """Return it for an issue or a pull request; what records hold is made inert."""
+    """The comparison for an issue or a pull request; what records hold is made inert."""
     lines = [f"**{escape_markdown(found.summary)}**", ""]
     for kind, meaning in KINDS.items():
         chosen = found.of_kind(kind)
@@ -47,7 +47,7 @@ def as_markdown(found: Comparison) -> str:
 
 
 def as_json(found: Comparison) -> str:
-    """Return all of it, without the records themselves, for programs."""
+    """The comparison for programs, without the records themselves."""
     table: dict[str, Any] = {
         "before": found.before,
         "after": found.after,
@@ -66,7 +66,7 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 
 
 def details(change: Change) -> list[str]:
-    """Return what there is to say of one cell, in lines."""
+    """What there is to say of one cell, in lines."""
     lines = [change.why] if change.why else []
     if change.side:
         lines.append(f"side: {change.side}{f' ({KNOWN})' if change.known else ''}")

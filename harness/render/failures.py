@@ -15,7 +15,7 @@ COLUMNS = ["status", "architectures", "where", "releases", "cause", "side", "lin
 
 
 def where(table: pd.DataFrame, rules: dict[str, str] | None = None) -> pd.DataFrame:
-    """Return a table with `backend` and `device` as one column, "eager and sdpa on cpu".
+    """A table with `backend` and `device` as one column, "eager and sdpa on cpu".
 
     Rows that differ in the backend, the device or the architectures alone become one, see `join`.
     """
@@ -27,7 +27,7 @@ def where(table: pd.DataFrame, rules: dict[str, str] | None = None) -> pd.DataFr
 
 
 def join(table: pd.DataFrame, name: str, rules: dict[str, str] | None = None) -> pd.DataFrame:
-    """Return a table with the rows that differ in one column alone made one, its values listed.
+    """A table with the rows that differ in one column alone made one, its values listed.
 
     Args:
         table: any.
@@ -44,12 +44,12 @@ def join(table: pd.DataFrame, name: str, rules: dict[str, str] | None = None) ->
 
 
 def together(values: pd.Series) -> str:
-    """Return the values as "a, b and c"."""
+    """The values as "a, b and c"."""
     return listed(list(values))
 
 
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return what does not pass, failures before known ones, with the anchor of one such cell.
+    """What does not pass, failures before known ones, with the anchor of one such cell.
 
     Cells that fail for one cause on the same releases share a row.
     """

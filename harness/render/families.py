@@ -20,7 +20,7 @@ CAPABILITIES = {
 
 
 def families(frame: pd.DataFrame, rows: Rows) -> pd.DataFrame:
-    """Return the family table, one row for each family in the order of its first architecture.
+    """The family table, one row for each family in the order of its first architecture.
 
     A device is a column whose head names the releases measured; it says for each backend, those
     that agree together, on which of them all passes.
@@ -46,7 +46,7 @@ def families(frame: pd.DataFrame, rows: Rows) -> pd.DataFrame:
 
 
 def capability(part: pd.DataFrame, checks: Sequence[str]) -> str:
-    """Return whether these checks held wherever they ran: "yes", "x of y cells", "not measured"."""
+    """Whether these checks held wherever they ran: "yes", "x of y cells", "not measured"."""
     held = []
     for results in part["checks"]:
         statuses = [results[name]["status"] for name in checks if name in results]
@@ -59,13 +59,13 @@ def capability(part: pd.DataFrame, checks: Sequence[str]) -> str:
 
 
 def in_place_of(architectures: Iterable[str], rows: Rows) -> str:
-    """Return what to add where a standard cache takes the place of a family's own, or nothing."""
+    """What to add where a standard cache takes the place of a family's own, or nothing."""
     caches = {rows.original_caches.get(name, "") for name in architectures} - {""}
     return f", standard in place of {listed(sorted(caches))}" if caches else ""
 
 
 def counts(frame: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Return how many cells have which status, a row for each value of column `by`.
+    """How many cells have which status, a row for each value of column `by`.
 
     Releases come newest first, anything else as in the frame. Cells without a record count.
     """

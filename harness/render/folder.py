@@ -13,7 +13,7 @@ from harness.render.tables import load_rows
 
 
 def render_reports(reports: Path, before: str | None = None) -> list[Path]:
-    """Render all records below the folder of the reports into it; return the paths written.
+    """Renders all records below the folder of the reports into it; returns the paths written.
 
     Raises:
         FileNotFoundError: there is no folder of records.
@@ -28,7 +28,7 @@ def render_reports(reports: Path, before: str | None = None) -> list[Path]:
 
 
 def report_texts(reports: Path) -> dict[Path, str]:
-    """Return path -> text of the reports that a folder's records and last comparison make.
+    """Path -> text of the reports that a folder's records and last comparison make.
 
     Raises:
         FileNotFoundError: there is no folder of records.
@@ -41,7 +41,7 @@ def report_texts(reports: Path) -> dict[Path, str]:
 
 
 def compare(reports: Path, before: str) -> None:
-    """Keep what changed in the records since `before`, beside the reports, for `report_texts`.
+    """Keeps what changed in the records since `before`, beside the reports, for `report_texts`.
 
     Records that did not change at all leave the last comparison standing: once they are committed,
     they are their own before.

@@ -18,7 +18,7 @@ REASON = 160
 
 
 def compatibility(frame: pd.DataFrame) -> str:
-    """Return compatibility.json: a line for each cell, and the ranges that they make.
+    """The text of compatibility.json: a line for each cell, and the ranges that they make.
 
     `{"schema": 1, "engine": hash, "newest": UTC time, "cells": [...], "ranges": [...]}`. A cell has
     "architecture", "transformers" (the release), "attention", "device", "status" and, where it does
@@ -58,18 +58,18 @@ def compatibility(frame: pd.DataFrame) -> str:
 
 
 def dumps(value: object) -> str:
-    """Return JSON on one line."""
+    """JSON on one line."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def verdict(status: str, causes: list[Mapping[str, str]]) -> dict[str, str]:
-    """Return the status of a cell and, unless it passes, the reason on one line."""
+    """The status of a cell and, unless it passes, the reason on one line."""
     reason = shorten(" ".join(cause["why"] for cause in causes), REASON)
     return {"status": status} | ({"reason": reason} if reason else {})
 
 
 def badge(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return what the badge says: families that work on the newest release, and whether all do."""
+    """What the badge says: families that work on the newest release, and whether all do."""
     everywhere = grid(frame)
     newest = releases(everywhere)[-1]
     ran = everywhere[(everywhere["release"] == newest) & (everywhere["tone"] != "none")]

@@ -14,7 +14,7 @@ _NOT_PRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def escape_markdown(value: object) -> str:
-    """Return `value` as one line that Markdown shows as it stands, also inside a table cell.
+    """`value` as one line that Markdown shows as it stands, also inside a table cell.
 
     Strings marked as `Markup` pass unchanged: they are ours.
     """
@@ -28,14 +28,14 @@ def escape_markdown(value: object) -> str:
 
 
 def markdown_link(text: object, address: str) -> Markup:
-    """Return a link to an https address; what is no such address is shown as text."""
+    """A link to an https address; what is no such address is shown as text."""
     if not address.startswith("https://"):
         return Markup(escape_markdown(address or text))
     return Markup(f"[{escape_markdown(text)}]({quote(address, safe='/:?=&%#-._~+')})")
 
 
 def markdown_table(rows: Iterable[Iterable[object]], header: Iterable[object]) -> Markup:
-    """Return a Markdown table of these rows, every cell escaped."""
+    """A Markdown table of these rows, every cell escaped."""
     head = list(header)
     lines: list[Iterable[object]] = [head, ["---"] * len(head), *rows]
     escaped = (" | ".join(escape_markdown(cell) for cell in line) for line in lines)

@@ -28,7 +28,7 @@ SCRIPTS = ("drawer.js", "chart.js", "matrix.js")
 
 
 def environment(page: str) -> Environment:
-    """Return the template environment of a page: Markdown escapes as Markdown, all else as HTML."""
+    """The template environment of a page: Markdown escapes as Markdown, all else as HTML."""
     markdown = page.endswith(".md")
     finalize: Callable[[Any], Any] | None = escape_markdown if markdown else None
     made = Environment(
@@ -53,18 +53,18 @@ def environment(page: str) -> Environment:
 
 
 def digest(text: str) -> str:
-    """Return how a content security policy names a script or style that may run."""
+    """How a content security policy names a script or style that may run."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def caption(status: str) -> str:
-    """Return the glyph and word of a status."""
+    """The glyph and word of a status."""
     seen = look(status)
     return f"{seen.glyph} {seen.word}".strip()
 
 
 def failure_lines(found: pd.DataFrame) -> list[list[str]]:
-    """Return the failures as the Markdown shows them: captions, causes cut short, links."""
+    """The failures as the Markdown shows them: captions, causes cut short, links."""
     return [
         [
             caption(row["status"]),
@@ -77,7 +77,7 @@ def failure_lines(found: pd.DataFrame) -> list[list[str]]:
 
 
 def matrices(frame: pd.DataFrame, rows: tables.Rows) -> list[dict[str, Any]]:
-    """Return the matrix of each backend: its releases, newest first, and its rows by family."""
+    """The matrix of each backend: its releases, newest first, and its rows by family."""
     texts = frame.drop_duplicates("architecture").set_index("architecture")
     shown = frame[["anchor", "release", "status", "old"]].to_dict(orient="records")
     found = []
@@ -105,7 +105,7 @@ def matrices(frame: pd.DataFrame, rows: tables.Rows) -> list[dict[str, Any]]:
 
 
 def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Return for each device a table of rows in words: architectures by backend."""
+    """For each device, a table of rows in words: architectures by backend."""
     everywhere = tables.grid(frame)
     found = []
     for device, part in everywhere.groupby("device", sort=False):
@@ -123,12 +123,12 @@ def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def row_caption(statuses: Sequence[str], axis: Sequence[str]) -> str:
-    """Return a row of a matrix as the Markdown shows it, the glyph of its newest cell first."""
+    """A row of a matrix as the Markdown shows it, the glyph of its newest cell first."""
     return f"{look(statuses[-1]).glyph} {row_summary(statuses, axis)}".strip()
 
 
 def legend(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return every status with how many cells have it."""
+    """Every status with how many cells have it."""
     found = frame["status"].value_counts()
     return [
         asdict(entry) | {"status": status, "count": int(found.get(status, 0))}
@@ -139,7 +139,7 @@ def legend(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def contents(
     records: Iterable[Record], rows: tables.Rows, changed: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return what the pages show: sentences, tables and cells, in a stable order."""
+    """What the pages show: sentences, tables and cells, in a stable order."""
     frame = tables.cells(records, rows)
     frame["rates"] = frame["checks"].map(speed.rates)
     frame["wire"] = frame["checks"].map(speed.wire)
@@ -175,7 +175,7 @@ def documents(
     rows: tables.Rows | None = None,
     changed: dict[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Return file name -> text of every document.
+    """File name -> text of every document.
 
     Args:
         records: judged.
@@ -205,5 +205,5 @@ def documents(
 
 
 def render(page: str, shown: dict[str, Any]) -> str:
-    """Return a page from its template."""
+    """A page from its template."""
     return environment(page).get_template(f"{page}.j2").render(shown)

@@ -27,7 +27,7 @@ COLUMNS = (
 
 
 def payload(frame: pd.DataFrame) -> dict[str, Any]:
-    """Return the table, in the order of the cells; a column for each check is in `checks`."""
+    """The table, in the order of the cells; a column for each check is in `checks`."""
     shown = frame.assign(
         probes=frame["probes"].map(figures), versions=frame["versions"].map(figures)
     )
@@ -37,19 +37,19 @@ def payload(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def column(values: pd.Series) -> dict[str, Any]:
-    """Return a column as its distinct values and the place of each cell's among them."""
+    """A column as its distinct values and the place of each cell's among them."""
     texts = [None if empty(value) else json.dumps(value) for value in values]
     codes, found = pd.factorize(pd.Series(texts, dtype=object))
     return {"values": [json.loads(text) for text in found], "codes": codes.tolist()}
 
 
 def empty(value: object) -> bool:
-    """Return whether there is nothing to show; a check that a cell lacks is NaN here."""
+    """Whether there is nothing to show; a check that a cell lacks is NaN here."""
     return value is None or value != value or value in ("", [], {})
 
 
 def check(results: pd.Series) -> dict[str, Any]:
-    """Return the column of a check: what the page shows of it, figures as the list `names` says.
+    """The column of a check: what the page shows of it, figures as the list `names` says.
 
     Tokens per second are left out: `rates` and `wire` have them.
     """
@@ -67,19 +67,19 @@ def check(results: pd.Series) -> dict[str, Any]:
 
 
 def figures(table: Mapping[str, Any]) -> dict[str, str]:
-    """Return each figure of a table as text."""
+    """Each figure of a table as text."""
     return {name: figure(value) for name, value in table.items()}
 
 
 def plain(value: Any) -> Any:
-    """Return a column's value as the page needs it: short figures, texts of bounded length."""
+    """A column's value as the page needs it: short figures, texts of bounded length."""
     if isinstance(value, float):
         return short(value)
     return clip(value) if isinstance(value, str) else value
 
 
 def figure(value: object) -> str:
-    """Return a figure in few characters: 3 digits of a float, the median and range of floats."""
+    """A figure in few characters: 3 digits of a float, the median and range of floats."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):

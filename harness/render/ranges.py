@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def runs(chosen: Iterable[str], order: Sequence[str]) -> list[list[str]]:
-    """Split the chosen releases into runs of neighbours in `order`, the releases measured.
+    """Splits the chosen releases into runs of neighbours in `order`, the releases measured.
 
     A release that `order` does not hold is left out.
     """
@@ -23,7 +23,7 @@ def runs(chosen: Iterable[str], order: Sequence[str]) -> list[list[str]]:
 
 
 def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
-    """Return the chosen releases as ranges over `order`; a range of 3 or more says how many.
+    """The chosen releases as ranges over `order`; a range of 3 or more says how many.
 
     A range speaks for the releases in `order` alone: what lies between two of them was not
     measured, so the count stands beside the range.
@@ -35,7 +35,7 @@ def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
 
 
 def span(chosen: Iterable[str], order: Sequence[str], whole: str = "every") -> str:
-    """Return where in `order` the chosen releases lie, as the end of a sentence.
+    """Where in `order` the chosen releases lie, as the end of a sentence.
 
     "from 5.21.1" reaches the newest measured, "up to 5.12.1" starts at the oldest. All of them are
     "on every release measured", or what `whole` says in place of "every".

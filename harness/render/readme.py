@@ -7,7 +7,7 @@ HEADING = "## Families\n\n"
 
 
 def with_families(text: str, report: str, name: str) -> str:
-    """Return a text with the report's family table between its two marks.
+    """A text with the report's family table between its two marks.
 
     Args:
         text: of the document that shows the table.

@@ -9,7 +9,7 @@ from harness.records import Record
 
 
 def report(record: Record) -> str:
-    """Return what a user needs to see of one cell."""
+    """What a user needs to see of one cell."""
     lines = [
         f"{record.cell}: {record.status}",
         record.message,

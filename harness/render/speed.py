@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 96, 18
 
 
 def rates(checks: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return series -> (median, lowest, highest) tokens per second of a cell's speed check."""
+    """Series -> (median, lowest, highest) tokens per second of a cell's speed check."""
     figures = (checks.get("speed") or {}).get("figures") or {}
     found = {}
     for name in SERIES:
@@ -26,17 +26,17 @@ def rates(checks: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a figure is a number; one that was not finite is None."""
+    """Whether a figure is a number; one that was not finite is None."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def short(value: float) -> float:
-    """Return a figure with 3 significant digits."""
+    """A figure with 3 significant digits."""
     return float(f"{value:.3g}")
 
 
 def wire(checks: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a forward moves in GB/s, and the share of the limit where one was measured."""
+    """What a forward moves in GB/s, and the share of the limit where one was measured."""
     figures = (checks.get("speed") or {}).get("figures") or {}
     names = ("bytes_from_disk_per_forward", "bytes_to_device_per_forward", "seconds_per_forward")
     disk, device, seconds = (figures.get(name) for name in names)
@@ -50,7 +50,7 @@ def wire(checks: Mapping[str, Any]) -> dict[str, float]:
 
 
 def sparkline(part: pd.DataFrame, axis: Sequence[str]) -> dict[str, Any] | None:
-    """Return a row's streamed tokens per second as an SVG path from 0 to its highest; None without.
+    """A row's streamed tokens per second as an SVG path from 0 to its highest; None without.
 
     Neighbouring releases are joined only where both were measured on the same hardware.
 

@@ -44,5 +44,5 @@ LOOKS: dict[str, Look] = {
 
 
 def look(status: str) -> Look:
-    """Return how `status` looks; one that this version does not know counts as bad."""
+    """How `status` looks; one that this version does not know counts as bad."""
     return LOOKS.get(status, Look("?", status, "bad", "a status unknown to this report"))

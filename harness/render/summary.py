@@ -13,7 +13,7 @@ from harness.render.tables import columns, grid, releases
 
 
 def together(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return words -> the names of which they are said, in order."""
+    """Words -> the names of which they are said, in order."""
     said: dict[str, list[str]] = {}
     for name, words in pairs:
         said.setdefault(words, []).append(name)
@@ -21,12 +21,12 @@ def together(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """Return "a", "a and b" or "a, b and c"."""
+    """The names as "a", "a and b" or "a, b and c"."""
     return f" {last} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def sentences(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Return for each device which families work, and what to know about the others.
+    """For each device, which families work, and what to know about the others.
 
     A family works on a device if each of its architectures passes on every release, with one of the
     backends at least.
@@ -41,7 +41,7 @@ def sentences(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
 def device_sentence(
     part: pd.DataFrame, device: str, run_on: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """Return the sentence of a device, and one for each kind of exception to it."""
+    """The sentence of a device, and one for each kind of exception to it."""
     backends = listed([name.removesuffix(f" on {device}") for name in run_on])
     ran = part[part["tone"] != "none"]
     if ran.empty:
@@ -75,23 +75,23 @@ def device_sentence(
 
 
 def plural(words: str) -> str:
-    """Return what `need` says of one architecture as it is said of several."""
+    """What `need` says of one architecture as it is said of several."""
     return words.replace("needs ", "need ").replace("does not ", "do not ")
 
 
 def passing(ran: pd.DataFrame) -> pd.Series:
-    """Return by release, family and architecture whether one backend at least passes."""
+    """By release, family and architecture, whether one backend at least passes."""
     keys = [ran["release"], ran["family"], ran["architecture"]]
     return ran["status"].eq("pass").groupby(keys, sort=False).any()
 
 
 def how_many(works: pd.Series) -> str:
-    """Return "all 11", or "10 of 11"."""
+    """In words how many, as "all 11" or "10 of 11"."""
     return f"all {len(works)}" if works.all() else f"{works.sum()} of {len(works)}"
 
 
 def need(own: pd.DataFrame, device: str, axis: Sequence[str]) -> str:
-    """Return what one architecture needs on a device: another backend, another release."""
+    """What one architecture needs on a device: another backend, another release."""
     passes = own["status"].eq("pass")
     by_release: dict[tuple[str, str], list[str]] = {}
     for release, at in own.groupby("release", sort=False):
@@ -108,7 +108,7 @@ def need(own: pd.DataFrame, device: str, axis: Sequence[str]) -> str:
 
 
 def row_summary(statuses: Sequence[str], axis: Sequence[str]) -> str:
-    """Return one row of a matrix in words: "pass up to 5.20.2; stock fails from 5.21.1"."""
+    """One row of a matrix in words: "pass up to 5.20.2; stock fails from 5.21.1"."""
     found: dict[str, list[str]] = {}
     for status, release in zip(statuses, axis, strict=True):
         found.setdefault(look(status).word, []).append(release)
@@ -118,7 +118,7 @@ def row_summary(statuses: Sequence[str], axis: Sequence[str]) -> str:
 
 
 def verified(part: pd.DataFrame, axis: Sequence[str]) -> str:
-    """Return where all that ran passes: "all", or ranges; and what does not pass or did not run.
+    """Where all that ran passes: "all", or ranges; and what does not pass or did not run.
 
     Args:
         part: of the grid, one backend on its device.
@@ -136,7 +136,7 @@ def verified(part: pd.DataFrame, axis: Sequence[str]) -> str:
 
 
 def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (architecture, words) for what does not pass in this part of the grid."""
+    """(architecture, words) for what does not pass in this part of the grid."""
     worse = part[~part["status"].isin(["pass", "unsupported"])]
     found = []
     for key, failing in worse.groupby(["architecture", "status"], sort=False)["release"]:

@@ -18,12 +18,12 @@ PAGE = "sweep.md"
 
 
 def read_all(folder: Path) -> list[Result]:
-    """Return the results of all releases in a folder."""
+    """The results of all releases in a folder."""
     return [result for path in folder.glob("transformers-*.jsonl") for result in read(path)]
 
 
 def counts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the number of types by release and outcome, the newest release first."""
+    """The number of types by release and outcome, the newest release first."""
     table = pd.crosstab(frame["release"], frame["outcome"])
     table = table.reindex(columns=list(MEANINGS), fill_value=0)
     table.insert(0, "types", table.sum(axis=1))
@@ -31,7 +31,7 @@ def counts(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def others(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the types that are not bit-equal and why, the worst outcome first."""
+    """The types that are not bit-equal and why, the worst outcome first."""
     found = frame[frame["outcome"] != "bit-equal"].copy()
     raised = found["exception"].where(found["exception"] != "SweepError", "")
     said = raised + raised.ne("").map({True: ": ", False: ""}) + found["message"]
@@ -42,7 +42,7 @@ def others(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def render(results: Sequence[Result], folder: Path) -> Path:
-    """Write the report into `folder`; return its path.
+    """Writes the report into `folder`; returns its path.
 
     Raises:
         ValueError: there are no results.
@@ -55,7 +55,7 @@ def render(results: Sequence[Result], folder: Path) -> Path:
 
 
 def page(results: Sequence[Result]) -> str:
-    """Return the report of the results, of which there is one at least."""
+    """The report of the results, of which there is one at least."""
     frame = pd.DataFrame(map(asdict, results)).sort_values("model_type", ignore_index=True)
     table = counts(frame)
     newest = frame[frame["release"] == table.index[0]]

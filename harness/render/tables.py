@@ -40,7 +40,7 @@ class Rows:
 
 
 def load_rows() -> Rows:
-    """Return what matrix/*.toml says.
+    """What matrix/*.toml says.
 
     Raises:
         TableError: a file is not as its dataclass says.
@@ -56,7 +56,7 @@ def load_rows() -> Rows:
 
 
 def causes(record: Record, expected: Sequence[Expected]) -> list[dict[str, str]]:
-    """Return why a cell does not pass, as far as is known: cause, whose fault ("side"), link."""
+    """Why a cell does not pass, as far as is known: cause, whose fault ("side"), link."""
     if record.status == "pass":
         return []
     if record.status not in {*FAILED, "xfail"}:
@@ -70,7 +70,7 @@ def causes(record: Record, expected: Sequence[Expected]) -> list[dict[str, str]]
 
 
 def by_version(release: str) -> tuple[int, Version | str]:
-    """Return a sort key: releases by version, anything else after them by name."""
+    """A sort key: releases by version, anything else after them by name."""
     try:
         return (0, Version(release))
     except InvalidVersion:
@@ -78,13 +78,13 @@ def by_version(release: str) -> tuple[int, Version | str]:
 
 
 def arrange(values: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Return the distinct values, those in `order` first as there, then the rest by name."""
+    """The distinct values, those in `order` first as there, then the rest by name."""
     present = set(values)
     return [v for v in order if v in present] + sorted(present - set(order))
 
 
 def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
-    """Return one row for each cell, indexed from 0; of several records of a cell the newest counts.
+    """One row for each cell, indexed from 0; of several records of a cell the newest counts.
 
     The order is by device, backend, release, architecture. Adds `anchor`, which names the cell on
     the page, `run_on`, the backend with its device, `place`, that of its architecture, `causes`,
@@ -119,22 +119,22 @@ def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
 
 
 def fields(record: Record) -> dict[str, object]:
-    """Return a record's fields; `asdict` would copy every figure, seconds for a whole matrix."""
+    """A record's fields; `asdict` would copy every figure, seconds for a whole matrix."""
     return vars(record) | {"checks": {name: vars(found) for name, found in record.checks.items()}}
 
 
 def quoted(part: str) -> str:
-    """Return a part of a cell's name as an address can hold it."""
+    """A part of a cell's name as an address can hold it."""
     return quote(part, safe="")
 
 
 def rank(values: Iterable[str], order: Sequence[str]) -> dict[str, int]:
-    """Return value -> its place, see `arrange`."""
+    """Value -> its place, see `arrange`."""
     return {name: place for place, name in enumerate(arrange(values, order))}
 
 
 def old(frame: pd.DataFrame) -> pd.Series:
-    """Return what about each record is older than in the newest record: the engine, the checks.
+    """What about each record is older than in the newest record: the engine, the checks.
 
     The engine is one for all; the checks of a cell depend on its architecture and backend. The
     frame is sorted by time.
@@ -157,17 +157,17 @@ def old(frame: pd.DataFrame) -> pd.Series:
 
 
 def releases(frame: pd.DataFrame) -> list[str]:
-    """Return the releases that have records, oldest first."""
+    """The releases that have records, oldest first."""
     return sorted(frame["release"].unique(), key=by_version)
 
 
 def columns(frame: pd.DataFrame) -> list[str]:
-    """Return each backend-on-device that has records, in the order of the cells."""
+    """Each backend-on-device that has records, in the order of the cells."""
     return list(frame["run_on"].unique())
 
 
 def matrix(frame: pd.DataFrame, run_on: str) -> pd.DataFrame:
-    """Return the positions in `frame` of one backend's cells: rows architectures, columns releases.
+    """The positions in `frame` of one backend's cells: rows architectures, columns releases.
 
     A cell without a record is NA, which is not a status.
     """
@@ -178,7 +178,7 @@ def matrix(frame: pd.DataFrame, run_on: str) -> pd.DataFrame:
 
 
 def grid(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for every architecture on every release that a backend-on-device ran on.
+    """A row for every architecture on every release that a backend-on-device ran on.
 
     Without a record its status is "no-data": a cell that nobody measured must not go unseen. A
     release that a device never saw (few run on a GPU) is no gap, and has no rows for it.

@@ -28,12 +28,12 @@ def visible(value: Any) -> Any:
 
 
 def shorten(value: object, length: int = 300) -> str:
-    """Return the first line of `value`, cut to `length` characters."""
+    """The first line of `value`, cut to `length` characters."""
     first = (str(value).strip().splitlines() or [""])[0]
     return first if len(first) <= length else first[: length - 1] + "…"
 
 
 def clip(value: str, length: int = 6000) -> str:
-    """Return the end of a long text, where a traceback says what happened, and how much is gone."""
+    """The end of a long text, where a traceback says what happened, and how much is gone."""
     gone = len(value) - length
     return value if gone <= 0 else f"[{gone:,} characters left out]\n{value[-length:]}"

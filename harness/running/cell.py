@@ -30,7 +30,7 @@ TIME_LIMIT = 300.0
 
 
 def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
-    """Return the record of a cell. One that fails runs again: another outcome makes it flaky.
+    """The record of a cell. One that fails runs again: another outcome makes it flaky.
 
     Not what stock transformers fails at: nothing streamed then, and the list of expected failures
     notices when it comes and goes.
@@ -55,7 +55,7 @@ def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
 
 
 def run_once(cell: Cell, cache: Path, time_limit: float) -> Record:
-    """Return the record of one run of a cell."""
+    """The record of one run of a cell."""
     ended = isolated(_measure, (cell, cache), time_limit)
     record = unmeasured(cell, "pass")
     record = replace(record, seconds=ended.seconds, cpu_seconds=ended.cpu_seconds)
@@ -78,7 +78,7 @@ def run_once(cell: Cell, cache: Path, time_limit: float) -> Record:
 
 
 def answered(record: Record, answer: dict[str, Any]) -> Record:
-    """Return a cell's record with what its process says.
+    """A cell's record with what its process says.
 
     Raises:
         TableError: no record has such fields.
@@ -91,7 +91,7 @@ def answered(record: Record, answer: dict[str, Any]) -> Record:
 
 
 def cause_of_death(ended: Ended, time_limit: float) -> tuple[Status, str, str]:
-    """Return status, exception name and message for a process that did not end well."""
+    """Status, exception name and message for a process that did not end well."""
     after = "" if ended.value is None else " after its last check"
     if ended.exit_code is None or ended.seconds >= time_limit:
         return (
@@ -112,13 +112,13 @@ def cause_of_death(ended: Ended, time_limit: float) -> tuple[Status, str, str]:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal; not all have one."""
+    """The name of a signal; not all have one."""
     names = {int(known): known.name for known in signal.Signals}
     return names.get(number, f"signal {number}")
 
 
 def unmeasured(cell: Cell, status: Status, message: str = "") -> Record:
-    """Return a blank record that says where as well: what is installed, and the hardware."""
+    """A blank record that says where as well: what is installed, and the hardware."""
     hardware = provenance.hardware(cell.device) if status != "not-run" else ""
     record = blank(cell, status, message)
     return replace(record, versions=provenance.versions(), hardware=hardware)
@@ -131,5 +131,5 @@ def _measure(cell: Cell, cache: Path) -> Any:
 
 
 def innermost(stderr: str) -> str:
-    """Return the first line of a faulthandler dump that names a function."""
+    """The first line of a faulthandler dump that names a function."""
     return next((line.strip() for line in stderr.splitlines() if line.startswith("  File ")), "")

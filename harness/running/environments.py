@@ -41,19 +41,19 @@ class Environment:
 
 
 def tox(*arguments: str) -> list[str]:
-    """Return the command that runs tox in the environment that this process runs in."""
+    """The command that runs tox in the environment that this process runs in."""
     return [sys.executable, "-m", "tox", *arguments]
 
 
 def variables(candidates: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables for tox: ours, and the candidates for toxfile.py."""
+    """The environment variables for tox: ours, and the candidates for toxfile.py."""
     return {**os.environ, CANDIDATES: json.dumps(dict(candidates))}
 
 
 def make_environments(
     releases: Sequence[str], candidates: Mapping[str, str]
 ) -> dict[str, Environment]:
-    """Make the environments of these releases in parallel; those that are up to date stay.
+    """Makes the environments of these releases in parallel; those that are up to date stay.
 
     Args:
         releases: of transformers.
@@ -86,7 +86,7 @@ def make_environments(
 
 
 def versions_of(requirements: Iterable[str]) -> dict[str, str]:
-    """Return the versions of `PACKAGES` in a list such as ["torch==2.13.0+cpu", ...]."""
+    """The versions of `PACKAGES` in a list such as ["torch==2.13.0+cpu", ...]."""
     pairs = (line.partition("==") for line in requirements)
     installed = {canonicalize_name(name): version for name, _, version in pairs}
     return {
@@ -95,7 +95,7 @@ def versions_of(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def failure_of(outcome: Mapping[str, object]) -> str:
-    """Return what a failed step of an environment's set-up printed, from tox's own report."""
+    """What a failed step of an environment's set-up printed, from tox's own report."""
     steps = outcome.get("setup")
     failed = [step for step in steps if step["retcode"]] if isinstance(steps, list) else []
     if not failed:
@@ -106,7 +106,7 @@ def failure_of(outcome: Mapping[str, object]) -> str:
 def enter(
     release: str, candidates: Mapping[str, str], *arguments: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command of a release's environment, as it is, with these arguments."""
+    """Runs the command of a release's environment, as it is, with these arguments."""
     command = tox("run", "-q", "-e", f"tf{release}", "--skip-env-install", "--", *arguments)
     return subprocess.run(
         command,
@@ -119,7 +119,7 @@ def enter(
 
 
 def hardware_of(release: str, candidates: Mapping[str, str], device: str) -> str:
-    """Return the class of this machine, as a cell in the release's environment would record it.
+    """The class of this machine, as a cell in the release's environment would record it.
 
     Raises:
         OrchestrationError: it cannot be told, for example for want of the device.

@@ -15,7 +15,7 @@ NEVER = frozenset({"not-run", "env-error", "flaky"})
 def stale(
     cells: Sequence[Cell], records: Iterable[Record], versions: Mapping[str, str], hardware: str
 ) -> list[Cell]:
-    """Return the cells without a record of what would be measured now.
+    """The cells without a record of what would be measured now.
 
     Args:
         cells: of one release.

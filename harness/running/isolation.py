@@ -95,7 +95,7 @@ class Drain(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Read until nobody is left who could write."""
+        """Reads until nobody is left who could write."""
         with self.pipe:
             while chunk := os.read(self.pipe.fileno(), 1 << 16):
                 self.kept += chunk
@@ -103,13 +103,13 @@ class Drain(threading.Thread):
                     del self.kept[: -self.limit]
 
     def result(self) -> bytes:
-        """Return the last `limit` bytes, once the writers are gone."""
+        """The last `limit` bytes, once the writers are gone."""
         self.join(GRACE)
         return bytes(self.kept[-self.limit :])
 
 
 def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limit: float) -> Ended:
-    """Call a function in a process of its own; wait at most `time_limit` and `GRACE` seconds.
+    """Calls a function in a process of its own; waits at most `time_limit` and `GRACE` seconds.
 
     Args:
         function: importable by name; what it returns is a dataclass.
@@ -141,7 +141,7 @@ def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limi
 
 
 def _end(guard: BaseProcess) -> None:
-    """Kill what a guard guards, so that it ends; one that does not is killed, too."""
+    """Kills what a guard guards, so that it ends; one that does not is killed, too."""
     last = time.monotonic() + GRACE
     while guard.pid and guard.is_alive() and time.monotonic() < last:
         end_descendants(guard.pid)  # again, for a worker may only now begin
@@ -151,7 +151,7 @@ def _end(guard: BaseProcess) -> None:
 
 
 def end_descendants(pid: int) -> None:
-    """Kill what a process has started, and what that has, and so on."""
+    """Kills what a process has started, and what that has, and so on."""
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -165,7 +165,7 @@ def _serve(
     arguments: tuple[Any, ...],
     time_limit: float,
 ) -> None:
-    """Run in the worker, behind its guard: call the function and send what it returns."""
+    """Runs in the worker, behind its guard: calls the function and sends what it returns."""
     _behind_guard()
     worker = os.getpid()
     os.dup2(output.fileno(), 1)
@@ -183,7 +183,7 @@ def _serve(
 
 
 def _behind_guard() -> None:
-    """Return in a child, the worker, in a session of its own; this process is its guard."""
+    """Returns in a child, the worker, in a session of its own; this process is its guard."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     guard, worker = os.getpid(), os.fork()
     if not worker:
@@ -204,7 +204,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _wait(worker: int) -> int:
-    """Wait for the worker, and until nothing it left is alive; return how it ended."""
+    """Waits for the worker, and until nothing it left is alive; returns how it ended."""
     ended: int | None = None
     while True:
         try:
@@ -220,7 +220,7 @@ def _wait(worker: int) -> int:
 
 
 def _end_like(exit_code: int) -> None:
-    """End this process with an exit code or, where it is negative, by that signal."""
+    """Ends this process with an exit code or, where it is negative, by that signal."""
     if exit_code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of the guard tells nothing
         if -exit_code not in (signal.SIGKILL, signal.SIGSTOP):

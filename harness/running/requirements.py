@@ -8,7 +8,7 @@ from harness.matrix import Cell
 
 
 def unmet(cell: Cell) -> str:
-    """Return why the cell cannot run on this machine, or nothing if it can."""
+    """Why the cell cannot run on this machine, or nothing if it can."""
     backend, gguf = cell.backend, cell.architecture.gguf
     if cell.device not in backend.devices:
         return f"{backend.id} needs a {' or '.join(backend.devices)} device"

@@ -44,7 +44,7 @@ class Work:
 
 @stoppable(first=end_children)  # unwinding kills tox, whose own children would be left
 def measure(cells: Sequence[Cell], work: Work) -> list[str]:
-    """Run the cells whose record is not current, and judge the records of all.
+    """Runs the cells whose record is not current, and judges the records of all.
 
     Args:
         cells: what to know about, of one device.
@@ -77,7 +77,7 @@ def measure(cells: Sequence[Cell], work: Work) -> list[str]:
 
 
 def run_releases(pending: Sequence[Sequence[Cell]], work: Work, progress: Progress) -> list[str]:
-    """Run the cells of each release; return what went wrong with the runs themselves."""
+    """Runs the cells of each release; returns what went wrong with the runs themselves."""
     with ThreadPoolExecutor(work.jobs) as pool:
         runs = [pool.submit(run_release, chosen, work, progress) for chosen in pending]
         try:
@@ -97,7 +97,7 @@ def to_run(
     environments: Mapping[str, Environment],
     work: Work,
 ) -> dict[str, Sequence[Cell]]:
-    """Return the cells that have to run, of each release that has such."""
+    """The cells that have to run, of each release that has such."""
     if work.force:
         return dict(by_release)
     records = {release: Store(work.results, release).read() for release in by_release}
@@ -123,7 +123,7 @@ class Progress:
         self.lock = threading.Lock()
 
     def ended(self, release: str, count: int, summary: str) -> None:
-        """Print what became of a release's cells."""
+        """Prints what became of a release's cells."""
         with self.lock:
             self.done += count
             rest = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
@@ -132,7 +132,7 @@ class Progress:
 
 
 def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
-    """Run cells of one release; return what went wrong with the run itself, or nothing."""
+    """Runs cells of one release; returns what went wrong with the run itself, or nothing."""
     release, device = chosen[0].release, chosen[0].device
     begun = time.monotonic()
     names = ",".join(cell.id for cell in chosen)
@@ -158,7 +158,7 @@ def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
 
 
 def unexpected(by_release: Mapping[str, Sequence[Cell]], results: Path) -> list[str]:
-    """Return a line for each of the cells that is lost, or neither passes nor is known to fail."""
+    """A line for each of the cells that is lost, or neither passes nor is known to fail."""
     expected = load_expected()
     problems = []
     for release, group in by_release.items():
@@ -168,7 +168,7 @@ def unexpected(by_release: Mapping[str, Sequence[Cell]], results: Path) -> list[
 
 
 def problem_of(cell: Cell, found: Mapping[Key, Record]) -> str:
-    """Return what is wrong with a cell and the line that runs it again; nothing if all is well."""
+    """What is wrong with a cell and the line that runs it again; nothing if all is well."""
     record = found.get(cell.key)
     if record is None:
         return f"{cell.id}: lost, it left no record\n    {again(cell.id)}"
@@ -179,11 +179,11 @@ def problem_of(cell: Cell, found: Mapping[Key, Record]) -> str:
 
 
 def without_environment(cell: Cell, reason: str) -> Record:
-    """Return the record of a cell whose environment could not be made."""
+    """The record of a cell whose environment could not be made."""
     record = blank(cell, "env-error", tail(reason, LONGEST_MESSAGE))
     return replace(record, fingerprint=fingerprint("env-error", reason, "environment"))
 
 
 def say(line: str) -> None:
-    """Print progress at once, also into a pipe."""
+    """Prints progress at once, also into a pipe."""
     print(line, flush=True)

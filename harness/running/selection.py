@@ -21,7 +21,7 @@ class Shard:
     count: int
 
     def of(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return the share: a run of neighbours, so that it needs few releases' environments.
+        """The share: a run of neighbours, so that it needs few releases' environments.
 
         The shares of all numbers are disjoint, differ by at most one cell, and are all cells.
         """
@@ -30,7 +30,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """Return the shard that "3/8" means.
+    """The shard that "3/8" means.
 
     Raises:
         ValueError: it is no such thing.
@@ -42,7 +42,7 @@ def parse_shard(text: str) -> Shard:
 
 
 def select_releases(text: str, matrix: Matrix) -> list[str]:
-    """Return the releases that a selection names, in the order of matrix/releases.toml.
+    """The releases that a selection names, in the order of matrix/releases.toml.
 
     Args:
         text: parts joined by commas: "all", "sentinel", "oldest", "newest", a version, or the

@@ -34,7 +34,7 @@ def stoppable(first: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 
 def end_children() -> None:
-    """Send SIGTERM to what this process has started, and what that has, and so on."""
+    """Sends SIGTERM to what this process has started, and what that has, and so on."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.terminate()

@@ -45,7 +45,7 @@ class Answer:
 
 
 def measure(model_type: str, rules: Rules, folder: Path) -> Measured:
-    """Return what became of a model type; nothing that is raised on the way escapes.
+    """What became of a model type; nothing that is raised on the way escapes.
 
     Args:
         model_type: as in config.json.
@@ -77,7 +77,7 @@ def measure(model_type: str, rules: Rules, folder: Path) -> Measured:
 
 
 def small_model(config: PretrainedConfig) -> PreTrainedModel:
-    """Return the causal model of a config, with seeded random weights.
+    """The causal model of a config, with seeded random weights.
 
     Raises:
         SweepError: it is not small.
@@ -96,7 +96,7 @@ def small_model(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def load_reference(folder: Path, attention: str) -> PreTrainedModel:
-    """Return the stock model, fully loaded into memory of its own.
+    """The stock model, fully loaded into memory of its own.
 
     The backend is named, for else a model made of several may run several.
 
@@ -117,7 +117,7 @@ def load_reference(folder: Path, attention: str) -> PreTrainedModel:
 
 
 def load_streamed(folder: Path, attention: str) -> Any:
-    """Return the model under test, at the smallest budget that works: every block streams."""
+    """The model under test, at the smallest budget that works: every block streams."""
     from rabbitllm import AutoModel  # an engine that cannot be imported is the type's failure
 
     return AutoModel.from_pretrained(
@@ -133,7 +133,7 @@ def load_streamed(folder: Path, attention: str) -> Any:
 
 @torch.no_grad()
 def answer(model: Any) -> Answer:
-    """Return what a model says to the sweep's prompt."""
+    """What a model says to the sweep's prompt."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(SPECIAL, vocabulary, (1, PROMPT), generator=generator)
@@ -152,7 +152,7 @@ def answer(model: Any) -> Answer:
 
 
 def check_stock(first: Answer, reference: PreTrainedModel) -> None:
-    """Make sure that there is something to compare with.
+    """Makes sure that there is something to compare with.
 
     Raises:
         SweepError: stock's logits are not finite, or others the second time.
@@ -165,7 +165,7 @@ def check_stock(first: Answer, reference: PreTrainedModel) -> None:
 
 
 def check_equal(ours: Answer, stock: Answer) -> None:
-    """Compare two answers.
+    """Compares two answers.
 
     Raises:
         SweepError: a bit of the logits, or a token, differs.
@@ -179,7 +179,7 @@ def check_equal(ours: Answer, stock: Answer) -> None:
 
 
 def streaming_blocks(reference: PreTrainedModel, tiers: dict[str, str]) -> int:
-    """Return how many of the blocks stream, whole or in parts."""
+    """How many of the blocks stream, whole or in parts."""
     return sum(
         any(
             tier != "device" and (name == block or name.startswith(f"{block}."))
@@ -190,7 +190,7 @@ def streaming_blocks(reference: PreTrainedModel, tiers: dict[str, str]) -> int:
 
 
 def check_streamed(facts: dict[str, Any]) -> None:
-    """Make sure that equal answers came from streamed blocks.
+    """Makes sure that equal answers came from streamed blocks.
 
     Raises:
         SweepError: no block streamed, though there are some.

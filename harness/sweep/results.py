@@ -71,12 +71,12 @@ class Result(Measured):
 
 
 def path_of(folder: Path, release: str) -> Path:
-    """Return the file of a release."""
+    """The file of a release."""
     return folder / f"transformers-{release}.jsonl"
 
 
 def read(path: Path) -> list[Result]:
-    """Return the results in a file, none if there is no file.
+    """The results in a file, none if there is no file.
 
     Raises:
         TableError: a line is no result; the message names it.
@@ -94,7 +94,7 @@ def read(path: Path) -> list[Result]:
 
 
 def put(path: Path, results: Iterable[Result]) -> None:
-    """Write results, each in place of the one of its type."""
+    """Writes results, each in place of the one of its type."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / ".lock"):
         merged = {result.model_type: result for result in [*read(path), *results]}

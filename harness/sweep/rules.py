@@ -66,20 +66,20 @@ class Rules:
     known: tuple[Known, ...] = ()
 
     def config(self, model_type: str) -> PretrainedConfig:
-        """Return a small config of the type, by its own class."""
+        """A small config of the type, by its own class."""
         values = {name: rule.value for rule in self.field for name in rule.names}
         own = next((row.config for row in self.type if model_type in row.names), {})
         cls = CONFIG_MAPPING[model_type]
         return cls(**merged(shrunk(cls(), values), own))
 
     def explanation(self, model_type: str, failure: str) -> str:
-        """Return why the type fails in this way, or nothing if that is not known."""
+        """Why the type fails in this way, or nothing if that is not known."""
         rows = (row for row in self.known if model_type in row.names)
         return next((row.why for row in rows if fits(row.pattern, failure)), "")
 
 
 def shrunk(config: PretrainedConfig, values: Mapping[str, int | bool]) -> dict[str, Any]:
-    """Return the fields of a config that `values` names, made small.
+    """The fields of a config that `values` names, made small.
 
     All others are left out, for those that are derived to be derived again.
     """
@@ -95,7 +95,7 @@ def shrunk(config: PretrainedConfig, values: Mapping[str, int | bool]) -> dict[s
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both tables as one; `over` wins, field by field."""
+    """Both tables as one; `over` wins, field by field."""
     result = {**under, **over}
     for name in under.keys() & over.keys():
         if isinstance(under[name], dict) and isinstance(over[name], dict):
@@ -104,7 +104,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_rules(path: Path = MATRIX / "sweep.toml") -> Rules:
-    """Return the rules.
+    """The rules.
 
     Raises:
         TableError: naming the row that is wrong, and how.

@@ -23,7 +23,7 @@ from harness.tables import build, unknown
 
 
 def causal_types(chosen: Sequence[str] | None = None) -> list[str]:
-    """Return the model types that the installed transformers has a causal model of.
+    """The model types that the installed transformers has a causal model of.
 
     Args:
         chosen: the only ones wanted.
@@ -41,13 +41,13 @@ def causal_types(chosen: Sequence[str] | None = None) -> list[str]:
 def sweep(
     types: Sequence[str], rules: Rules, jobs: int, time_limit: float = TIME_LIMIT
 ) -> Iterator[Result]:
-    """Yield the result of each type as it comes, `jobs` at a time, in the order of `types`."""
+    """Yields the result of each type as it comes, `jobs` at a time, in the order of `types`."""
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(lambda name: run(name, rules, time_limit), types)
 
 
 def run(model_type: str, rules: Rules, time_limit: float = TIME_LIMIT) -> Result:
-    """Return the result of one type, whatever its process does."""
+    """The result of one type, whatever its process does."""
     begun = time.monotonic()
     with TemporaryDirectory(prefix="sweep-") as folder:
         ended = isolated(_measure, (model_type, rules, Path(folder)), time_limit)

@@ -30,17 +30,17 @@ class Found:
 
 
 def is_good(record: Record) -> bool:
-    """Return whether a cell works."""
+    """Whether a cell works."""
     return state(record) == "good"
 
 
 def is_bad(record: Record) -> bool:
-    """Return whether a cell fails for certain: not that it was not measured, or is flaky."""
+    """Whether a cell fails for certain: not that it was not measured, or is flaky."""
     return state(record) in ("bad", "degraded", "unsupported")
 
 
 def ends(records: Iterable[Record], last: str = "") -> tuple[Record, Record]:
-    """Return the newest good record, and the oldest bad one after it.
+    """The newest good record, and the oldest bad one after it.
 
     Args:
         records: of one cell, raw, of several releases.
@@ -69,7 +69,7 @@ def ends(records: Iterable[Record], last: str = "") -> tuple[Record, Record]:
 
 
 def between(versions: Iterable[str], good: str, bad: str) -> list[str]:
-    """Return the releases after `good` and before `bad`, patches and pre-releases too, in order."""
+    """The releases after `good` and before `bad`, patches and pre-releases too, in order."""
     low, high = Version(good), Version(bad)
     return [str(version) for version in sorted(map(Version, versions)) if low < version < high]
 
@@ -77,7 +77,7 @@ def between(versions: Iterable[str], good: str, bad: str) -> list[str]:
 def bisect(
     releases: Sequence[str], good: Record, bad: Record, measure: Callable[[str], Record]
 ) -> Found:
-    """Return where a cell broke.
+    """Where a cell broke.
 
     Args:
         releases: between the two, in order. One that is neither good nor bad is passed over, and

@@ -11,7 +11,7 @@ PACKAGE = "transformers"
 
 
 def ask_index(pre: bool) -> list[str]:
-    """Return every version of transformers on the package index that pip is configured for.
+    """Every version of transformers on the package index that pip is configured for.
 
     Args:
         pre: pre-releases too.
@@ -34,7 +34,7 @@ def ask_index(pre: bool) -> list[str]:
 
 
 def upload_date(version: str) -> str:
-    """Return the day when a release of transformers came out, such as "2026-10-26".
+    """The day when a release of transformers came out, such as "2026-10-26".
 
     Raises:
         ValueError: the index was not reached, or has no such release.
@@ -47,7 +47,7 @@ def upload_date(version: str) -> str:
 
 
 def of_its_time(version: str) -> tuple[str, str]:
-    """Return the day of a release, and the requirements that it was installed with on that day.
+    """The day of a release, and the requirements that it was installed with on that day.
 
     Those are its own dependencies; torch is none of them and stays the one of all environments.
 

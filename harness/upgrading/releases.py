@@ -25,13 +25,13 @@ Minor = tuple[int, int]
 
 
 def newest_patches(versions: Iterable[str]) -> dict[Minor, str]:
-    """Return minor -> its newest version, oldest first, of the major release that is measured."""
+    """Minor -> its newest version, oldest first, of the major release that is measured."""
     ordered = [v for v in sorted(map(Version, versions)) if v.major == MAJOR]
     return {(v.major, v.minor): str(v) for v in ordered}
 
 
 def updated(text: str, newest: Mapping[Minor, str]) -> str:
-    """Return the text of matrix/releases.toml with exactly these releases.
+    """The text of matrix/releases.toml with exactly these releases.
 
     Comments stay, and so do sentinel marks; the oldest and the newest row have one in any case.
 
@@ -61,7 +61,7 @@ def updated(text: str, newest: Mapping[Minor, str]) -> str:
 
 
 def changes(before: str, after: str) -> list[str]:
-    """Return a line for each minor whose versions or marks differ."""
+    """A line for each minor whose versions or marks differ."""
     old, new = _by_minor(before), _by_minor(after)
     return [
         f"{'.'.join(map(str, key))}: {old.get(key, 'not listed')} -> {new[key]}"
@@ -71,18 +71,18 @@ def changes(before: str, after: str) -> list[str]:
 
 
 def versions_of(text: str) -> list[str]:
-    """Return the versions that matrix/releases.toml lists."""
+    """The versions that matrix/releases.toml lists."""
     return [row["version"] for row in tomllib.loads(text).get("release", [])]
 
 
 def minor(version: str) -> Minor:
-    """Return (major, minor) of a version."""
+    """(major, minor) of a version."""
     parsed = Version(version)
     return parsed.major, parsed.minor
 
 
 def _made(paragraph: str, version: str, sentinel: bool, newest: bool) -> str:
-    """Return a row with this version; a mark that it had for being the newest goes, or stays."""
+    """A row with this version; a mark that it had for being the newest goes, or stays."""
     paragraph = paragraph.replace(MARK + NEWEST, "")
     paragraph = re.sub(r'(?m)^version = "[^"]*"', f'version = "{version}"', paragraph)
     if sentinel and not _row(paragraph).get("sentinel"):
@@ -98,7 +98,7 @@ def _row(paragraph: str) -> dict[str, Any]:
 
 
 def _by_minor(text: str) -> dict[Minor, str]:
-    """Return minor -> its versions, with their marks, in words."""
+    """Minor -> its versions, with their marks, in words."""
     found: dict[Minor, list[str]] = defaultdict(list)
     for row in tomllib.loads(text).get("release", []):
         mark = " (sentinel)" if row.get("sentinel") else ""

@@ -19,7 +19,7 @@ from harness.upgrading.package_index import PACKAGE
 
 
 def retry(changes: Sequence[Change]) -> list[Change]:
-    """Return the changes, where a regression that a second run does not show is spurious.
+    """The changes, where a regression that a second run does not show is spurious.
 
     Records stay as they are: the second run is kept apart.
 
@@ -55,7 +55,7 @@ def retry(changes: Sequence[Change]) -> list[Change]:
 
 
 def cell_of(record: Record) -> Cell:
-    """Return the cell that a record is of.
+    """The cell that a record is of.
 
     Raises:
         ValueError: engine, checks or rows are no longer those that it was measured with.

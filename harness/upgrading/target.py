@@ -33,7 +33,7 @@ class Target:
 
 
 def parse_target(text: str, listed: Sequence[str], on_index: Sequence[str]) -> Target:
-    """Return what an argument names.
+    """What an argument names.
 
     Args:
         text: a release, a wheel, or the folder of a checkout.
@@ -61,7 +61,7 @@ def parse_target(text: str, listed: Sequence[str], on_index: Sequence[str]) -> T
 
 
 def of_wheel(path: Path) -> Target:
-    """Return the target of a wheel.
+    """The target of a wheel.
 
     Raises:
         ValueError: it is none, or of another package.
@@ -78,7 +78,7 @@ def of_wheel(path: Path) -> Target:
 
 
 def of_checkout(folder: Path) -> Target:
-    """Return the target of a checkout, which is run from where it is.
+    """The target of a checkout, which is run from where it is.
 
     Raises:
         ValueError: it is none of transformers.

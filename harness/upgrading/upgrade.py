@@ -45,7 +45,7 @@ class Check:
 
 
 def newest_recorded(results: Path, other_than: str) -> str:
-    """Return the newest release with records, the target's own aside.
+    """The newest release with records, the target's own aside.
 
     Raises:
         ValueError: there is none.
@@ -57,7 +57,7 @@ def newest_recorded(results: Path, other_than: str) -> str:
 
 
 def upgrade(target: Target, check: Check) -> Comparison:
-    """Measure the target's cells, and the other release's where their records are not current.
+    """Measures the target's cells, and the other release's where their records are not current.
 
     Raises:
         OrchestrationError: tox failed, not a cell.
@@ -83,7 +83,7 @@ def upgrade(target: Target, check: Check) -> Comparison:
 
 
 def advice(found: Comparison) -> str:
-    """Return whether to upgrade, in a sentence."""
+    """Whether to upgrade, in a sentence."""
     worse = ", ".join(change.cell for change in found.worse)
     known = "; ".join(dict.fromkeys(c.why.partition(": ")[2] or c.why for c in found.worse))
     sentences = {

@@ -32,12 +32,12 @@ Check = Callable[["Subject"], Outcome]
 
 
 def load(name: str) -> tuple[Check, str]:
-    """Return a check and the sentence that it fails with."""
+    """A check and the sentence that it fails with."""
     module = importlib.import_module(f"{__name__}.{name}")
     sentence = (module.__doc__ or "").strip().splitlines()[0]
     return cast(Check, module.run), sentence
 
 
 def verdict(good: bool, figures: dict[str, Any], message: str) -> Outcome:
-    """Return a pass, or a failure with this message."""
+    """A pass, or a failure with this message."""
     return Outcome("pass", figures) if good else Outcome("fail", figures, message)

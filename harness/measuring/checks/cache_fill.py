@@ -15,7 +15,7 @@ from harness.measuring.subject import PROMPT, Subject
 
 
 def run(subject: Subject) -> Outcome:
-    """Compare lengths, then contents."""
+    """Compares lengths, then contents."""
     stock, ours = subject.stock_decoded, subject.streamed_decoded
     seen = [[seen for seen, _ in layers] for layers in stock.lengths]
     due = [[PROMPT + step] * len(layers) for step, layers in enumerate(stock.lengths)]

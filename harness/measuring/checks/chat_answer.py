@@ -17,7 +17,7 @@ LENGTH = 8
 
 
 def run(subject: Subject) -> Outcome:
-    """Ask both, through the checkpoint's own chat template."""
+    """Asks both, through the checkpoint's own chat template."""
     tokenizer = subject.streamed.tokenizer
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}],
@@ -43,6 +43,6 @@ def run(subject: Subject) -> Outcome:
 
 @torch.no_grad()
 def answer(model: Any, prompt: Any) -> torch.Tensor:
-    """Return the greedily generated tokens after the prompt."""
+    """The greedily generated tokens after the prompt."""
     tokens: torch.Tensor = model.generate(**prompt, do_sample=False, max_new_tokens=LENGTH)
     return tokens[0, prompt["input_ids"].shape[1] :].cpu()

@@ -13,7 +13,7 @@ from harness.measuring.subject import Subject, compiling
 
 
 def run(subject: Subject) -> Outcome:
-    """Compare greedy generation from the batch, which compiles for the prefill and for a step."""
+    """Compares greedy generation from the batch, which compiles for the prefill and for a step."""
     if subject.device.type == "cpu":
         try:
             get_cpp_compiler()

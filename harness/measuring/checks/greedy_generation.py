@@ -13,7 +13,7 @@ LENGTH = 16
 
 
 def run(subject: Subject) -> Outcome:
-    """Compare token for token; what tolerated logits choose between may be chosen differently."""
+    """Compares token for token; what tolerated logits choose between may be chosen differently."""
     with reference_side():  # first, so that what both cannot do is not blamed on the streamed one
         stock = subject.generate(subject.reference, LENGTH)
     ours = subject.generate(subject.streamed, LENGTH)

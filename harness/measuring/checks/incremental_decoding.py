@@ -14,7 +14,7 @@ from harness.measuring.subject import PROMPT, Subject
 
 
 def run(subject: Subject) -> Outcome:
-    """Compare the prefill and each step."""
+    """Compares the prefill and each step."""
     stock, ours = subject.stock_decoded, subject.streamed_decoded
     steps = [compare(a, b) for a, b in zip(ours.logits, stock.logits, strict=True)]
     wrong_steps = [index for index, step in enumerate(steps) if not subject.equal(step)]

@@ -10,7 +10,7 @@ from harness.measuring.subject import STEPS, Subject, reference_side
 
 
 def run(subject: Subject) -> Outcome:
-    """Compare greedy generation from the batch: tokens, and logits of the prefill and each step."""
+    """Compares greedy generation from the batch: tokens, logits of the prefill and of each step."""
     with reference_side():  # first, so that what both cannot do is not blamed on the streamed one
         stock = subject.generate(subject.reference, STEPS, subject.padded)
     ours = subject.generate(subject.streamed, STEPS, subject.padded)

@@ -11,7 +11,7 @@ from harness.measuring.subject import Subject
 
 
 def run(subject: Subject) -> Outcome:
-    """Compare one forward without a cache."""
+    """Compares one forward without a cache."""
     stock = subject.stock_uncached  # first, lest its own failure is blamed on the streamed one
     figures = compare(subject.streamed_uncached, stock)
     good = subject.equal(figures)

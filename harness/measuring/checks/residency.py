@@ -33,7 +33,7 @@ class Watch:
         self.unbound: set[str] = set()
 
     def look(self, running: str | None = None) -> None:
-        """Count now; `running` names the block whose forward is about to begin."""
+        """Counts now; `running` names the block whose forward is about to begin."""
         self.looks += 1
         self.most_blocks = max(self.most_blocks, sum(holds_weights(block) for block in self.blocks))
         self.most_bytes = max(self.most_bytes, bound_bytes(self.model))
@@ -44,7 +44,7 @@ class Watch:
 
 
 def run(subject: Subject) -> Outcome:
-    """Watch one forward."""
+    """Watches one forward."""
     model, plan = subject.streamed, subject.streamed.streaming_plan
     names = list(text_blocks(model))
     watch = Watch(model, names)
@@ -98,17 +98,17 @@ class hooked:  # noqa: N801  # a context manager, named like one
         """Nothing is left to do."""
 
     def __exit__(self, *_: object) -> None:
-        """Take the hooks away."""
+        """Takes the hooks away."""
         for handle in self.handles:
             handle.remove()
 
 
 def holds_weights(module: nn.Module) -> bool:
-    """Return whether any parameter of the module is real."""
+    """Whether any parameter of the module is real."""
     return any(not parameter.is_meta for parameter in module.parameters())
 
 
 def bound_bytes(model: nn.Module) -> int:
-    """Return the bytes of the distinct real parameters of a model."""
+    """The bytes of the distinct real parameters of a model."""
     real = {p.data_ptr(): p.nbytes for p in model.parameters() if not p.is_meta}
     return sum(real.values())

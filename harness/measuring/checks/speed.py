@@ -45,7 +45,7 @@ COPY = 1 << 26
 
 
 def run(subject: Subject) -> Outcome:
-    """Time a few short generations of each."""
+    """Times a few short generations of each."""
     if subject.cell.architecture.reference:
         return Outcome("not-run", message="stock transformers has no such model to compare with")
     if subject.cell.device in subject.cell.backend.uncompiled:
@@ -72,7 +72,7 @@ def run(subject: Subject) -> Outcome:
 
 
 def limit(subject: Subject, figures: dict[str, Any]) -> float:
-    """Return tokens per second that streaming cannot exceed.
+    """Tokens per second that streaming cannot exceed.
 
     It is no faster than stock, fully loaded, nor than the wires carry what its forward moves.
     """
@@ -88,7 +88,7 @@ def limit(subject: Subject, figures: dict[str, Any]) -> float:
 
 
 def offloaded(subject: Subject, folder: str) -> Any:
-    """Return the stock model with its blocks on disk and all else on the device, by accelerate."""
+    """The stock model with its blocks on disk and all else on the device, by accelerate."""
     names = list(blocks(subject.reference))
     places: dict[str, Any] = dict.fromkeys(names, "disk")
     for name, module in subject.reference.named_modules():
@@ -106,7 +106,7 @@ def offloaded(subject: Subject, folder: str) -> Any:
 
 
 def rounds(subject: Subject, accelerate: Any) -> dict[str, Any]:
-    """Return the samples of all rounds, by the names of their figures."""
+    """The samples of all rounds, by the names of their figures."""
     models = {"streamed": subject.streamed, "stock": subject.reference, "accelerate": accelerate}
     for name in PAIR:
         subject.generate(models[name], 1)  # the first forward is slower
@@ -125,7 +125,7 @@ def rounds(subject: Subject, accelerate: Any) -> dict[str, Any]:
 
 
 def timed(subject: Subject, model: Any) -> tuple[float, float]:
-    """Return wall and CPU seconds, of all threads, of one short greedy generation with prefill."""
+    """Wall and CPU seconds, of all threads, of one short greedy generation with prefill."""
     begun, cpu_begun = time.perf_counter(), time.process_time()
     subject.generate(model, LENGTH)
     if subject.device.type == "cuda":
@@ -135,7 +135,7 @@ def timed(subject: Subject, model: Any) -> tuple[float, float]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from running in some rounds and not in others."""
+    """Keeps the garbage collector from running in some rounds and not in others."""
     gc.collect()
     gc.disable()
     try:
@@ -146,7 +146,7 @@ def uncollected() -> Iterator[None]:
 
 @contextmanager
 def on_one_core() -> Iterator[None]:
-    """Keep all threads of this process on one core, where there is Linux to ask.
+    """Keeps all threads of this process on one core, where there is Linux to ask.
 
     Threads that wake each other across cores make the same streaming cost up to half more when the
     machine is otherwise idle than when it is busy. On one core it costs the same in both.
@@ -166,7 +166,7 @@ def on_one_core() -> Iterator[None]:
 
 
 def set_cores(tasks: Path, cores: set[int]) -> None:
-    """Let the threads listed in a folder of `/proc` run on these cores; their children will too."""
+    """Lets the threads listed in a folder of `/proc` run on these cores, and their children."""
     for task in tasks.iterdir():
         # One that has just ended needs no core.
         with suppress(ProcessLookupError):

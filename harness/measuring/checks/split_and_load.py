@@ -15,7 +15,7 @@ from rabbitllm.families import family_of
 
 
 def run(subject: Subject) -> Outcome:
-    """Load the model and look at what came out."""
+    """Loads the model and looks at what came out."""
     row, model = subject.cell.architecture, subject.streamed
     plan, names = model.streaming_plan, list(blocks(model))
     family = family_of(row.model_type)
@@ -46,6 +46,6 @@ def run(subject: Subject) -> Outcome:
 
 
 def _streams(block: str, tiers: dict[str, str]) -> bool:
-    """Return whether a block's stage, or the stages that it was split into, all stream."""
+    """Whether a block's stage, or the stages that it was split into, all stream."""
     own = [tier for name, tier in tiers.items() if name == block or name.startswith(f"{block}.")]
     return bool(own) and "device" not in own

@@ -19,7 +19,7 @@ from harness.measuring.subject import Subject
 
 
 def run(subject: Subject) -> Outcome:
-    """Run one forward and look at both on the way."""
+    """Runs one forward and looks at both on the way."""
     model, stock = subject.streamed, subject.reference
     ours = look(model, subject.prompt)
     if isinstance(stock, OriginalModel):
@@ -60,7 +60,7 @@ class Looked:
 
 @torch.no_grad()
 def look(model: Any, prompt: Tensor) -> Looked:
-    """Run one forward of a model and look."""
+    """Runs one forward of a model and looks."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     seen: dict[str, Any] = {}
 

@@ -40,7 +40,7 @@ class OriginalModel:
         past_key_values: DynamicCache | None = None,
         use_cache: bool = False,
     ) -> CausalLMOutputWithPast:
-        """Return the logits [B, S, V] of the last `input_ids` [B, S] of a text.
+        """The logits [B, S, V] of the last `input_ids` [B, S] of a text.
 
         Args:
             input_ids: on any device.
@@ -63,7 +63,7 @@ class OriginalModel:
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, **_: object
     ) -> GenerateDecoderOnlyOutput:
-        """Return exactly `max_new_tokens` greedy tokens behind each row, and their logits.
+        """Exactly `max_new_tokens` greedy tokens behind each row, and their logits.
 
         As with stock's `min_new_tokens`, the end is never chosen.
         """
@@ -81,9 +81,9 @@ class OriginalModel:
         )
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Return what the embedding gives, [B, S, H]."""
+        """What the embedding gives, [B, S, H]."""
         return self.decoder.embed(input_ids.cpu()).to(self.device)
 
     def head_rows(self) -> Tensor:
-        """Return what the logits are projections on, [V, H]."""
+        """What the logits are projections on, [V, H]."""
         return self.decoder.head_rows().to(self.device)
