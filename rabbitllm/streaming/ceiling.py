@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from rabbitllm.streaming.working import Geometry, Work
+from rabbitllm.streaming.working import Geometry, Work, passing_bytes
 
 
 @dataclass
@@ -32,8 +32,8 @@ class Ceiling:
     weights: int
     geometry: Geometry
     dtype: torch.dtype
-    _growth: int = field(default=0, init=False)
-    _others: int = field(default=0, init=False)
+    _coming: int = field(default=0, init=False)
+    _limit: int | None = field(default=None, init=False)
 
     def watch(self, blocks: Iterable[nn.Module]) -> None:
         """Keeps to it in every forward of these blocks."""
@@ -41,19 +41,23 @@ class Ceiling:
             block.register_forward_pre_hook(lambda *_: self.keep())
 
     def begin(self, work: Work) -> None:
-        """Finds out what the blocks of a forward add, and what is there that is not the model's."""
-        self._growth = self.geometry.grown(work) * self.dtype.itemsize
+        """Finds out whether a forward with this work may come near the budget."""
+        self._limit = None
+        self._coming = passing_bytes(self.geometry, self.dtype, self.device, work)
+        behind = self.geometry.cached(work) * self.dtype.itemsize
+        if torch.cuda.memory_reserved(self.device) + self._coming + behind <= self.nbytes:
+            return
         cached = self.geometry.cached(replace(work, new=0)) * self.dtype.itemsize
         allocated = torch.cuda.memory_allocated(self.device)
-        self._others = max(0, allocated - self.weights - cached)
+        self._limit = self.nbytes + max(0, allocated - self.weights - cached)
 
     def keep(self) -> None:
-        """Gives back what is not in use, if a layer's growing cache would make it too much.
+        """Gives back what is not in use, if what a block takes could make it too much.
 
         What that costs, a wait for the device, is paid only by work that comes near the budget.
         """
-        held = torch.cuda.memory_reserved(self.device)
-        if held + self._growth <= self.nbytes + self._others:
+        if self._limit is None:
             return
-        if held - torch.cuda.memory_allocated(self.device) >= self._growth:
+        held = torch.cuda.memory_reserved(self.device)
+        if held + self._coming > self._limit and held > torch.cuda.memory_allocated(self.device):
             torch.cuda.empty_cache()

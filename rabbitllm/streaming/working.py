@@ -79,11 +79,6 @@ class Geometry:
         kept = (min(window or tokens, tokens) for window in self.windows)
         return work.sequences * sum(kept) * self.kept
 
-    def grown(self, work: Work) -> int:
-        """Elements of the largest layer's cache, behind that work."""
-        tokens = work.new + work.past
-        return work.sequences * max(min(w or tokens, tokens) for w in self.windows) * self.kept
-
     def masked(self, work: Work) -> bool:
         """Whether a causal pattern is not enough: padding, tokens behind others, a window."""
         slides = any(0 < window < work.new + work.past for window in self.windows)
@@ -141,6 +136,13 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     and bfloat16), what is computed above is 0.9 to 2.2 times the peak without the workspace, and
     with it never less than the peak.
     """
+    workspace = CUDA_CONTEXT + CUDA_WORKSPACE if device.type == "cuda" else CPU_WORKSPACE
+    cache = geometry.cached(work) * dtype.itemsize
+    return cache + passing_bytes(geometry, dtype, device, work) + workspace
+
+
+def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, work: Work) -> int:
+    """Bytes of `working_bytes` that are taken for a while, one layer's after the other's."""
     new, total = work.sequences * work.new, work.sequences * (work.new + work.past)
     cuda = device.type == "cuda"
     stepwise = geometry.eager or (geometry.narrow and not cuda)
@@ -153,8 +155,7 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     mask = dtype.itemsize + 3 if stepwise or geometry.masked(work) else 0
     quadratic = new * (work.new + work.past) * (score + mask)
     passing = elements * dtype.itemsize + floats * FLOAT + quadratic
-    workspace = CUDA_CONTEXT + CUDA_WORKSPACE if cuda else CPU_WORKSPACE
-    return geometry.cached(work) * dtype.itemsize + int(HOLES * passing) + workspace
+    return int(HOLES * passing)
 
 
 def taken_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, work: Work) -> int:

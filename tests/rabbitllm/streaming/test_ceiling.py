@@ -8,11 +8,15 @@ from torch import nn
 from transformers import LlamaConfig
 
 from rabbitllm.streaming.ceiling import Ceiling
-from rabbitllm.streaming.working import Work, read_geometry
+from rabbitllm.streaming.working import Work, passing_bytes, read_geometry
 
 CUDA = torch.device("cuda:0")
 WEIGHTS, CACHED = 1000, 2 * 2 * 8 * 4  # one token: two layers' keys and values, 8 floats each
-GROWTH = CACHED // 2
+CONFIG = LlamaConfig(
+    num_hidden_layers=2, hidden_size=8, num_attention_heads=1, num_key_value_heads=1, vocab_size=10
+)
+GEOMETRY = read_geometry(CONFIG)
+LIMIT = 10_000_000
 
 
 @dataclass
@@ -37,46 +41,51 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
     return ours
 
 
-def ceiling(nbytes: int) -> Ceiling:
-    config = LlamaConfig(
-        num_hidden_layers=2, hidden_size=8, num_attention_heads=1, num_key_value_heads=1
-    )
-    return Ceiling(CUDA, nbytes, WEIGHTS, read_geometry(config), torch.float32)
+def ceiling() -> Ceiling:
+    return Ceiling(CUDA, LIMIT, WEIGHTS, GEOMETRY, torch.float32)
 
 
-def test_memory_that_is_not_in_use_stays_while_there_is_room(allocator: Allocator) -> None:
-    ours = ceiling(5000)
-    ours.begin(Work(1, 1))
-    allocator.reserved = 5000 - GROWTH
+def passing(work: Work) -> int:
+    return passing_bytes(GEOMETRY, torch.float32, CUDA, work)
+
+
+@pytest.mark.parametrize("work", [Work(1, 1, past=99), Work(2, 30)])
+def test_unused_memory_goes_back_before_a_block_could_pass_the_budget(
+    allocator: Allocator, work: Work
+) -> None:
+    ours = ceiling()
+    allocator.reserved = LIMIT - passing(work)
+    ours.begin(work)
     ours.keep()
     assert not allocator.emptied
-
-
-def test_it_goes_back_before_a_layer_grows_past_the_budget(allocator: Allocator) -> None:
-    ours = ceiling(5000)
-    ours.begin(Work(1, 1))
-    allocator.reserved = 5000 - GROWTH + 1
+    allocator.reserved += 1
     ours.keep()
     assert allocator.emptied == 1
-    ours.begin(Work(1, 10))
-    allocator.reserved = 5000 - 10 * GROWTH + 1
+
+
+def test_a_forward_that_cannot_come_near_asks_the_allocator_once(
+    allocator: Allocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, work = ceiling(), Work(1, 10)
+    allocator.reserved = LIMIT - passing(work) - 10 * CACHED
+    ours.begin(work)
+    monkeypatch.delattr(torch.cuda, "memory_reserved")
     ours.keep()
-    assert allocator.emptied == 2
 
 
 def test_what_is_in_use_cannot_go_back(allocator: Allocator) -> None:
-    ours = ceiling(5000)
+    ours = ceiling()
+    allocator.allocated = allocator.reserved = LIMIT + 1
     ours.begin(Work(1, 1))
-    allocator.allocated = allocator.reserved = 6000
     ours.keep()
     assert not allocator.emptied
 
 
 def test_what_others_use_does_not_count(allocator: Allocator) -> None:
-    ours = ceiling(5000)
-    allocator.allocated += 10_000 + 7 * CACHED
-    ours.begin(Work(1, 1, past=7))  # they have 10,000
-    allocator.reserved = 15_000 - 8 * GROWTH
+    ours, work = ceiling(), Work(1, 1, past=7)
+    allocator.allocated += LIMIT + 7 * CACHED
+    allocator.reserved = 2 * LIMIT - passing(work)
+    ours.begin(work)
     ours.keep()
     assert not allocator.emptied
     allocator.reserved += 1
@@ -86,10 +95,11 @@ def test_what_others_use_does_not_count(allocator: Allocator) -> None:
 
 def test_every_block_that_is_watched_is_asked(allocator: Allocator) -> None:
     blocks = [nn.Identity(), nn.Identity()]
-    ours = ceiling(2000)
+    ours = ceiling()
     ours.watch(blocks)
+    allocator.reserved = LIMIT
     ours.begin(Work(1, 1))
     for block in blocks:
-        allocator.reserved = 2001
+        allocator.reserved = LIMIT
         block(torch.ones(1))
     assert allocator.emptied == 2
