@@ -255,7 +255,7 @@ def prepare(
         with valid_config(fields):
             trial = try_out(trial.active_attention_implementation)
     check_shapes(trial, recipes, {key: entry.shape for key, entry in entries.items()}, place)
-    tied = resolve_ties(trial, recipes, Reader(entries).view)
+    tied = resolve_ties(trial, recipes, Reader(entries).equal)
     check_complete(trial, recipes, place)
     # Only what fits the checkpoint is built with buffers.
     with valid_config(fields):

@@ -160,12 +160,19 @@ def dtypes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dty
     }
 
 
-def resolve_ties(model: PreTrainedModel, recipes: list[Recipe], read: ReadTensor) -> dict[str, str]:
+def resolve_ties(
+    model: PreTrainedModel, recipes: list[Recipe], equal: Callable[[str, str], bool]
+) -> dict[str, str]:
     """Which parameters share values: what the model ties, unless the checkpoint denies it.
 
     As in `from_pretrained`: two names that are both in the checkpoint with different values stay
     apart, with a warning. A name that is absent gets the recipe of the one it is tied to, appended
     to `recipes`.
+
+    Args:
+        model: the model, on the meta device.
+        recipes: how the checkpoint makes its parameters.
+        equal: whether the tensors of two checkpoint keys have the same values.
 
     Returns:
         name -> the name it is tied to.
@@ -173,8 +180,8 @@ def resolve_ties(model: PreTrainedModel, recipes: list[Recipe], read: ReadTensor
     makers = {target: recipe for recipe in recipes for target in recipe.targets}
     tied: dict[str, str] = {}
     for target, source in list(model.all_tied_weights_keys.items()):
-        both = [read(makers[name].sources[0][0]) for name in (target, source) if name in makers]
-        if len(both) == 2 and not torch.equal(*both):
+        keys = [makers[name].sources[0][0] for name in (target, source) if name in makers]
+        if len(keys) == 2 and not equal(*keys):
             logger.warning("%s and %s differ in the checkpoint: not tied.", target, source)
             del model.all_tied_weights_keys[target]
             continue

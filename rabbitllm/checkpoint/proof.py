@@ -97,16 +97,16 @@ def check_bits(
         keys = [key for key, _ in recipe.sources]
         if shown.issuperset(keys):  # another name for the same values
             continue
-        made = recipe.run(model, originals.view, dtypes)
+        made = recipe.run(model, originals.read, dtypes)
         for target in recipe.targets:
             name = target if target in located else tied.get(target, target)
-            if name not in located or not _same_bits(made[target], store.view(name)):
+            if name not in located or not _same_bits(made[target], store.read(name)):
                 raise CheckpointError(
                     f"{_some(keys)} of {entries[keys[0]].file} cannot be deleted: the layer store "
                     f"holds other values as {target}. Delete the store with `rabbitllm cache rm`, "
                     "and the next load or split makes it again."
                 )
-        if recipe.converter and _content(map(originals.view, keys)) != _content(
+        if recipe.converter and _content(map(originals.read, keys)) != _content(
             made[target] for target in recipe.targets
         ):
             raise CheckpointError(

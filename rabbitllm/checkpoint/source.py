@@ -1,12 +1,13 @@
 """A checkpoint's files, and an index of the tensors in them."""
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,6 +59,23 @@ DTYPES = {
 }
 
 
+class FileState(NamedTuple):
+    """What tells whether a file has been written to.
+
+    Attributes:
+        nbytes: its size.
+        mtime_ns: when it was written last.
+    """
+
+    nbytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileState":
+        """That of a file with this status."""
+        return cls(status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """Where one tensor's bytes are.
@@ -69,6 +87,7 @@ class TensorEntry:
         dtype: the element type, on disk or once unpacked.
         shape: the shape, on disk or once unpacked.
         packing: how the bytes are packed; None if they are the elements.
+        state: the file's when its header was read; None if that was not read from a file.
     """
 
     file: Path
@@ -77,6 +96,7 @@ class TensorEntry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     packing: Packing | None = None
+    state: FileState | None = field(default=None, compare=False)
 
 
 def read_json(path: Path) -> Any:
@@ -133,8 +153,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     Raises:
         CheckpointError: the header is none, or its tensors do not fill the file, byte for byte.
     """
-    size = file.stat().st_size
     with file.open("rb") as stream:
+        state = FileState.of(os.fstat(stream.fileno()))
+        size = state.nbytes
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= size - 8:
@@ -150,7 +171,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         fields = parse(header, VALUES * MOST_IN_FILE)
         metadata = fields.pop("__metadata__", None) or {}
-        tensors = {key: _entry(file, 8 + length, value) for key, value in fields.items()}
+        tensors = {key: _entry(file, state, 8 + length, value) for key, value in fields.items()}
         packed = json.loads(metadata.get(PACKED, "{}"))
         tensors |= {key: _packed_entry(tensors[key], *how) for key, how in packed.items()}
     except MALFORMED as error:
@@ -169,13 +190,14 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     return tensors
 
 
-def _entry(file: Path, start: int, value: Mapping[str, Any]) -> TensorEntry:
+def _entry(file: Path, state: FileState, start: int, value: Mapping[str, Any]) -> TensorEntry:
     """A header's entry, for data that begin at byte `start`; raises one of `MALFORMED`."""
     first, end = map(index, value["data_offsets"])
     if value["dtype"] not in DTYPES:
         raise ValueError(f"no dtype {value['dtype']!r} is known")
     shape = tuple(index(size) for size in value["shape"])
-    return TensorEntry(file, start + first, end - first, DTYPES[value["dtype"]], shape)
+    dtype = DTYPES[value["dtype"]]
+    return TensorEntry(file, start + first, end - first, dtype, shape, state=state)
 
 
 def _packed_entry(

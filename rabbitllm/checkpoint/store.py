@@ -171,7 +171,7 @@ class LayerStore:
                 tensors: dict[str, torch.Tensor] = {}
                 for recipe in recipes:
                     if not set(names).isdisjoint(recipe.targets):
-                        made = recipe.run(self._model, self._sources.view, self._dtypes)
+                        made = recipe.run(self._model, self._sources.read, self._dtypes)
                         tensors |= {
                             name: made[name].contiguous() for name in made.keys() & set(names)
                         }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,9 @@ def stream(
         if stage in resident:
             continue
         if stage.rows is not None:
-            RowLookup(stage.rows, reader.view(stage.weights[0].name), device)
+            name = stage.weights[0].name
+            reader.files.open(reader.entries[name].file)
+            RowLookup(stage.rows, partial(reader.read_rows, name), device)
         if left := stage.without_rows():
             streamed.append(left)
     hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
@@ -78,6 +81,9 @@ def stream(
                 assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
                 transfer.keep(stage)
                 bar.update(stage.nbytes)
+        for stage in streamed:
+            if plan.tiers[stage.name] == "disk":
+                reader.prepare(stage, direct=True)
         slots = [transfer.slot(nbytes) for nbytes in plan.slot_sizes]
         pipeline = Pipeline(streamed, slots, transfer, meter, options)
         pipeline.start()
@@ -99,7 +105,7 @@ def _load_buffers(model: nn.Module, reader: Reader, device: torch.device) -> Non
     """Persistent buffers from the checkpoint, and every buffer to the device."""
     for name, buffer in list(model.named_buffers()):
         path, _, attribute = name.rpartition(".")
-        value = reader.view(name).clone() if name in reader.entries else buffer
+        value = reader.read(name) if name in reader.entries else buffer
         model.get_submodule(path)._buffers[attribute] = value.to(device)
 
 

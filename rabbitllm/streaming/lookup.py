@@ -1,5 +1,7 @@
 """Embedding rows looked up on the host: of the whole table, only the batch's rows travel."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -12,12 +14,18 @@ class RowLookup:
 
     Args:
         module: the model's input embedding; its first argument is token ids. Its weight is on meta.
-        table: the whole weight on the host [vocabulary, hidden], as a rule a view of a mapped file.
+        rows: brings those of some ids, int64 [ids] -> [ids, hidden], both on the host; raises
+            IndexError for an id that has none.
         device: where the embedding runs.
     """
 
-    def __init__(self, module: nn.Embedding, table: torch.Tensor, device: torch.device) -> None:
-        self._table = table
+    def __init__(
+        self,
+        module: nn.Embedding,
+        rows: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+    ) -> None:
+        self._rows = rows
         self._device = device
         self._meta = module._parameters["weight"]
         module.padding_idx = None  # a row number of the whole table; it only matters to gradients
@@ -29,7 +37,7 @@ class RowLookup:
     ) -> tuple[torch.Tensor, ...]:
         ids, *others = arguments
         distinct, positions = torch.unique(ids.cpu(), return_inverse=True)
-        rows = nn.functional.embedding(distinct, self._table).to(self._device)  # checks the ids
+        rows = self._rows(distinct).to(self._device)  # checks the ids
         module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
         return positions.to(self._device), *others
 

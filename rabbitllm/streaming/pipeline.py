@@ -125,6 +125,7 @@ class Pipeline:
         self._take_over()
         with self._turn:
             self._options.admit(args, kwargs)
+            self._transfer.check()
             self._settle()
             self._settled, self._seen = False, []
             self.meter.settle()
@@ -135,6 +136,7 @@ class Pipeline:
                 if self._seen:
                     self._ring, self._position = self._seen, len(self._seen) - 1
                     self._prefetch()  # by the new order
+                self._transfer.check()
                 self._settled = not self._running
                 return output
             finally:

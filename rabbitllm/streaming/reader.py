@@ -7,9 +7,7 @@ out, or unpacks them.
 """
 
 import mmap
-import os
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ import torch
 from rabbitllm.checkpoint.packing import Bytes, Packing, Scratch
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError
+from rabbitllm.streaming.files import Files
 from rabbitllm.streaming.stages import Stage, Weight
 from rabbitllm.streaming.workers import Workers
 
@@ -33,6 +32,8 @@ CHUNK = 4 << 20
 """Most bytes that one read asks for; files are cut on multiples of it."""
 GAP = 256 << 10
 """Bytes between two tensors that are read along rather than skipped."""
+PART = 1 << 20
+"""Elements of a weight that are compared at a time."""
 READERS = 8
 """Threads. A disk needs several requests at a time, and memory is faster copied by two cores."""
 UNPACKERS = 2
@@ -79,8 +80,7 @@ class Reader:
 
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self.entries = entries
-        self._files: dict[tuple[Path, bool], int] = {}
-        self._maps: dict[Path, torch.Tensor] = {}
+        self.files = Files({entry.file: entry.state for entry in entries.values()})
         self._chunks: WeakKeyDictionary[Stage, list[_Chunk]] = WeakKeyDictionary()
         self._bounce = threading.local()
         self.begin()
@@ -108,15 +108,28 @@ class Reader:
             CheckpointError: a file ends before its tensor does, or what is packed in it is damaged.
         """
         with self._preparing:
-            if stage not in self._chunks:
-                self._chunks[stage] = self._cut(stage)
-            chunks = self._chunks[stage]
-            for chunk in chunks:
-                self._open(chunk.file, direct)
+            chunks = self._prepare(stage, direct)
             reads = [self.workers.submit(self._read, chunk, buffer, direct) for chunk in chunks]
         wait(reads)  # all of them, also when one fails: the buffer is then free to fill again
         while reads:
             reads.pop(0).result()  # and is not held any more: an error would hold itself
+        self.files.check({chunk.file for chunk in chunks}, direct)
+
+    def prepare(self, stage: Stage, direct: bool) -> None:
+        """Opens a stage's files, so that they are read as they are now, whatever takes their names.
+
+        Raises:
+            OSError: one cannot be opened.
+        """
+        with self._preparing:
+            self._prepare(stage, direct)
+
+    def _prepare(self, stage: Stage, direct: bool) -> "list[_Chunk]":
+        if stage not in self._chunks:
+            self._chunks[stage] = self._cut(stage)
+        for chunk in self._chunks[stage]:
+            self.files.open(chunk.file, direct)
+        return self._chunks[stage]
 
     def disk_bytes(self, stage: Stage) -> int:
         """What reading a stage moves: the bytes of its buffer, less what packing saves."""
@@ -124,26 +137,79 @@ class Reader:
         return stage.nbytes - sum(saved)
 
     def view(self, name: str) -> torch.Tensor:
-        """A weight as a view of its mapped file: nothing is read before it is used.
+        """A weight as a view of its mapped file, for use in place: see `Files.map`.
 
         What is packed there, or not aligned, is a copy.
 
         Raises:
-            CheckpointError: what is packed is damaged.
+            CheckpointError: the file is not what it was, or what is packed is damaged.
         """
         entry = self.entries[name]
-        if entry.file not in self._maps:
-            size = entry.file.stat().st_size
-            self._maps[entry.file] = torch.from_file(
-                str(entry.file), shared=False, size=size, dtype=torch.uint8
-            )
-        data = self._maps[entry.file][entry.offset : entry.offset + entry.nbytes]
+        if entry.packing or entry.offset % entry.dtype.itemsize:
+            return self.read(name)
+        data = self.files.map(entry.file)[entry.offset : entry.offset + entry.nbytes]
+        return data.view(entry.dtype).view(entry.shape)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight in memory of its own.
+
+        Raises:
+            CheckpointError: the file is not what it was, or what is packed is damaged.
+        """
+        entry = self.entries[name]
+        data = self._bytes(entry, 0, entry.nbytes)
         if entry.packing:
             with _damage_named(entry.file, entry.offset):
                 return entry.packing.restore(data, entry.shape)
-        if entry.offset % entry.dtype.itemsize:
-            data = data.clone()
         return data.view(entry.dtype).view(entry.shape)
+
+    def read_rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        """Some rows of a weight that is not packed: [len(ids), ...], in memory of their own.
+
+        Args:
+            name: of the weight.
+            ids: row numbers: int64 [rows], on the host.
+
+        Raises:
+            CheckpointError: the file is not what it was.
+            IndexError: the weight has no such row.
+        """
+        entry = self.entries[name]
+        count, *row = entry.shape
+        size = entry.nbytes // count
+        rows = torch.empty(len(ids) * size, dtype=torch.uint8)
+        memory = rows.numpy().data
+        self.files.open(entry.file)
+        for place, number in enumerate(ids.tolist()):
+            if not 0 <= number < count:
+                raise IndexError(f"{name} has no row {number}: it has {count}")
+            part = memory[place * size : (place + 1) * size]
+            self.files.read(part, size, entry.file, entry.offset + number * size)
+        self.files.check([entry.file])
+        return rows.view(entry.dtype).view(len(ids), *row)
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two weights have the same values, as torch.equal sees it; reads parts of them."""
+        a, b = self.entries[one], self.entries[other]
+        return a.shape == b.shape and all(map(torch.equal, self._parts(one), self._parts(other)))
+
+    def _parts(self, name: str) -> Iterator[torch.Tensor]:
+        """A weight's elements, `PART` at a time."""
+        entry = self.entries[name]
+        if entry.packing:
+            yield from self.read(name).reshape(-1).split(PART)
+            return
+        step = PART * entry.dtype.itemsize
+        for begin in range(0, entry.nbytes, step):
+            yield self._bytes(entry, begin, min(begin + step, entry.nbytes)).view(entry.dtype)
+
+    def _bytes(self, entry: TensorEntry, begin: int, end: int) -> torch.Tensor:
+        """Some of a tensor's bytes on disk: uint8 [end - begin]."""
+        data = torch.empty(end - begin, dtype=torch.uint8)
+        self.files.open(entry.file)
+        self.files.read(data.numpy().data, end - begin, entry.file, entry.offset + begin)
+        self.files.check([entry.file])
+        return data
 
     def _cut(self, stage: Stage) -> list[_Chunk]:
         """The reads that bring a stage: neighbours together, on block boundaries, up to `CHUNK`."""
@@ -180,37 +246,13 @@ class Reader:
                 a, b = start + packing.nbytes(i), start + packing.nbytes(j)
                 yield _Piece(file, a, b, weight.offset + size * i, size * (j - i), packing)
 
-    def _open(self, file: Path, direct: bool) -> int:
-        key = (file, direct)
-        if key not in self._files:
-            flags = os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if direct else 0)
-            try:
-                descriptor = os.open(file, flags)
-            except OSError:
-                if not direct:
-                    raise
-                descriptor = os.open(file, os.O_RDONLY)  # a file system without direct reads
-            self._files[key] = descriptor
-            weakref.finalize(self, os.close, descriptor)
-        return self._files[key]
-
     def _read(self, chunk: _Chunk, buffer: torch.Tensor, direct: bool) -> None:
         if not hasattr(self._bounce, "memory"):
             self._bounce.memory = mmap.mmap(-1, CHUNK + BLOCK)  # on a page boundary
             self._bounce.array = torch.frombuffer(self._bounce.memory, dtype=torch.uint8).numpy()
-        descriptor, view = self._files[chunk.file, direct], memoryview(self._bounce.memory)
+        memory = memoryview(self._bounce.memory)[: chunk.stop - chunk.start]
         needed = max(piece.stop for piece in chunk.pieces) - chunk.start
-        done = 0
-        while done < needed:
-            count = os.preadv(
-                descriptor, [view[done : chunk.stop - chunk.start]], chunk.start + done
-            )
-            if count == 0:
-                raise CheckpointError(
-                    f"{chunk.file} ends at byte {chunk.start + done:,}, in the middle of a tensor. "
-                    "Was it replaced while in use?"
-                )
-            done += count
+        self.files.read(memory, needed, chunk.file, chunk.start, direct)
         # By numpy, which works in this thread alone: torch would set a team of threads to each.
         target = buffer.numpy()
         for piece in chunk.pieces:

@@ -92,6 +92,10 @@ class Transfer(ABC):
         # behind those of the one that is arriving.
         self._workers = Workers(SLOTS, WORKERS)
 
+    def check(self) -> None:
+        """Raises CheckpointError if a file whose weights are used in place is not what it was."""
+        self.reader.files.check_mapped()
+
     def inherit(self) -> None:
         """In a process that was just forked: threads, and the locks they hold, stayed behind."""
         self._workers = Workers(SLOTS, WORKERS)

@@ -25,6 +25,7 @@ from transformers import (
 import rabbitllm
 from rabbitllm import BudgetError, CheckpointError, StreamedModel
 from rabbitllm.checkpoint.source import read_index
+from rabbitllm.checkpoint.store import LayerStore
 from rabbitllm.streaming.stages import ALIGNMENT
 from tests.patience import PATIENCE
 
@@ -562,6 +563,90 @@ def test_a_shard_that_goes_bad_is_an_error_in_the_forward(
     with pytest.raises(CheckpointError, match=rf"{file.name} ends at byte"):
         model(prompt)
     check_residency(model)
+
+
+def cut_off(file: Path) -> None:
+    os.truncate(file, 5000)
+
+
+def emptied(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def written_over(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(-1000, os.SEEK_END)
+        stream.write(bytes(1000))
+
+
+KINDS: list[dict[str, Any]] = [{}, {"host_memory": "auto"}, {"prefetching": False}]
+
+
+@pytest.mark.parametrize("change", [cut_off, emptied, written_over])
+@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
+def test_a_file_that_is_changed_under_a_model_is_named(
+    copied: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    architecture: str,
+    options: dict[str, Any],
+    change: Callable[[Path], None],
+) -> None:
+    folder = copied(architecture)
+    model = streamed(folder, **options)
+    model(prompt)
+    change(folder / "model.safetensors")
+
+    def twice() -> None:  # what has come ahead is still right
+        for _ in range(2):
+            model(prompt)
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors (was changed|ends at byte)"):
+        twice()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_a_file_that_another_takes_the_name_of_goes_on(
+    copied: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    options: dict[str, Any],
+) -> None:
+    folder = copied()
+    model, expected = streamed(folder, **options), streamed(folder)(prompt).logits
+    (folder / "new").write_bytes(bytes(100))
+    (folder / "new").replace(folder / "model.safetensors")
+    for _ in range(3):
+        assert torch.equal(model(prompt).logits, expected)
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(model(prompt).logits, expected)
+
+
+def test_weights_used_in_place_are_those_that_were_there_at_the_end_too(
+    copied: Callable[..., Path], streamed: Callable[..., StreamedModel], prompt: torch.Tensor
+) -> None:
+    folder = copied()
+    model: Any = streamed(folder, host_memory="auto")
+    model.model.layers[1].register_forward_hook(
+        lambda *_: written_over(folder / "model.safetensors")
+    )
+    with pytest.raises(CheckpointError, match="was changed while it was in use"):
+        model(prompt)
+
+
+def test_a_file_that_changes_while_a_store_is_made_is_named(
+    copied: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = copied("mixtral")
+    monkeypatch.setattr(
+        LayerStore, "_check_space", lambda *_: cut_off(folder / "model.safetensors")
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors ends at byte"):
+        streamed(folder, layer_shards_saving_path=tmp_path / "stores")
 
 
 def test_a_model_without_blocks_is_resident_and_equals_stock(

@@ -40,7 +40,7 @@ def skeleton() -> Callable[..., PreTrainedModel]:
 def convert(model: PreTrainedModel, tensors: Tensors, dtype: torch.dtype) -> Tensors:
     dtypes = dtypes_of(model, dtype)
     recipes = recipes_for(model, tensors)
-    resolve_ties(model, recipes, tensors.__getitem__)
+    resolve_ties(model, recipes, lambda a, b: torch.equal(tensors[a], tensors[b]))
     check_complete(model, recipes, "here")
     made: Tensors = {}
     for recipe in recipes:

@@ -193,8 +193,7 @@ def test_nothing_outlives_a_model_whose_reads_failed(
 
     def spoil(model: Any) -> None:
         model(prompt)
-        file = folder / "model.safetensors"
-        os.truncate(file, file.stat().st_size * 3 // 4)
+        os.truncate(folder / "model.safetensors", 5000)
         for _ in range(2):
             with pytest.raises(CheckpointError):
                 model(prompt)

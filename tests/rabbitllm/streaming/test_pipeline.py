@@ -62,6 +62,10 @@ class Store(Transfer):
         pass
 
     @override
+    def check(self) -> None:
+        """Nothing is used in place."""
+
+    @override
     def close(self) -> None:
         """There is nothing under way."""
 

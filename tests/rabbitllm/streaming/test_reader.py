@@ -238,6 +238,60 @@ def test_writing_to_a_view_leaves_the_file_as_it_is(tensors: Tensors, tmp_path: 
     assert (tmp_path / "model-0.safetensors").read_bytes() == before
 
 
+def test_a_copy_is_in_memory_of_its_own(tensors: Tensors, tmp_path: Path) -> None:
+    reader = write(tensors, tmp_path)
+    copies = {name: reader.read(name) for name in tensors}
+    for file in tmp_path.iterdir():
+        os.truncate(file, 0)
+    for name, tensor in tensors.items():
+        assert torch.equal(copies[name], tensor)
+        with pytest.raises(CheckpointError, match="ends at byte"):
+            reader.read(name)
+
+
+def test_rows_are_read_by_their_numbers(tmp_path: Path) -> None:
+    table = torch.randn(50, 3, 2)
+    reader = write({"a": torch.randn(7), "table": table}, tmp_path, 1)
+    for ids in ([], [49], [0, 3, 4, 5, 49], [7, 7]):
+        chosen = torch.tensor(ids, dtype=torch.long)
+        assert torch.equal(reader.read_rows("table", chosen), table[chosen])
+    for number in (-1, 50):
+        with pytest.raises(IndexError, match=f"table has no row {number}: it has 50"):
+            reader.read_rows("table", torch.tensor([0, number]))
+
+
+def test_weights_are_compared_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "PART", 16)
+    a = torch.randn(10, 10)
+    last, nan = a.clone(), a.clone()
+    last[9, 9] += 1
+    nan[0, 0] = torch.nan
+    tensors = {"a": a, "same": a.clone(), "flat": a.reshape(-1).clone(), "last": last, "nan": nan}
+    reader = write(tensors, tmp_path)
+    found = {name: reader.equal("a", name) for name in tensors}
+    assert found == {"a": True, "same": True, "flat": False, "last": False, "nan": False}
+    assert not reader.equal("nan", "nan")  # as torch.equal has it
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_file_that_was_written_to_since_its_header_was_read_is_named(
+    tensors: Tensors, tmp_path: Path, direct: bool
+) -> None:
+    reader, stage = write(tensors, tmp_path, 1), lay_out(tensors)
+    file = tmp_path / "model-0.safetensors"
+    os.utime(file, ns=(0, 1))
+    calls: list[Callable[[], object]] = [
+        lambda: reader.read_stage(stage, buffer_for(stage), direct),
+        lambda: reader.read("b"),
+        lambda: reader.read_rows("b", torch.tensor([0])),
+        lambda: reader.view("b"),
+        lambda: reader.equal("b", "b"),
+    ]
+    for call in calls:
+        with pytest.raises(CheckpointError, match=f"{file} was changed while it was in use"):
+            call()
+
+
 def test_files_are_closed_with_the_reader(
     tensors: Tensors, tmp_path: Path, open_files: Callable[[], set[str]]
 ) -> None:
