@@ -113,7 +113,7 @@ def charged(group: Group) -> dict[str, Any]:
     return {"killed": group.killed(), "peak_bytes": group.peak()}
 
 
-def measure(folder: Path, nbytes: int | None, new_tokens: int) -> Iterator[dict[str, Any]]:
+def measure_all(folder: Path, nbytes: int | None, new_tokens: int) -> Iterator[dict[str, Any]]:
     """Measures all of it, and gives each record when it is there.
 
     Args:
@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = []
     try:
         with arguments.out.open("w") as lines:
-            for record in measure(folder, nbytes, arguments.new_tokens):
+            for record in measure_all(folder, nbytes, arguments.new_tokens):
                 records.append(record)
                 lines.write(json.dumps(record | about | made_with) + "\n")
                 lines.flush()

@@ -27,7 +27,7 @@ WARM_UP = 2
 """Tokens after a shorter prompt: a prefill and a step, before the clock runs."""
 
 
-def measure(name: str, folder: Path, device: str, new_tokens: int) -> dict[str, Any]:
+def measure_peer(name: str, folder: Path, device: str, new_tokens: int) -> dict[str, Any]:
     """Runs one peer and returns its figures.
 
     Args:
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=16, help="(%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON is written here")
     arguments = parser.parse_args()
-    figures = measure(arguments.peer, arguments.folder, arguments.device, arguments.new_tokens)
+    figures = measure_peer(arguments.peer, arguments.folder, arguments.device, arguments.new_tokens)
     arguments.out.write_text(json.dumps(figures))
 
 

@@ -161,7 +161,7 @@ def prompt_for(run: Run, cyclic: bool) -> torch.Tensor:
     return torch.randint(10, 500, (run.batch, run.prompt), generator=generator).to(DEVICE)
 
 
-def measure(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
+def measure_run(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
     """Figures of the run's last generation."""
     ids = prompt_for(run, cyclic)
     plan = getattr(model, "streaming_plan", None)
@@ -231,7 +231,7 @@ def run_setup(name: str, folder: Path, out: Path) -> None:
     generate(model, prompt_for(Run("warm-up", 8), False), 1 if on_disk else 3)
     for run in setup.runs:
         before = disk_pace(folder) if on_disk else None
-        figures = measure(model, run, setup.cyclic)
+        figures = measure_run(model, run, setup.cyclic)
         if reference is not None:
             figures |= in_turns(model, reference, run, setup.turns)
         if before:  # a disk's pace wanders

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint, write_shorter
-from benchmarks.streaming.measure import DEVICE, MEMORY, Run, budget, measure, streamed
+from benchmarks.streaming.measure import DEVICE, MEMORY, Run, budget, measure_run, streamed
 
 PARTS = 4
 """Points of each sweep."""
@@ -29,7 +29,7 @@ def measure_one(folder: Path, share: float, run: Run) -> dict[str, Any]:
     """One point: budget, bytes that move for a token, and tokens/s."""
     memory = budget(folder, share)
     model = streamed(folder, **memory)
-    figures = measure(model, run)
+    figures = measure_run(model, run)
     layers = model.config.get_text_config().num_hidden_layers
     del model
     gc.collect()

@@ -21,7 +21,7 @@ from harness.judging.changes import cause, changed_probes
 from harness.judging.expected_failures import entries_for, load_expected
 from harness.matrix import ROOT, load_matrix
 from harness.records import Record, Store, read_all
-from harness.running.run import Work, measure
+from harness.running.run import Work, run_cells
 from harness.upgrading.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
 from harness.upgrading.package_index import ask_index, of_its_time
 
@@ -81,7 +81,7 @@ def measured(release: str, like: Record, results: Path) -> Record:
     cell = load_matrix().cell(like.key, release)
     print(f"{cell.id}, with the packages of {day}", flush=True)
     with contextlib.redirect_stdout(sys.stderr):
-        measure([cell], Work(results, candidates={release: requirements}))
+        run_cells([cell], Work(results, candidates={release: requirements}))
     return next(r for r in Store(results, release).read() if r.key == like.key)
 
 

@@ -16,7 +16,7 @@ from harness.commands import names
 from harness.matrix import ROOT, load_matrix
 from harness.records.provenance import cores
 from harness.render.folder import render_reports
-from harness.running.run import Work, measure
+from harness.running.run import Work, run_cells
 from harness.running.selection import parse_shard, select_releases
 
 EXAMPLE = "  tox -e matrix -- --releases 5.0,newest --arch llama,qwen2 --attn sdpa"
@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
     reports = arguments.reports.resolve()
     jobs = arguments.jobs or (1 if arguments.device == "cuda" else cores())
     try:
-        problems = measure(cells, Work(reports / "results", jobs, arguments.force))
+        problems = run_cells(cells, Work(reports / "results", jobs, arguments.force))
     except (KeyboardInterrupt, SystemExit):
         print("Stopped. What was measured is recorded: without --force, the next run does the rest")
         raise

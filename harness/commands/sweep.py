@@ -54,14 +54,14 @@ def main(arguments: argparse.Namespace) -> int:
     from harness.render import sweep as report
 
     folder = arguments.reports / "sweep"
-    problems = [] if arguments.render else measure(arguments, folder)
+    problems = [] if arguments.render else sweep_types(arguments, folder)
     print(report.render(report.read_all(folder), arguments.reports))
     for problem in problems:
         print(f"NOT AS EXPECTED  {problem}")
     return 1 if problems else 0
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> list[str]:
+def sweep_types(arguments: argparse.Namespace, folder: Path) -> list[str]:
     """Sweeps and records each type as it is done; returns a line for each that is unexpected."""
     from harness.sweep import results  # torch and transformers come with these
     from harness.sweep.rules import load_rules

@@ -14,9 +14,9 @@ from harness.judging.changes import KINDS, compare
 from harness.judging.expected_failures import Expected
 from harness.records import Record
 from harness.render.failures import where
+from harness.render.frames import by_version
 from harness.render.ranges import in_words
 from harness.render.statuses import look
-from harness.render.tables import by_version
 from harness.render.text import shorten, visible
 
 FILE = "changes.json"

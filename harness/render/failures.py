@@ -6,10 +6,10 @@ from typing import cast
 
 import pandas as pd
 
+from harness.render.frames import releases
 from harness.render.ranges import in_words
 from harness.render.statuses import look
 from harness.render.summary import listed
-from harness.render.tables import releases
 
 COLUMNS = ["status", "architectures", "where", "releases", "cause", "side", "link"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from harness.render.frames import Rows, columns, grid, releases
 from harness.render.ranges import in_words
 from harness.render.statuses import LOOKS, look
 from harness.render.summary import listed, together, verified
-from harness.render.tables import Rows, columns, grid, releases
 
 # What a column of the family table promises, and the checks that must hold for it.
 CAPABILITIES = {

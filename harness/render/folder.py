@@ -8,8 +8,8 @@ from harness.judging.expected_failures import judge
 from harness.judging.snapshots import load_side
 from harness.records import read_all, write_atomically
 from harness.render import changes
+from harness.render.frames import load_rows
 from harness.render.pages import documents
-from harness.render.tables import load_rows
 
 
 def render_reports(reports: Path, before: str | None = None) -> list[Path]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from harness.render.frames import grid, releases
 from harness.render.summary import passing, row_summary
-from harness.render.tables import grid, releases
 from harness.render.text import shorten
 
 SCHEMA = 1

@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.records import Record
-from harness.render import changes, machine, speed, tables
+from harness.render import changes, frames, machine, speed
 from harness.render.failures import failures
 from harness.render.families import counts, families
 from harness.render.markdown import escape_markdown, markdown_link, markdown_table
@@ -76,14 +76,14 @@ def failure_lines(found: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def matrices(frame: pd.DataFrame, rows: tables.Rows) -> list[dict[str, Any]]:
+def matrices(frame: pd.DataFrame, rows: frames.Rows) -> list[dict[str, Any]]:
     """The matrix of each backend: its releases, newest first, and its rows by family."""
     texts = frame.drop_duplicates("architecture").set_index("architecture")
     shown = frame[["anchor", "release", "status", "old"]].to_dict(orient="records")
     found = []
-    for run_on in tables.columns(frame):
+    for run_on in frames.columns(frame):
         part = frame[frame["run_on"] == run_on]
-        table = tables.matrix(frame, run_on)
+        table = frames.matrix(frame, run_on)
         axis = list(table.columns)
         by_family: dict[str, list[dict[str, Any]]] = {}
         for name, places in zip(table.index, table.to_numpy(dtype=object), strict=True):
@@ -106,13 +106,13 @@ def matrices(frame: pd.DataFrame, rows: tables.Rows) -> list[dict[str, Any]]:
 
 def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """For each device, a table of rows in words: architectures by backend."""
-    everywhere = tables.grid(frame)
+    everywhere = frames.grid(frame)
     found = []
     for device, part in everywhere.groupby("device", sort=False):
         words = part.groupby(["architecture", "run_on"], sort=False)[["status", "release"]].apply(
             lambda own: row_caption(own["status"].tolist(), own["release"].tolist())
         )
-        axes = {run_on: tables.releases(own) for run_on, own in part.groupby("run_on", sort=False)}
+        axes = {run_on: frames.releases(own) for run_on, own in part.groupby("run_on", sort=False)}
         table = words.unstack("run_on")[list(axes)].loc[list(part["architecture"].unique())]
         heads = {
             run_on: f"{str(run_on).partition(' on ')[0]}, {in_words(axis, axis)}"
@@ -137,10 +137,10 @@ def legend(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def contents(
-    records: Iterable[Record], rows: tables.Rows, changed: dict[str, Any] | None
+    records: Iterable[Record], rows: frames.Rows, changed: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What the pages show: sentences, tables and cells, in a stable order."""
-    frame = tables.cells(records, rows)
+    frame = frames.cells(records, rows)
     frame["rates"] = frame["checks"].map(speed.rates)
     frame["wire"] = frame["checks"].map(speed.wire)
     table = families(frame, rows)
@@ -165,14 +165,14 @@ def contents(
         "changes": None,
     }
     if changed:
-        axis = tables.releases(frame)
+        axis = frames.releases(frame)
         shown["changes"] = changed | {"table": changes.grouped(changed, axis)}
     return shown
 
 
 def documents(
     records: Iterable[Record],
-    rows: tables.Rows | None = None,
+    rows: frames.Rows | None = None,
     changed: dict[str, Any] | None = None,
 ) -> dict[str, str]:
     """File name -> text of every document.
@@ -185,7 +185,7 @@ def documents(
     Raises:
         ValueError: there are no records.
     """
-    shown = contents(records, rows or tables.Rows(), changed)
+    shown = contents(records, rows or frames.Rows(), changed)
     frame = shown["frame"]
     html = environment("html")
     loader = html.loader

@@ -7,9 +7,9 @@ from typing import cast
 
 import pandas as pd
 
+from harness.render.frames import columns, grid, releases
 from harness.render.ranges import in_words, span
 from harness.render.statuses import look
-from harness.render.tables import columns, grid, releases
 
 
 def together(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

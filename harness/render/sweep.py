@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.records import write_atomically
+from harness.render.frames import by_version
 from harness.render.pages import render as render_page
-from harness.render.tables import by_version
 from harness.render.text import shorten
 from harness.sweep.results import MEANINGS, Result, read
 

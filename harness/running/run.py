@@ -43,7 +43,7 @@ class Work:
 
 
 @stoppable(first=end_children)  # unwinding kills tox, whose own children would be left
-def measure(cells: Sequence[Cell], work: Work) -> list[str]:
+def run_cells(cells: Sequence[Cell], work: Work) -> list[str]:
     """Runs the cells whose record is not current, and judges the records of all.
 
     Args:

@@ -44,7 +44,7 @@ class Answer:
     tokens: Tensor
 
 
-def measure(model_type: str, rules: Rules, folder: Path) -> Measured:
+def stream_type(model_type: str, rules: Rules, folder: Path) -> Measured:
     """What became of a model type; nothing that is raised on the way escapes.
 
     Args:

@@ -50,7 +50,7 @@ def run(model_type: str, rules: Rules, time_limit: float = TIME_LIMIT) -> Result
     """The result of one type, whatever its process does."""
     begun = time.monotonic()
     with TemporaryDirectory(prefix="sweep-") as folder:
-        ended = isolated(_measure, (model_type, rules, Path(folder)), time_limit)
+        ended = isolated(_stream, (model_type, rules, Path(folder)), time_limit)
     if ended.value is not None and ended.exit_code == 0:
         found: dict[str, Any] = ended.value
     else:
@@ -77,7 +77,7 @@ def run(model_type: str, rules: Rules, time_limit: float = TIME_LIMIT) -> Result
     return build(Result, {**common, **found}, model_type)
 
 
-def _measure(model_type: str, rules: Rules, folder: Path) -> Any:
-    from harness.sweep.measure import measure  # in its process, where a failure is its own
+def _stream(model_type: str, rules: Rules, folder: Path) -> Any:
+    from harness.sweep.measure import stream_type  # in its process, where a failure is its own
 
-    return measure(model_type, rules, folder)
+    return stream_type(model_type, rules, folder)

@@ -14,7 +14,7 @@ from harness.judging.changes import Change
 from harness.matrix import Cell, load_matrix
 from harness.records import Record, Store
 from harness.records.provenance import check_hash, engine_hash
-from harness.running.run import Work, measure
+from harness.running.run import Work, run_cells
 from harness.upgrading.package_index import PACKAGE
 
 
@@ -37,7 +37,7 @@ def retry(changes: Sequence[Change]) -> list[Change]:
     }
     if not worse:
         return list(changes)
-    # By release and in the order of the matrix, as `measure` takes them.
+    # By release and in the order of the matrix, as `run_cells` takes them.
     cells = sorted(worse.values(), key=lambda cell: cell.release)
     listed = {row.version for row in load_matrix().releases}
     releases = {cell.release for cell in cells}
@@ -45,7 +45,7 @@ def retry(changes: Sequence[Change]) -> list[Change]:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         work = Work(Path(folder), force=True, candidates=candidates)
         for device in sorted({cell.device for cell in cells}):
-            measure([cell for cell in cells if cell.device == device], work)
+            run_cells([cell for cell in cells if cell.device == device], work)
         found = {
             record.cell: record
             for release in releases

@@ -18,7 +18,7 @@ from harness.judging.speed import compare_speed
 from harness.matrix import ROOT, load_matrix
 from harness.records import Store
 from harness.records.merge import merge, write
-from harness.running.run import Work, measure
+from harness.running.run import Work, run_cells
 from harness.upgrading.target import Target
 
 SCRATCH = ROOT / ".tox" / "upgrades"
@@ -72,7 +72,7 @@ def upgrade(target: Target, check: Check) -> Comparison:
         Store(check.scratch, target.release).path.unlink(missing_ok=True)
     candidates = {target.release: target.requirement} if target.requirement else {}
     with contextlib.redirect_stdout(sys.stderr):
-        measure(cells, Work(check.scratch, check.jobs, candidates=candidates))
+        run_cells(cells, Work(check.scratch, check.jobs, candidates=candidates))
     keys = {cell.key for cell in cells}
     old, new = (
         [record for record in Store(check.scratch, release).read() if record.key in keys]

@@ -9,8 +9,8 @@ import pytest
 
 from harness.judging.expected_failures import judge
 from harness.render import changes
+from harness.render.frames import load_rows
 from harness.render.pages import documents
-from harness.render.tables import load_rows
 from tests.full_matrix import full_matrix
 from tests.patience import PATIENCE
 

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from harness.matrix import CHECKS, MATRIX, ROOT, Backend, load_matrix
+from harness.matrix import CHECKS, MATRIX, ROOT, load_matrix
 from harness.measuring.references import REFERENCES
-from harness.tables import TableError, read_rows
 
 ISSUE = {
     "llama2", "llama", "llama3.2", "llama-tied", "qwen2", "qwen2.5-yarn", "qwen3", "qwen3_moe",
@@ -17,12 +15,6 @@ ISSUE = {
     "deepseek_v3", "phi", "phi3", "phi3-longrope", "phi4", "phi4-mini", "qwen", "chatglm2",
     "chatglm2-32k", "chatglm3", "smollm2-135m",
 }  # fmt: skip
-
-
-def write(folder: Path, text: str) -> Path:
-    path = folder / "backends.toml"
-    path.write_text(text)
-    return path
 
 
 def test_the_matrix_holds_what_it_promises():
@@ -93,43 +85,6 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 def test_a_backend_may_override_the_dtype(cell):
     assert cell(backend="flash_attention_2").dtype == "bfloat16"
     assert cell(backend="sdpa").dtype == "float32"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[[backend]]\nid = 'x'\n", r"backends.toml:1, backend 'x': missing 'devices'"),
-        (
-            "[[backend]]\nid = 'x'\ndevices = ['tpu']\n",
-            r"'x': devices: Unknown value 'tpu'. Available: cpu, cuda",
-        ),
-        (
-            "[[backend]]\nid = 'x'\ndevices = []\ncolour = 1\n",
-            r"'x': Unknown key 'colour'. Available: id, devices",
-        ),
-        (
-            "[[backends]]\nid = 'x'\n",
-            r"backends.toml: Unknown table 'backends'. Available: backend",
-        ),
-        ("[[backend]]\ndevices = []\n", r"backend 1: missing 'id'"),
-        (
-            "[[backend]]\nid = 'x'\ndevices = []\n" * 2,
-            r"backends.toml:4, backend 'x': stated twice",
-        ),
-        ("[[backend]\n", r"backends.toml: "),
-        (
-            "backend = 'x'\n",
-            r"backends.toml: backend must be tables, each below .*\[\[b",
-        ),
-        ("[backend]\nid = 'x'\n", r"backends.toml: backend must be tables"),
-        ("backend = ['x']\n", r"backends.toml, backend 1: expected a table, got 'x'"),
-        ("[[ backend ]]\nid = ['x']\ndevices = []\n", r"toml:1, backend .*: id: expected str"),
-        (f"backend = {'[' * 100_000}", r"backends.toml: "),
-    ],
-)
-def test_a_bad_file_is_named_with_row_and_reason(tmp_path, text, message):
-    with pytest.raises(TableError, match=message):
-        read_rows(Backend, write(tmp_path, text), "backend")
 
 
 def test_planning_needs_no_torch():

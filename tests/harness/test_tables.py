@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from harness.tables import TableError, build
+from harness.matrix import Backend
+from harness.tables import TableError, build, read_rows
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,46 @@ def test_what_a_class_refuses_is_named_with_its_place():
     assert build(Even, {"number": 2}, "here").number == 2
     with pytest.raises(TableError, match=r"^here: number: 3 is odd$"):
         build(Even, {"number": 3}, "here")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "backends.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[backend]]\nid = 'x'\n", r"backends.toml:1, backend 'x': missing 'devices'"),
+        (
+            "[[backend]]\nid = 'x'\ndevices = ['tpu']\n",
+            r"'x': devices: Unknown value 'tpu'. Available: cpu, cuda",
+        ),
+        (
+            "[[backend]]\nid = 'x'\ndevices = []\ncolour = 1\n",
+            r"'x': Unknown key 'colour'. Available: id, devices",
+        ),
+        (
+            "[[backends]]\nid = 'x'\n",
+            r"backends.toml: Unknown table 'backends'. Available: backend",
+        ),
+        ("[[backend]]\ndevices = []\n", r"backend 1: missing 'id'"),
+        (
+            "[[backend]]\nid = 'x'\ndevices = []\n" * 2,
+            r"backends.toml:4, backend 'x': stated twice",
+        ),
+        ("[[backend]\n", r"backends.toml: "),
+        (
+            "backend = 'x'\n",
+            r"backends.toml: backend must be tables, each below .*\[\[b",
+        ),
+        ("[backend]\nid = 'x'\n", r"backends.toml: backend must be tables"),
+        ("backend = ['x']\n", r"backends.toml, backend 1: expected a table, got 'x'"),
+        ("[[ backend ]]\nid = ['x']\ndevices = []\n", r"toml:1, backend .*: id: expected str"),
+        (f"backend = {'[' * 100_000}", r"backends.toml: "),
+    ],
+)
+def test_a_bad_file_is_named_with_row_and_reason(tmp_path, text, message):
+    with pytest.raises(TableError, match=message):
+        read_rows(Backend, write(tmp_path, text), "backend")

@@ -48,7 +48,7 @@ FITS: dict[str, Any] = {
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     records = [record | {"killed": 0, "peak_bytes": 1_800_000_000} for record in LIMITED]
     records.append(dict(FITS))
-    monkeypatch.setattr(cpu, "measure", lambda *_: iter(records))
+    monkeypatch.setattr(cpu, "measure_all", lambda *_: iter(records))
     return records
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.peers import run as peers
-from benchmarks.peers.child import measure
+from benchmarks.peers.child import measure_peer
 from benchmarks.peers.process import ProcessError
 
 NAMES = ("stock", "accelerate-disk", "rabbitllm", "rabbitllm-disk")
@@ -17,7 +17,8 @@ NAMES = ("stock", "accelerate-disk", "rabbitllm", "rabbitllm-disk")
 def records(tiny: Path) -> dict[str, dict[str, Any]]:
     """Of each peer that this environment can run; in one process, which is quicker."""
     return {
-        name: measure(name, tiny, "cpu", 4) | {"model": "tiny", "hardware": "cpu"} for name in NAMES
+        name: measure_peer(name, tiny, "cpu", 4) | {"model": "tiny", "hardware": "cpu"}
+        for name in NAMES
     }
 
 

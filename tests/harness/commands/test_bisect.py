@@ -23,20 +23,20 @@ def bisecting(cell_record, tmp_path, monkeypatch):
     def run(broken):
         write([made("5.20.2", False), made("5.23.0", True)], tmp_path)
 
-        def measure(cells, work):
+        def run_cells(cells, work):
             ((release, requirement),) = work.candidates.items()
             assert requirement == f"packages of {release}"
             assert [cell.id for cell in cells] == [f"llama@{release}/sdpa/cpu"]
-            measure.releases.append(release)
+            run_cells.releases.append(release)
             bad = Version(release) >= Version(broken)
             versions = {"transformers": release}
             Store(work.results, release).put([made(release, bad, versions=versions)])
 
-        measure.releases = []
-        monkeypatch.setattr(bisect, "measure", measure)
+        run_cells.releases = []
+        monkeypatch.setattr(bisect, "run_cells", run_cells)
         monkeypatch.setattr(bisect, "ask_index", lambda pre: INDEX)
         monkeypatch.setattr(bisect, "of_its_time", lambda v: ("2026-10-26", f"packages of {v}"))
-        return main(["bisect", "llama/sdpa", "--results", str(tmp_path)]), measure.releases
+        return main(["bisect", "llama/sdpa", "--results", str(tmp_path)]), run_cells.releases
 
     return run
 

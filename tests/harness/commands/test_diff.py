@@ -85,7 +85,7 @@ def test_a_revision_is_what_was_committed_there(cell_record, tmp_path, monkeypat
 def test_a_retry_tells_flakes(second, status, kind, results, monkeypatch, capsys):
     """What passes when run again did not regress."""
 
-    def measure(cells, work):
+    def run_cells(cells, work):
         assert [cell.id for cell in cells] == ["llama@5.1.0/sdpa/cpu"]
         assert work.force
         assert work.results != results
@@ -93,7 +93,7 @@ def test_a_retry_tells_flakes(second, status, kind, results, monkeypatch, capsys
         Store(work.results, "5.1.0").put([replace(record, status=second)])
         print("progress")
 
-    monkeypatch.setattr(retry, "measure", measure)
+    monkeypatch.setattr(retry, "run_cells", run_cells)
     monkeypatch.setattr(retry, "engine_hash", lambda: "")
     monkeypatch.setattr(retry, "check_hash", lambda cell: "")
     arguments = ["5.0.0", "5.1.0", "--results", str(results), "--retry", "--format", "json"]

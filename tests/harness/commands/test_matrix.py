@@ -15,11 +15,11 @@ def measured(monkeypatch):
     """Record what would be measured instead of measuring it."""
     calls = []
 
-    def measure(cells, work):
+    def run_cells(cells, work):
         calls.append((cells, work))
         return []
 
-    monkeypatch.setattr(matrix, "measure", measure)
+    monkeypatch.setattr(matrix, "run_cells", run_cells)
     monkeypatch.setattr(matrix, "render_reports", lambda reports: [reports / "compatibility.md"])
     return calls
 
@@ -42,7 +42,7 @@ def test_a_selection_reaches_the_cells_and_their_command(measured, tmp_path):
 
 
 def test_a_problem_makes_the_exit_status_1_and_is_printed(measured, monkeypatch, capsys):
-    monkeypatch.setattr(matrix, "measure", lambda *_: ["llama@5.0.0/sdpa/cpu: fail: why"])
+    monkeypatch.setattr(matrix, "run_cells", lambda *_: ["llama@5.0.0/sdpa/cpu: fail: why"])
     assert main(["matrix", "--releases", "oldest"]) == 1
     printed = capsys.readouterr().out
     assert "NOT AS EXPECTED  llama@5.0.0/sdpa/cpu: fail: why" in printed

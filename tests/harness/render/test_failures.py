@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from harness.render.failures import failures
-from harness.render.tables import cells
+from harness.render.frames import cells
 
 
 def test_failures_come_before_known_ones(record):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from harness.records import CheckResult
 from harness.render.families import counts, families
-from harness.render.tables import Rows, cells
+from harness.render.frames import Rows, cells
 
 ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 

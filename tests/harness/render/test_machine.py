@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import json
 
+from harness.render.frames import Rows, cells
 from harness.render.machine import badge, compatibility
-from harness.render.tables import Rows, cells
 
 ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 

@@ -12,8 +12,8 @@ import pytest
 
 from harness.judging.expected_failures import judge
 from harness.records import CheckResult, Record
+from harness.render.frames import Rows, load_rows
 from harness.render.pages import documents
-from harness.render.tables import Rows, load_rows
 from tests.full_matrix import full_matrix
 
 HOSTILE = (

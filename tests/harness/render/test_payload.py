@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from harness.records import CheckResult
+from harness.render.frames import cells
 from harness.render.payload import figure, payload
 from harness.render.speed import rates, wire
-from harness.render.tables import cells
 
 
 def table(records):

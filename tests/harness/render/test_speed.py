@@ -5,8 +5,8 @@ import re
 import pytest
 
 from harness.records import CheckResult
+from harness.render.frames import cells
 from harness.render.speed import rates, sparkline, wire
-from harness.render.tables import cells
 
 AXIS = ["5.0.0", "5.1.0", "5.2.0", "5.3.0"]
 

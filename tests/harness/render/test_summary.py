@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from harness.render.frames import Rows, cells
 from harness.render.summary import listed, row_summary, sentences
-from harness.render.tables import Rows, cells
 
 ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 

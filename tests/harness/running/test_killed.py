@@ -46,7 +46,7 @@ runs.hardware_of = lambda *_: "cpu"
 runs.make_environments = lambda releases, _: {
     release: Environment(versions=versions) for release in releases
 }
-runs.measure(list(cells.values()), runs.Work(results, jobs=2))
+runs.run_cells(list(cells.values()), runs.Work(results, jobs=2))
 """
 
 

@@ -41,7 +41,7 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(runs, "make_environments", make_environments)
         monkeypatch.setattr(runs, "hardware_of", lambda *_: "cpu")
         monkeypatch.setattr(runs, "enter", enter)
-        problems = runs.measure(CELLS, Work(tmp_path, **options))
+        problems = runs.run_cells(CELLS, Work(tmp_path, **options))
         measure.entered = entered
         return problems
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.sweep import measure as module
-from harness.sweep.measure import SweepError, measure
+from harness.sweep.measure import SweepError, stream_type
 from harness.sweep.rules import Field, Rules, Type, load_rules
 from rabbitllm.streaming.pipeline import Pipeline
 
@@ -27,7 +27,7 @@ def rules() -> Rules:
 # weights, one that calls a block several times in a forward.
 @pytest.mark.parametrize("model_type", ["mixtral", "gptj", "zamba", "hrm_text"])
 def test_a_type_is_bit_equal_and_all_its_blocks_stream(rules, tmp_path, model_type):
-    found = measure(model_type, rules, tmp_path)
+    found = stream_type(model_type, rules, tmp_path)
     assert (found.outcome, found.message, found.fingerprint) == ("bit-equal", "", "")
     assert found.streamed == found.blocks >= 2
     assert found.bytes_from_disk > 0
@@ -35,13 +35,13 @@ def test_a_type_is_bit_equal_and_all_its_blocks_stream(rules, tmp_path, model_ty
 
 
 def test_a_type_without_blocks_is_compared_all_the_same(rules, tmp_path, monkeypatch):
-    assert measure("openai-gpt", rules, tmp_path / "1").outcome == "no-blocks"
+    assert stream_type("openai-gpt", rules, tmp_path / "1").outcome == "no-blocks"
     break_streamed(monkeypatch, lambda logits: logits + 1e-6)
-    assert measure("openai-gpt", rules, tmp_path / "2").outcome == "fails"
+    assert stream_type("openai-gpt", rules, tmp_path / "2").outcome == "fails"
 
 
 def test_a_type_that_stays_large_is_not_buildable(tmp_path):
-    found = measure("llama", Rules((Field(("num_hidden_layers",), 1),)), tmp_path)
+    found = stream_type("llama", Rules((Field(("num_hidden_layers",), 1),)), tmp_path)
     assert found.outcome == "not-buildable"
     assert re.search(r"has \d{3},\d{3},\d{3} parameters", found.message)
     assert not list(tmp_path.iterdir())
@@ -49,7 +49,7 @@ def test_a_type_that_stays_large_is_not_buildable(tmp_path):
 
 def test_a_config_that_its_class_refuses_is_not_buildable(rules, tmp_path):
     broken = Rules(rules.field, (Type(("llama",), {"num_attention_heads": 7}, "does not divide"),))
-    found = measure("llama", broken, tmp_path)
+    found = stream_type("llama", broken, tmp_path)
     assert found.outcome == "not-buildable"
     assert found.exception
     assert found.fingerprint
@@ -60,7 +60,7 @@ def test_what_stock_cannot_run_is_blamed_on_stock(rules, tmp_path, monkeypatch):
         raise ValueError("stock cannot")
 
     monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", refuse)
-    found = measure("llama", rules, tmp_path)
+    found = stream_type("llama", rules, tmp_path)
     assert (found.outcome, found.message) == ("reference-broken", "stock cannot")
 
 
@@ -72,7 +72,7 @@ def test_stock_that_makes_weights_up_is_no_reference(rules, tmp_path, monkeypatc
         write(model, folder, state_dict=state)
 
     monkeypatch.setattr(module.PreTrainedModel, "save_pretrained", forgetful)
-    found = measure("llama", rules, tmp_path)
+    found = stream_type("llama", rules, tmp_path)
     assert found.outcome == "reference-broken"
     assert "model.norm.weight" in found.message
 
@@ -94,7 +94,7 @@ def test_stock_that_is_not_sure_is_no_reference(rules, tmp_path, monkeypatch, ch
         return module.Answer(change(said.logits, calls), said.tokens)
 
     monkeypatch.setattr(module, "answer", unsure)
-    found = measure("llama", rules, tmp_path)
+    found = stream_type("llama", rules, tmp_path)
     assert found.outcome == "reference-broken"
     assert message in found.message
 
@@ -117,7 +117,7 @@ def test_one_other_bit_fails(rules, tmp_path, monkeypatch):
         return logits
 
     break_streamed(monkeypatch, flip)
-    found = measure("llama", rules, tmp_path)
+    found = stream_type("llama", rules, tmp_path)
     assert (found.outcome, found.exception) == ("fails", "SweepError")
     assert "logits of the prompt differ" in found.message
     assert found.fingerprint
@@ -134,7 +134,7 @@ def test_another_token_fails():
 def test_stale_weights_fail(rules, tmp_path, monkeypatch):
     """The engine broken: a slot is taken for whatever it is asked for."""
     monkeypatch.setattr(Pipeline, "_holder", lambda self, stage: self._slots[0])
-    assert measure("llama", rules, tmp_path).outcome == "fails"
+    assert stream_type("llama", rules, tmp_path).outcome == "fails"
 
 
 def test_an_engine_that_raises_fails_with_its_fingerprint(rules, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_an_engine_that_raises_fails_with_its_fingerprint(rules, tmp_path, monke
         raise RuntimeError("no slot is free")
 
     monkeypatch.setattr("rabbitllm.AutoModel.from_pretrained", refuse)
-    found = measure("llama", rules, tmp_path)
+    found = stream_type("llama", rules, tmp_path)
     assert (found.outcome, found.exception) == ("fails", "RuntimeError")
     assert found.traceback
 
@@ -156,5 +156,5 @@ def test_equal_answers_from_resident_blocks_fail(rules, tmp_path, monkeypatch):
     monkeypatch.setattr(
         module, "load_streamed", lambda folder, _: all_resident(folder, device="cpu")
     )
-    found = measure("llama", rules, tmp_path)
+    found = stream_type("llama", rules, tmp_path)
     assert (found.outcome, found.message) == ("fails", "none of 4 blocks streamed")

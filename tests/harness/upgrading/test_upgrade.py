@@ -21,7 +21,7 @@ def checking(cell_record, tmp_path, monkeypatch):
         reports = tmp_path / "results"
         write([cell_record(release=release) for release in ("5.0.0", "5.1.0")], reports)
 
-        def measure(cells, work):
+        def run_cells(cells, work):
             run.cells = [cell.id for cell in cells]
             run.candidates = dict(work.candidates)
             run.known = {record.cell for record in read_all(work.results)}
@@ -29,7 +29,7 @@ def checking(cell_record, tmp_path, monkeypatch):
             made = replace(made, checks=FAILED if status == "fail" else made.checks)
             Store(work.results, target.release).put([made])
 
-        monkeypatch.setattr(upgrade, "measure", measure)
+        monkeypatch.setattr(upgrade, "run_cells", run_cells)
         check = Check(reports, tmp_path / "scratch", ["llama"], ["sdpa"])
         found = upgrade.upgrade(target, check)
         run.reports = sorted(path.name for path in reports.glob("*.jsonl"))
