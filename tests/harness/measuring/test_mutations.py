@@ -186,9 +186,9 @@ def prefetch_one_off(patch: Patch) -> None:
     order: list[Any] = []
     original = Pipeline.__init__
 
-    def init(self: Pipeline, model: nn.Module, stages: list[Any], *rest: Any) -> None:
-        order[:] = stages
-        original(self, model, stages, *rest)
+    def init(self: Pipeline, *given: Any) -> None:
+        original(self, *given)
+        order[:] = self._ring
 
     def change(original: Any, reader: Reader, stage: Any, *rest: Any, **named: Any) -> None:
         if stage in order:
