@@ -11,6 +11,7 @@ The modules' hooks hold the pipeline, which holds nothing that leads back to a m
 of them it goes, at once, and with it the threads and the memory of the slots.
 """
 
+import ctypes
 import os
 import threading
 import weakref
@@ -180,6 +181,11 @@ class Pipeline:
 
         That thread may be in the midst of a forward, which then is finished in both processes.
         """
+        self._inherited = True
+        if not self._transfer.survives_fork:
+            # Not to be freed, even at exit: torch ends a process that frees a parent's event.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+            return
         if self._turn.acquire(blocking=False):  # nobody's, or this thread's
             self._turn.release()
         else:
@@ -192,7 +198,6 @@ class Pipeline:
             if slot not in busy:
                 slot.load = None
         self._settled = False
-        self._inherited = True
         self._transfer.inherit()
 
     def _take_over(self) -> None:

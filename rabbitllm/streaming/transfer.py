@@ -83,7 +83,13 @@ class Slot:
 
 
 class Transfer(ABC):
-    """Moves stages into slots, in the background and in the order asked for."""
+    """Moves stages into slots, in the background and in the order asked for.
+
+    Attributes:
+        survives_fork: a forked process can go on with it.
+    """
+
+    survives_fork = True
 
     def __init__(self, reader: Reader, meter: Meter) -> None:
         self.reader = reader
@@ -196,6 +202,8 @@ class CudaTransfer(Transfer):
         device: a CUDA device.
         on_disk: bytes of each stage that streams from disk.
     """
+
+    survives_fork = False
 
     def __init__(
         self, reader: Reader, meter: Meter, device: torch.device, on_disk: Sequence[int]

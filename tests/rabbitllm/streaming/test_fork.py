@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rabbitllm import AutoModel, StreamedModel
-from rabbitllm.streaming.transfer import CudaTransfer
+from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer
 from tests.patience import PATIENCE
 
 pytestmark = [
@@ -233,6 +234,27 @@ def test_a_model_can_be_deleted_and_loaded_in_a_child(
 
     assert in_child(again) == RIGHT
     assert answers(held[0], prompt, expected)
+
+
+def test_what_does_not_survive_a_fork_is_not_freed_by_the_child(
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    expected: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CpuTransfer, "survives_fork", False)
+    held = [streamed(checkpoint())]
+    pipeline = weakref.ref(held[0]._pipeline)
+
+    def kept() -> bool:
+        held.clear()
+        return pipeline() is not None
+
+    assert in_child(kept) == RIGHT
+    assert answers(held[0], prompt, expected)
+    held.clear()
+    assert pipeline() is None
 
 
 def test_on_cuda_a_child_names_the_way_out() -> None:
