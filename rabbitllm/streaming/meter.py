@@ -8,7 +8,6 @@ then, so that nothing waits for being timed.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -16,6 +15,9 @@ import torch
 from rabbitllm.stats import StageTimes, Stats
 
 Mark: TypeAlias = "float | torch.cuda.Event"
+
+WHOLE = "forward"
+"""What is timed, where it is no kind of a stage's times."""
 
 
 class Meter:
@@ -30,7 +32,8 @@ class Meter:
         self.stats = Stats()
         self.profiling = profiling
         self._device = device
-        self._pending: deque[tuple[Mark, Mark, Callable[[float], None]]] = deque()
+        # Names, not what to call: that would hold this meter, and its events, for ever.
+        self._pending: deque[tuple[Mark, Mark, str, str]] = deque()
         self._settling = threading.Lock()
         self._read_until = 0.0
 
@@ -46,19 +49,19 @@ class Meter:
         """A forward of the whole model has run between the marks."""
         self.stats.forwards += 1
         self.stats.tokens += sequences
-        self._span(begin, end, self._ran)
+        self._span(begin, end, WHOLE, "")
 
     def wait(self, name: str, begin: Mark, end: Mark) -> None:
         """The model stood still for a stage between the marks."""
-        self._span(begin, end, lambda seconds: self._waited(name, seconds))
+        self._span(begin, end, "wait", name)
 
     def compute(self, name: str, begin: Mark, end: Mark) -> None:
         """A stage ran between the marks; for profiling."""
-        self._span(begin, end, lambda seconds: self._add(name, "compute", seconds))
+        self._span(begin, end, "compute", name)
 
     def copy(self, name: str, begin: Mark, end: Mark) -> None:
         """A stage was copied to the device between the marks; for profiling."""
-        self._span(begin, end, lambda seconds: self._add(name, "copy", seconds))
+        self._span(begin, end, "copy", name)
 
     def read(self, name: str, begin: float, end: float) -> None:
         """A stage was asked of the disk and came; the disk first reads what was asked before."""
@@ -79,7 +82,7 @@ class Meter:
             return
         with self._settling:
             while self._pending:
-                begin, end, record = self._pending[0]
+                begin, end, kind, name = self._pending[0]
                 assert isinstance(begin, torch.cuda.Event)
                 assert isinstance(end, torch.cuda.Event)
                 if wait:
@@ -87,22 +90,23 @@ class Meter:
                     end.synchronize()
                 elif not (begin.query() and end.query()):
                     return
-                record(begin.elapsed_time(end) / 1e3)
+                self._took(kind, name, begin.elapsed_time(end) / 1e3)
                 self._pending.popleft()
 
-    def _span(self, begin: Mark, end: Mark, record: Callable[[float], None]) -> None:
+    def _span(self, begin: Mark, end: Mark, kind: str, name: str) -> None:
         if isinstance(begin, float) and isinstance(end, float):
-            record(end - begin)
+            self._took(kind, name, end - begin)
         else:
-            self._pending.append((begin, end, record))
+            self._pending.append((begin, end, kind, name))
 
-    def _ran(self, seconds: float) -> None:
-        self.stats.seconds += seconds
-
-    def _waited(self, name: str, seconds: float) -> None:
-        self.stats.wait_seconds += seconds
+    def _took(self, kind: str, name: str, seconds: float) -> None:
+        if kind == WHOLE:
+            self.stats.seconds += seconds
+            return
+        if kind == "wait":
+            self.stats.wait_seconds += seconds
         if self.profiling:
-            self._add(name, "wait", seconds)
+            self._add(name, kind, seconds)
 
     def _add(self, name: str, kind: str, amount: float) -> None:
         times = self.stats.stages.setdefault(name, StageTimes())

@@ -104,7 +104,7 @@ def parts_of(model: PreTrainedModel) -> list[weakref.ref[Any]]:
     parts: list[Any] = [*model.modules(), *model.parameters(), *model.buffers()]
     if isinstance(model, StreamedModel):
         pipeline = model._pipeline
-        parts += [pipeline, pipeline._transfer, pipeline._transfer.reader]
+        parts += [pipeline, pipeline.meter, pipeline._transfer, pipeline._transfer.reader]
         parts += [slot.buffer for slot in pipeline._slots]
     return [weakref.ref(part) for part in parts]
 

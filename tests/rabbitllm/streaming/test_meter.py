@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -85,6 +88,21 @@ def test_the_times_of_a_device_are_read_once_it_has_passed_the_marks(cuda: Meter
     assert cuda.stats.wait_seconds == cuda.stats.stages["a"].wait == pytest.approx(0.25)
     cuda.settle()
     assert cuda.stats.wait_seconds == pytest.approx(0.25)
+
+
+def test_what_the_device_has_not_passed_does_not_hold_the_meter(cuda: Meter) -> None:
+    meter = Meter(torch.device("cuda", 0))
+    for time in (meter.wait, meter.compute, meter.copy):
+        time("a", meter.mark(), meter.mark())
+    meter.forward(meter.mark(), meter.mark(), sequences=1)
+    gone = weakref.ref(meter)
+    gc.collect()
+    gc.disable()
+    try:
+        del meter, time
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_who_asks_for_everything_waits_for_the_device(cuda: Meter) -> None:
