@@ -28,6 +28,7 @@ from rabbitllm.streaming.working import (
     taken_bytes,
     working_bytes,
 )
+from rabbitllm.utils.glibc import map_large_allocations
 
 
 class AutoModel:
@@ -233,4 +234,5 @@ def make_room(
         lambda work: taken_bytes(geometry, dtype, device, work),
         None if sized else partial(free_bytes, device),
         ceiling,
+        map_large_allocations if device.type == "cpu" else lambda: None,
     )

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +13,7 @@ import torch
 from rabbitllm.model import StreamedModel
 from rabbitllm.serving.errors import BusyError
 from rabbitllm.text import Answer, generate
+from rabbitllm.utils.glibc import give_back
 
 
 class Job:
@@ -131,5 +130,4 @@ class Worker:
 def _give_back_memory() -> None:
     """After large prompts glibc keeps what its threads freed, hundreds of megabytes."""
     gc.collect()  # a refusal's traceback holds the prompt, in a circle
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
+    give_back()

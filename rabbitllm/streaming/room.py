@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 LEAST_CHUNK = 64
 """Tokens: with fewer at a time, a long prompt would take more passes than anybody waits for."""
+NEAR = 0.5
+"""Of the budget. On a CPU a forward can take 1.6 times what is in use, in holes between it."""
+STEADY = 0.95
+"""Of what is free, that it will be when the forward begins a moment later."""
 STEP = 256
 """Tokens that a suggested `max_seq_len` is a multiple of."""
 
@@ -37,6 +41,7 @@ class Room:
         taken: that part.
         free: bytes that may be taken beyond the budget; None where the budget is a size.
         ceiling: of what torch may hold; None where the budget is no size, and on CPU.
+        near: called before a forward that comes near the budget.
     """
 
     setting: str
@@ -46,6 +51,7 @@ class Room:
     taken: Callable[[Work], int]
     free: Callable[[], int] | None = None
     ceiling: Ceiling | None = None
+    near: Callable[[], None] = lambda: None
     _told: bool = field(default=False, init=False)
 
     def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
@@ -58,6 +64,8 @@ class Room:
         if self.ceiling:
             self.ceiling.begin(work)
         needed = self.needed(work)
+        if needed > NEAR * self.nbytes:
+            self.near()
         if needed <= self.nbytes or needed <= (most := self._most(work)):
             return
         tokens = self._tokens_for(needed)
@@ -75,7 +83,7 @@ class Room:
         """How many tokens of a prompt to take at a time; None if all, or if that would not help."""
         if self.needed(work) <= self.nbytes:
             return None
-        most = self._most(work)
+        most = max(self.nbytes, int(STEADY * self._most(work)))
         if self.needed(work) <= most:
             return None
         least, above = 0, work.new  # the first fits, as far as is known; the second does not

@@ -134,7 +134,9 @@ class Transfer(ABC):
 
     def slot(self, nbytes: int) -> Slot:
         """An empty slot for stages of at most `nbytes`."""
-        return Slot(self.allocate(nbytes))
+        buffer = self.allocate(nbytes)
+        buffer.zero_()  # takes the memory, so that who asks what is free does not count it
+        return Slot(buffer)
 
     def start(self, stage: Stage, slot: Slot) -> None:
         """Begins to fill `slot`, and returns; what was in it may still compute on the device.

@@ -120,21 +120,20 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     and, a fifth more for the allocator's holes:
 
     - the cache's growth: one layer's keys and values, which are copied into a longer place;
-    - one layer over the new tokens: the larger of its MLP (three intermediates, six where the
-      activation is none of FUSED, or the rows that are sent to experts with theirs) and its
-      attention (seven projections of a query's width and the keys and values), beside four hidden
-      states and two of a norm in float32;
-    - keys and values repeated for all heads, over all S tokens;
+    - four hidden states of the new tokens, and two of a norm in float32;
     - attention's masks, B x T x S, where there are any;
-    - eager attention's scores, B x heads x T x S: as they are, and as softmax's float32 input and
-      output; sdpa's on CPU where values are narrower than keys, for then torch takes such steps;
+    - one layer's MLP or attention, whichever is larger. An MLP is three intermediates of the new
+      tokens, six where the activation is none of FUSED, or the rows that are sent to experts with
+      theirs. Attention is seven projections of a query's width with the keys and values; these
+      repeated for all heads, over all S tokens; and, if it is eager, the scores, B x heads x T x S,
+      as they are and as softmax's float32 input and output. sdpa on CPU takes such steps, too,
+      where values are narrower than keys;
     - the logits that are asked for, with their hidden state, and those of one position in float32
       as sampling takes them, four times.
 
-    Measured on CPU against stock's peaks (llama, qwen2, gemma 2 and 3, mixtral, qwen3 MoE, deepseek
-    v3 and gpt2; prompts, batches and chunks of 800 to 2,400 tokens, peaks of 20 to 500 MiB, float32
-    and bfloat16), what is computed above is 0.9 to 2.2 times the peak without the workspace, and
-    with it never less than the peak.
+    Measured on CPU against stock's peaks, each allocation having pages of its own (llama, gemma 3,
+    mixtral, qwen3 MoE, deepseek v3 and gpt2; prompts and batches of 800 to 6,000 tokens, peaks of
+    40 to 1,200 MiB, float32 and bfloat16), this is 1.1 to 2 times the peak without the workspace.
     """
     workspace = CUDA_CONTEXT + CUDA_WORKSPACE if device.type == "cuda" else CPU_WORKSPACE
     cache = geometry.cached(work) * dtype.itemsize
@@ -147,14 +146,16 @@ def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     cuda = device.type == "cuda"
     stepwise = geometry.eager or (geometry.narrow and not cuda)
     repeated = 2 * geometry.width if stepwise or 2 * geometry.width > geometry.kept else 0
-    layer = 4 * geometry.hidden + max(geometry.mlp, 7 * geometry.width + geometry.kept)
     asked = work.sequences * work.logits * (geometry.vocabulary + geometry.hidden)
-    elements = total * (geometry.kept + repeated) + new * layer + asked
     floats = 2 * new * geometry.hidden + 4 * work.sequences * geometry.vocabulary
+    pairs = new * (work.new + work.past)
     score = geometry.heads * (dtype.itemsize + 2 * FLOAT) if stepwise else 0
     mask = dtype.itemsize + 3 if stepwise or geometry.masked(work) else 0
-    quadratic = new * (work.new + work.past) * (score + mask)
-    passing = elements * dtype.itemsize + floats * FLOAT + quadratic
+    projected = new * (7 * geometry.width + geometry.kept) + total * repeated
+    attention = projected * dtype.itemsize + pairs * score
+    mlp = new * geometry.mlp * dtype.itemsize
+    always = total * geometry.kept + new * 4 * geometry.hidden + asked
+    passing = max(attention, mlp) + always * dtype.itemsize + floats * FLOAT + pairs * mask
     return int(HOLES * passing)
 
 

@@ -116,3 +116,20 @@ def test_a_ceiling_learns_of_each_forward() -> None:
     ours.ceiling = cast(Ceiling, Noted())
     ours.admit((ids(1, 100),), {"logits_to_keep": 1})
     assert Noted.seen == [Work(1, 100)]
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(50, 0), (51, 1)])
+def test_a_forward_that_comes_near_the_budget_is_said_before(tokens: int, expected: int) -> None:
+    calls: list[None] = []
+    ours = room(4000)
+    ours.near = lambda: calls.append(None)
+    ours.admit((ids(1, tokens),), {})
+    assert len(calls) == expected
+
+
+def test_chunks_leave_some_of_what_is_free_at_the_moment() -> None:
+    ours = room(0, lambda: 16_000)
+    ours.admit((ids(1, 400),), {})
+    chunk = ours.chunk(Work(1, 400))
+    assert chunk is not None
+    assert needed(Work(1, 400).cut(chunk)) <= 0.95 * 16_000
