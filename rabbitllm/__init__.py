@@ -3,8 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rabbitllm.deprecated import rename
 from rabbitllm.errors import BudgetError, CheckpointError
-from rabbitllm.older import rename
 
 if TYPE_CHECKING:
     from rabbitllm.auto import AutoModel

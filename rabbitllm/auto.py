@@ -6,8 +6,8 @@ from functools import partial
 import torch
 
 from rabbitllm.checkpoint.config import load_generation_config
+from rabbitllm.deprecated import accept_arguments, accept_compression
 from rabbitllm.model import StreamedModel
-from rabbitllm.older import accept_arguments, accept_compression
 from rabbitllm.prepare import Prepared, prepare
 from rabbitllm.streaming.budget import (
     DEFAULT_SEQ_LEN,
@@ -17,8 +17,8 @@ from rabbitllm.streaming.budget import (
 )
 from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.engine import stream
-from rabbitllm.streaming.idle import make_idle
 from rabbitllm.streaming.pipeline import Options
+from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Budget, Plan, make_plan
 from rabbitllm.streaming.room import Room
 from rabbitllm.streaming.working import (
@@ -116,7 +116,7 @@ class AutoModel:
         )
         progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, room.admit)
-        make_idle(model, target)
+        put_placeholders(model, target)
         pipeline = stream(model, placed.base, placed.stages, located, plan, target, options)
         if room.ceiling:
             room.ceiling.watch(stage.modules[0] for stage in placed.stages)

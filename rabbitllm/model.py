@@ -13,14 +13,13 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
+from rabbitllm.stats import Limits
 from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.room import Room
 from rabbitllm.streaming.working import Work
 
 if TYPE_CHECKING:
-    from rabbitllm.measure.limits import Limits
-
     # At run time the stock class comes in by `streamed_class`; a type checker sees what every one
     # of them has.
     class _Stock(PreTrainedModel, GenerationMixin): ...
@@ -161,7 +160,7 @@ class StreamedModel(_Stock):
                 nn.Module._apply(module, fn, recurse=False)
         return self
 
-    def streaming_stats(self, limits: "Limits | None" = None) -> dict[str, Any]:
+    def streaming_stats(self, limits: Limits | None = None) -> dict[str, Any]:
         """What was moved, waited for and computed since loading, and how fast.
 
         See `rabbitllm.stats.Stats` for the names and units. On CUDA it waits for what is launched.

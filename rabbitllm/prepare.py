@@ -32,17 +32,17 @@ from rabbitllm.checkpoint.convert import (
 )
 from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.inventory import StoreInfo, find_moved
 from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.packing import LEAST, SAVED, Compression
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
+from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.rehearsal import rehearse
 from rabbitllm.checkpoint.source import MOVED, TensorEntry, read_index
 from rabbitllm.checkpoint.store import LayerStore, default_root
-from rabbitllm.checkpoint.stores import StoreInfo, find_moved
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
 from rabbitllm.streaming.plan import Plan, minimum_bytes
-from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage, find_stages
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from rabbitllm.measure.limits import Limits
+
+class Limits(Protocol):
+    """What a machine can do at most, such as a `rabbitllm.measure.limits.Limits`."""
+
+    def seconds(self, from_disk: float, to_device: float, computed: float) -> float:
+        """The least time to read, copy and compute with so many bytes, all at once."""
 
 
 @dataclass

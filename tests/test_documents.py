@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rabbitllm.cli import _parser
-from rabbitllm.older import ARGUMENTS, NAMES
+from rabbitllm.deprecated import ARGUMENTS, NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

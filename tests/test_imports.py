@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("benchmarks", "harness")
+PACKAGES = ("benchmarks", "harness", "rabbitllm")
 
 Place = tuple[str, ...]
 """A file as the names that lead to it, such as ("harness", "records", "__init__")."""

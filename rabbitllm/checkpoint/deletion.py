@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from rabbitllm.checkpoint.durable import forget, sync_folder
+from rabbitllm.checkpoint.inventory import StoreInfo, damaged, describe, remove_files
 from rabbitllm.checkpoint.moved import (
     Shard,
     read_pointer,
@@ -20,7 +21,6 @@ from rabbitllm.checkpoint.moved import (
 )
 from rabbitllm.checkpoint.source import WEIGHTS_INDEX
 from rabbitllm.checkpoint.store import LOCK
-from rabbitllm.checkpoint.stores import StoreInfo, damaged, describe, remove_files
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.source import TensorEntry, read_header
 from rabbitllm.errors import CheckpointError
-from rabbitllm.streaming.reader import Reader
 
 NAMED = 3
 """Tensors that a message names; it counts the others."""

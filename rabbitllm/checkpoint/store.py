@@ -27,9 +27,9 @@ from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.durable import TEMPORARY, sync, write_durably
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.checkpoint.packing import SAVED, pack
+from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.source import MALFORMED, PACKED, TensorEntry, read_header, read_json
 from rabbitllm.errors import BudgetError, CheckpointError
-from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rabbitllm.checkpoint.stores import StoreInfo
+    from rabbitllm.checkpoint.inventory import StoreInfo
 
 EXAMPLE = """\
   rabbitllm cache ls
@@ -48,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _ls(arguments: argparse.Namespace, root: Path) -> int:
-    from rabbitllm.checkpoint.stores import find_stores
+    from rabbitllm.checkpoint.inventory import find_stores
     from rabbitllm.cli.tables import table
     from rabbitllm.utils.memory import format_size
 
@@ -73,7 +73,7 @@ def _ls(arguments: argparse.Namespace, root: Path) -> int:
 
 def _check(arguments: argparse.Namespace, root: Path) -> int:
     """Prints what is damaged, and the way out; 1 if anything is."""
-    from rabbitllm.checkpoint.stores import damaged
+    from rabbitllm.checkpoint.inventory import damaged
 
     stores = _by_name(root)
     asked = [_named(stores, name, root) for name in arguments.names or stores]
@@ -92,7 +92,7 @@ def _check(arguments: argparse.Namespace, root: Path) -> int:
 
 def _rm(arguments: argparse.Namespace, root: Path) -> int:
     """Removes what is named, or nothing if one of the names is wrong."""
-    from rabbitllm.checkpoint.stores import check_removable, remove
+    from rabbitllm.checkpoint.inventory import check_removable, remove
     from rabbitllm.utils.memory import format_size
 
     stores = _by_name(root)
@@ -110,7 +110,7 @@ def _rm(arguments: argparse.Namespace, root: Path) -> int:
 
 
 def _by_name(root: Path) -> "dict[str, StoreInfo]":
-    from rabbitllm.checkpoint.stores import find_stores
+    from rabbitllm.checkpoint.inventory import find_stores
 
     return {store.folder.name: store for store in find_stores(root)}
 

@@ -96,8 +96,8 @@ def _disk(
     prepared: "Prepared", root: str | None, fetched: bool, compression: "Compression | None"
 ) -> str:
     """What the checkpoint takes on disk, and what a layer store would need."""
+    from rabbitllm.checkpoint.inventory import find_stores
     from rabbitllm.checkpoint.source import total_bytes
-    from rabbitllm.checkpoint.stores import find_stores
     from rabbitllm.utils.memory import format_size
 
     size = format_size(total_bytes(prepared.entries.values()))

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
-    from rabbitllm.cli.aloud import answer_aloud, placement
+    from rabbitllm.cli.answer import answer_aloud, placement
 
     begun = time.perf_counter()
     model = load(arguments)

@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
         from rabbitllm.serving.server import serve
     except ImportError as error:
         raise ImportError(f"{error}. Serving needs: pip install 'rabbitllm[serve]'") from error
-    from rabbitllm.cli.aloud import placement
+    from rabbitllm.cli.answer import placement
 
     listener = _listen(arguments.host, arguments.port)
     model = load(arguments)

@@ -10,16 +10,16 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
 from rabbitllm.streaming.lookup import RowLookup
 from rabbitllm.streaming.meter import Meter
-from rabbitllm.streaming.onerow import keep_rows_single
 from rabbitllm.streaming.pipeline import Options, Pipeline, bind, places
 from rabbitllm.streaming.plan import Plan
-from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Transfer
+from rabbitllm.streaming.workarounds import keep_rows_single
 
 
 def stream(
@@ -75,7 +75,7 @@ def stream(
                     bind(places(stage), [nn.Parameter(view, requires_grad=False) for view in views])
                 else:
                     target = transfer.allocate(stage.nbytes)
-                    bind(places(stage), as_parameters(stage, _load(stage, reader, target)))
+                    bind(places(stage), as_parameters(stage, _load(stage, transfer, target)))
                 bar.update(stage.nbytes)
             for stage in hosted:
                 assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
@@ -83,7 +83,7 @@ def stream(
                 bar.update(stage.nbytes)
         for stage in streamed:
             if plan.tiers[stage.name] == "disk":
-                reader.prepare(stage, direct=True)
+                transfer.open(stage)
         slots = [transfer.slot(nbytes) for nbytes in plan.slot_sizes]
         pipeline = Pipeline(streamed, slots, transfer, meter, options)
         pipeline.start()
@@ -91,12 +91,12 @@ def stream(
     return pipeline
 
 
-def _load(stage: Stage, reader: Reader, target: torch.Tensor) -> torch.Tensor:
+def _load(stage: Stage, transfer: Transfer, target: torch.Tensor) -> torch.Tensor:
     if target.device.type == "cpu":
-        reader.read_stage(stage, target, direct=False)
+        transfer.read(stage, target)
     else:
         source = host_buffer(stage.nbytes)
-        reader.read_stage(stage, source, direct=False)
+        transfer.read(stage, source)
         target.copy_(source)
     return target
 

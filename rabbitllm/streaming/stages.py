@@ -72,6 +72,11 @@ class Stage:
         last = self.weights[-1]
         return _align(last.offset + last.nbytes)
 
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Weight name -> where it begins in the stage's buffer, in bytes."""
+        return {weight.name: weight.offset for weight in self.weights}
+
     def alone(self) -> "Stage":
         """The same without the modules: what may be kept without keeping them alive."""
         weights = tuple(replace(weight, owners=()) for weight in self.weights)

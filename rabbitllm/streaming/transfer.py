@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from rabbitllm.checkpoint.reader import Reader, Reads
 from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import SLOTS, staging_sizes
-from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.stages import Stage
-from rabbitllm.streaming.workers import Workers
+from rabbitllm.utils.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Transfer(ABC):
     def __init__(self, reader: Reader, meter: Meter) -> None:
         self.reader = reader
         self.meter = meter
+        self._reads: dict[str, Reads] = {}
         # A thread for each slot: where stages come from disk, the reads of the next one line up
         # behind those of the one that is arriving.
         self._workers = Workers(SLOTS, WORKERS)
@@ -128,6 +129,33 @@ class Transfer(ABC):
         self._workers.close()
         self.reader.workers.close()
 
+    def open(self, stage: Stage) -> None:
+        """Opens the files of a stage on disk: it is read as they are now, whatever replaces them.
+
+        Raises:
+            OSError: one cannot be opened.
+        """
+        self._reads[stage.name] = self.reader.cut(stage.offsets, direct=True)
+
+    def read(self, stage: Stage, buffer: torch.Tensor) -> None:
+        """Fills a buffer with a stage's weights, as the stage lays them out.
+
+        Args:
+            stage: what to read.
+            buffer: uint8 in host memory, at least `stage.nbytes`.
+
+        Raises:
+            CheckpointError: a file is not what it was, or what is packed in it is damaged.
+        """
+        once = stage.name not in self._reads
+        reads = self.reader.cut(stage.offsets, direct=False) if once else self._reads[stage.name]
+        self.reader.fill(buffer, reads)
+
+    def disk_bytes(self, stage: Stage) -> int:
+        """What reading a stage moves: the bytes of its buffer, less what packing saves."""
+        saved = (w.nbytes - self.reader.disk_bytes(w.name) for w in stage.weights)
+        return stage.nbytes - sum(saved)
+
     @abstractmethod
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Device memory for weights: uint8 [nbytes], aligned."""
@@ -159,9 +187,9 @@ class Transfer(ABC):
     def computed(self, slot: Slot) -> None:
         """The stage in `slot` is launched to its end: once that has run, overwrite it."""
 
-    def _read(self, stage: Stage, buffer: torch.Tensor) -> None:
+    def _timed_read(self, stage: Stage, buffer: torch.Tensor) -> None:
         begun = time.perf_counter()
-        self.reader.read_stage(stage, buffer, direct=True)
+        self.read(stage, buffer)
         self.meter.read(stage.name, begun, time.perf_counter())
 
 
@@ -174,13 +202,13 @@ class CpuTransfer(Transfer):
 
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
-        self.meter.load(load.stage.name, from_disk=self.reader.disk_bytes(load.stage))
+        self.meter.load(load.stage.name, from_disk=self.disk_bytes(load.stage))
         return self._workers.submit(self._fill, load, slot)
 
     def _fill(self, load: Load, slot: Slot) -> None:
         with slot.filling:
             if slot.load is load:
-                self._read(load.stage, slot.buffer)
+                self._timed_read(load.stage, slot.buffer)
 
     @override
     def wait(self, slot: Slot) -> None:
@@ -238,7 +266,7 @@ class CudaTransfer(Transfer):
     def keep(self, stage: Stage) -> None:
         """Puts a stage on the host tier: reads it into a pinned buffer, from which it is copied."""
         self._pinned[stage.name] = pinned_buffer(stage.nbytes, self._unlocking)
-        self.reader.read_stage(stage, self._pinned[stage.name], direct=False)
+        self.read(stage, self._pinned[stage.name])
 
     @override
     def allocate(self, nbytes: int) -> torch.Tensor:
@@ -255,7 +283,7 @@ class CudaTransfer(Transfer):
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
         stage = load.stage
         hosted = stage.name in self._pinned
-        from_disk = 0 if hosted else self.reader.disk_bytes(stage)
+        from_disk = 0 if hosted else self.disk_bytes(stage)
         self.meter.load(stage.name, from_disk=from_disk, to_device=stage.nbytes)
         if not hosted:
             return self._workers.submit(self._read_and_copy, load, slot)
@@ -280,7 +308,7 @@ class CudaTransfer(Transfer):
                 return
             if id(slot) in self._copied:
                 self._copied[id(slot)].synchronize()  # a copy that may come from the same staging
-            self._read(load.stage, slot.staging)
+            self._timed_read(load.stage, slot.staging)
             self._copy(slot.staging, load.stage, slot)
 
     def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot) -> None:

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm import AutoModel, StreamedModel
+from rabbitllm.checkpoint.inventory import damaged, find_stores
 from rabbitllm.checkpoint.source import read_header
-from rabbitllm.checkpoint.stores import damaged, find_stores
 from rabbitllm.cli import main
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes

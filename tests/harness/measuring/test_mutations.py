@@ -21,8 +21,7 @@ from harness.records import FAILED
 from rabbitllm import prepare
 from rabbitllm.streaming import engine, pipeline
 from rabbitllm.streaming.pipeline import Pipeline
-from rabbitllm.streaming.reader import Reader
-from rabbitllm.streaming.transfer import CudaTransfer
+from rabbitllm.streaming.transfer import CudaTransfer, Transfer
 
 Patch = pytest.MonkeyPatch
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -57,9 +56,9 @@ def change_recipes(patch: Patch, change: Callable[[dict[str, Any]], None]) -> No
 
 
 def change_reading(patch: Patch, change: Callable[..., None]) -> None:
-    """Have the engine read stages by `change(original, reader, stage, buffer, direct)`."""
-    original = Reader.read_stage
-    patch.setattr(Reader, "read_stage", lambda *args, **kwargs: change(original, *args, **kwargs))
+    """Have the engine read stages by `change(original, transfer, stage, buffer)`."""
+    original = Transfer.read
+    patch.setattr(Transfer, "read", lambda *given: change(original, *given))
 
 
 def batch_stripped(patch: Patch) -> None:
@@ -90,9 +89,9 @@ def cache_keyword(kwargs: dict[str, Any]) -> str | None:
 
 
 def stale_weights(patch: Patch) -> None:
-    def change(original: Any, reader: Reader, stage: Any, *rest: Any, **named: Any) -> None:
+    def change(original: Any, transfer: Transfer, stage: Any, buffer: torch.Tensor) -> None:
         if stage.name != "model.layers.2":  # its slot still holds an earlier layer
-            original(reader, stage, *rest, **named)
+            original(transfer, stage, buffer)
 
     change_reading(patch, change)
 
@@ -159,10 +158,8 @@ def tie_lost(patch: Patch) -> None:
 
 
 def head_not_loaded(patch: Patch) -> None:
-    def change(
-        original: Any, reader: Reader, stage: Any, buffer: torch.Tensor, *rest: Any, **named: Any
-    ) -> None:
-        original(reader, stage, buffer, *rest, **named)
+    def change(original: Any, transfer: Transfer, stage: Any, buffer: torch.Tensor) -> None:
+        original(transfer, stage, buffer)
         if stage.name == "lm_head":
             buffer.zero_()
 
@@ -190,10 +187,10 @@ def prefetch_one_off(patch: Patch) -> None:
         original(self, *given)
         order[:] = self._ring
 
-    def change(original: Any, reader: Reader, stage: Any, *rest: Any, **named: Any) -> None:
+    def change(original: Any, transfer: Transfer, stage: Any, buffer: torch.Tensor) -> None:
         if stage in order:
             stage = order[(order.index(stage) + 1) % len(order)]
-        original(reader, stage, *rest, **named)
+        original(transfer, stage, buffer)
 
     patch.setattr(Pipeline, "__init__", init)
     change_reading(patch, change)

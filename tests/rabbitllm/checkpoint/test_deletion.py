@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from rabbitllm import BudgetError, CheckpointError, StreamedModel
 from rabbitllm.checkpoint.deletion import replace_originals
+from rabbitllm.checkpoint.inventory import describe, find_stores
 from rabbitllm.checkpoint.moved import DESCRIPTION, USED_BY, users
 from rabbitllm.checkpoint.source import MOVED, WEIGHTS, WEIGHTS_INDEX
 from rabbitllm.checkpoint.store import CHECKSUM, LOCK, checksum
-from rabbitllm.checkpoint.stores import describe, find_stores
 from rabbitllm.cli import main
 from rabbitllm.prepare import Prepared, prepare
 

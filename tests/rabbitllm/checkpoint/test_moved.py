@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from rabbitllm import CheckpointError, StreamedModel
+from rabbitllm.checkpoint.inventory import find_moved
 from rabbitllm.checkpoint.moved import (
     DESCRIPTION,
     USED_BY,
@@ -23,7 +24,6 @@ from rabbitllm.checkpoint.moved import (
     write_pointer,
 )
 from rabbitllm.checkpoint.source import MAX_JSON_BYTES, MOVED
-from rabbitllm.checkpoint.stores import find_moved
 from rabbitllm.prepare import prepare
 from rabbitllm.utils import find_or_create_local_splitted_path
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedModel
 
-from rabbitllm.cli import aloud
+from rabbitllm.cli import answer
 
 Command = Callable[..., tuple[int, str, str]]
 LEAST = ("--host-memory", "min", "--device", "cpu")
@@ -39,7 +39,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presses Ctrl-C when the third piece of an answer has been printed."""
-    generate = aloud.generate
+    generate = answer.generate
 
     def interrupted(model: Any, prompt: Any, emit: Callable[[str], None], **options: Any) -> Any:
         pieces = []
@@ -52,7 +52,7 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return generate(model, prompt, press, **options)
 
-    monkeypatch.setattr(aloud, "generate", interrupted)
+    monkeypatch.setattr(answer, "generate", interrupted)
 
 
 def test_run_prints_the_answer_alone_on_stdout(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rabbitllm import StreamedModel
-from rabbitllm.checkpoint.stores import find_stores
+from rabbitllm.checkpoint.inventory import find_stores
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rabbitllm import StreamedModel
+from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.cli import plan as plan_module
 from rabbitllm.cli.plan import computed_bytes
 from rabbitllm.measure.limits import Limits
 from rabbitllm.prepare import prepare
-from rabbitllm.streaming.reader import Reader
 from rabbitllm.utils.memory import format_size
 
 Command = Callable[..., tuple[int, str, str]]
@@ -26,7 +26,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(Reader, "read_stage", refuse)
+    monkeypatch.setattr(Reader, "fill", refuse)
     monkeypatch.setattr(Reader, "view", refuse)
 
 

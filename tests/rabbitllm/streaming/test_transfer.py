@@ -3,8 +3,8 @@ from __future__ import annotations
 import psutil
 import torch
 
+from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.streaming.meter import Meter
-from rabbitllm.streaming.reader import Reader
 from rabbitllm.streaming.transfer import CpuTransfer
 
 MIB = 1 << 20

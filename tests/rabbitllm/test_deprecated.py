@@ -9,7 +9,7 @@ import pytest
 
 import rabbitllm
 from rabbitllm import AutoModel, StreamedModel
-from rabbitllm.older import ARGUMENTS, LOSSY, NAMES
+from rabbitllm.deprecated import ARGUMENTS, LOSSY, NAMES
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -6,6 +6,7 @@ tensors do, so a thread reads whole blocks into a buffer of its own and copies t
 out, or unpacks them.
 """
 
+import math
 import mmap
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,17 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+from rabbitllm.checkpoint.files import Files
 from rabbitllm.checkpoint.packing import Bytes, Packing, Scratch
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError
-from rabbitllm.streaming.files import Files
-from rabbitllm.streaming.stages import Stage, Weight
-from rabbitllm.streaming.workers import Workers
+from rabbitllm.utils.workers import Workers
 
 BLOCK = 4096
 """Bytes: no file system in use asks for a coarser alignment of direct reads."""
@@ -48,7 +47,7 @@ class _Piece:
     Attributes:
         start: offset in the file.
         stop: where they end there.
-        target: offset in the stage's buffer.
+        target: offset in the buffer.
         nbytes: in that buffer.
         packing: how to get them; None if they are copied.
     """
@@ -63,12 +62,25 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """One read: a range of a file, and what of it goes where in the stage's buffer."""
+    """One read: a range of a file, and what of it goes where in the buffer."""
 
     file: Path
     start: int
     stop: int
     pieces: tuple[_Piece, ...]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What fills a buffer: reads of files that are open.
+
+    Attributes:
+        chunks: all of them.
+        direct: around the page cache, where the file system can.
+    """
+
+    chunks: tuple[_Chunk, ...]
+    direct: bool
 
 
 class Reader:
@@ -81,60 +93,60 @@ class Reader:
     def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
         self.entries = entries
         self.files = Files({entry.file: entry.state for entry in entries.values()})
-        self._chunks: WeakKeyDictionary[Stage, list[_Chunk]] = WeakKeyDictionary()
         self._bounce = threading.local()
         self.begin()
 
     def begin(self) -> None:
         """Begins anew in a forked process: threads, and what they had in hand, stayed behind."""
         self.workers = Workers(READERS, "rabbitllm-read")
-        self._preparing = threading.Lock()
+        self._asking = threading.Lock()
         self._scratch: SimpleQueue[Scratch] = SimpleQueue()
         for _ in range(UNPACKERS if any(each.packing for each in self.entries.values()) else 0):
             self._scratch.put(Scratch())
 
-    def read_stage(self, stage: Stage, buffer: torch.Tensor, direct: bool) -> None:
-        """Fills a buffer with a stage's weights, as the stage lays them out.
-
-        Several threads may call it: the reads of one stage begin behind those of the other, so
-        that the disk is kept busy while the last reads of a stage come in.
+    def cut(self, offsets: Mapping[str, int], direct: bool) -> Reads:
+        """The reads that bring weights. Opens their files, which stay, whatever takes their names.
 
         Args:
-            stage: what to read.
-            buffer: uint8 in host memory, at least `stage.nbytes`.
+            offsets: weight name -> where it goes, in bytes from the start of a buffer.
             direct: read around the page cache, where the file system can.
+
+        Raises:
+            OSError: a file cannot be opened.
+        """
+        pieces = [piece for name, offset in offsets.items() for piece in self._pieces(name, offset)]
+        reads = Reads(tuple(_gathered(pieces)), direct)
+        with self._asking:
+            for chunk in reads.chunks:
+                self.files.open(chunk.file, direct)
+        return reads
+
+    def fill(self, buffer: torch.Tensor, reads: Reads) -> None:
+        """Brings weights to their places in a buffer.
+
+        Several threads may call it: the reads of one call begin behind those of the other, so that
+        the disk is kept busy while the last reads of a call come in.
+
+        Args:
+            buffer: uint8 in host memory.
+            reads: what `cut` gave.
 
         Raises:
             CheckpointError: a file ends before its tensor does, or what is packed in it is damaged.
         """
-        with self._preparing:
-            chunks = self._prepare(stage, direct)
-            reads = [self.workers.submit(self._read, chunk, buffer, direct) for chunk in chunks]
-        wait(reads)  # all of them, also when one fails: the buffer is then free to fill again
-        while reads:
-            reads.pop(0).result()  # and is not held any more: an error would hold itself
-        self.files.check({chunk.file for chunk in chunks}, direct)
+        with self._asking:
+            tasks = [
+                self.workers.submit(self._read, chunk, buffer, reads.direct)
+                for chunk in reads.chunks
+            ]
+        wait(tasks)  # all of them, also when one fails: the buffer is then free to fill again
+        while tasks:
+            tasks.pop(0).result()  # and is not held any more: an error would hold itself
+        self.files.check({chunk.file for chunk in reads.chunks}, reads.direct)
 
-    def prepare(self, stage: Stage, direct: bool) -> None:
-        """Opens a stage's files, so that they are read as they are now, whatever takes their names.
-
-        Raises:
-            OSError: one cannot be opened.
-        """
-        with self._preparing:
-            self._prepare(stage, direct)
-
-    def _prepare(self, stage: Stage, direct: bool) -> "list[_Chunk]":
-        if stage not in self._chunks:
-            self._chunks[stage] = self._cut(stage)
-        for chunk in self._chunks[stage]:
-            self.files.open(chunk.file, direct)
-        return self._chunks[stage]
-
-    def disk_bytes(self, stage: Stage) -> int:
-        """What reading a stage moves: the bytes of its buffer, less what packing saves."""
-        saved = (weight.nbytes - self.entries[weight.name].nbytes for weight in stage.weights)
-        return stage.nbytes - sum(saved)
+    def disk_bytes(self, name: str) -> int:
+        """What reading a weight moves."""
+        return self.entries[name].nbytes
 
     def view(self, name: str) -> torch.Tensor:
         """A weight as a view of its mapped file, for use in place: see `Files.map`.
@@ -211,40 +223,20 @@ class Reader:
         self.files.check([entry.file])
         return data
 
-    def _cut(self, stage: Stage) -> list[_Chunk]:
-        """The reads that bring a stage: neighbours together, on block boundaries, up to `CHUNK`."""
-        pieces = [piece for weight in stage.weights for piece in self._pieces(weight)]
-        pieces.sort(key=lambda piece: (piece.file, piece.start))
-        groups: list[list[_Piece]] = []
-        for piece in pieces:
-            if groups and _together(groups[-1][-1], piece):
-                groups[-1].append(piece)
-            else:
-                groups.append([piece])
-        return [
-            _Chunk(
-                file=group[0].file,
-                start=group[0].start // BLOCK * BLOCK,
-                stop=-(-group[-1].stop // BLOCK) * BLOCK,
-                pieces=tuple(group),
-            )
-            for group in groups
-        ]
-
-    def _pieces(self, weight: Weight) -> Iterator[_Piece]:
+    def _pieces(self, name: str, target: int) -> Iterator[_Piece]:
         """A weight in parts that one read brings."""
-        entry = self.entries[weight.name]
+        entry = self.entries[name]
         file, start, packing = entry.file, entry.offset, entry.packing
         if packing is None:
             stop = start + entry.nbytes
             for begin in range(start - start % CHUNK, stop, CHUNK) if entry.nbytes else ():
                 a, b = max(start, begin), min(stop, begin + CHUNK)
-                yield _Piece(file, a, b, weight.offset + a - start, b - a)
+                yield _Piece(file, a, b, target + a - start, b - a)
         else:
             size = entry.dtype.itemsize
-            for i, j in packing.cut(weight.shape.numel(), CHUNK - BLOCK):
+            for i, j in packing.cut(math.prod(entry.shape), CHUNK - BLOCK):
                 a, b = start + packing.nbytes(i), start + packing.nbytes(j)
-                yield _Piece(file, a, b, weight.offset + size * i, size * (j - i), packing)
+                yield _Piece(file, a, b, target + size * i, size * (j - i), packing)
 
     def _read(self, chunk: _Chunk, buffer: torch.Tensor, direct: bool) -> None:
         if not hasattr(self._bounce, "memory"):
@@ -280,6 +272,19 @@ def _damage_named(file: Path, place: int) -> Iterator[None]:
             f"{file} is damaged behind byte {place:,}: {error}. `rabbitllm cache check` says what "
             "to do."
         ) from error
+
+
+def _gathered(pieces: list[_Piece]) -> Iterator[_Chunk]:
+    """Neighbours together, on block boundaries, up to `CHUNK`."""
+    groups: list[list[_Piece]] = []
+    for piece in sorted(pieces, key=lambda piece: (piece.file, piece.start)):
+        if groups and _together(groups[-1][-1], piece):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    for group in groups:
+        start, stop = group[0].start // BLOCK * BLOCK, -(-group[-1].stop // BLOCK) * BLOCK
+        yield _Chunk(group[0].file, start, stop, tuple(group))
 
 
 def _together(piece: _Piece, following: _Piece) -> bool:

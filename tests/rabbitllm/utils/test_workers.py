@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, wait
 
 import pytest
 
-from rabbitllm.streaming.workers import Workers
+from rabbitllm.utils.workers import Workers
 from tests.patience import PATIENCE
 
 

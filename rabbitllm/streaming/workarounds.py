@@ -1,9 +1,11 @@
-"""A row that was cut out of several, as a row of its own.
+"""What torch should do by itself, and which torch makes each workaround needless.
 
-A prefill hands the head the last of its hidden states, a view [1, 1, hidden] that still has the
-strides of the whole. For a linear layer torch (2.13) takes that for a batch, and copies the whole
-weight to multiply it: 467 MB for the head of a 1.5B model, of memory that could hold layers. The
-same row with the strides of one gives the same bits without a copy.
+keep_rows_single    a prefill hands the head the last of its hidden states, a view [1, 1, hidden]
+that still has the strides of the whole. A linear layer takes that for a
+batch, and on a CPU copies the whole weight to multiply it: 467 MB for the
+head of a 1.5B model, of memory that could hold layers. The same row with
+the strides of one gives the same bits without a copy. Needed up to torch
+2.13, the newest: no release ends it yet.
 """
 
 from typing import Any

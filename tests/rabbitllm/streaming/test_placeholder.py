@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rabbitllm.streaming.idle import make_idle
+from rabbitllm.streaming.placeholder import put_placeholders
 
 
 @pytest.fixture
 def idle() -> nn.Parameter:
     model = nn.Sequential(nn.Linear(4, 4, device="meta"))
-    make_idle(model, torch.device("cpu"))
+    put_placeholders(model, torch.device("cpu"))
     return model[0].weight
 
 

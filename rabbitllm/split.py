@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rabbitllm.older import accept_compression
+from rabbitllm.deprecated import accept_compression
 
 
 def find_or_create_local_splitted_path(

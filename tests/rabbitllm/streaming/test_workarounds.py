@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rabbitllm.streaming.onerow import keep_rows_single
+from rabbitllm.streaming.workarounds import keep_rows_single
 
 
 @pytest.fixture

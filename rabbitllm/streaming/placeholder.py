@@ -11,7 +11,7 @@ METADATA = (torch.Tensor.detach, torch.Tensor.requires_grad_)
 """Functions that give a tensor without computing with it; state dicts and freezing need them."""
 
 
-class IdleParameter(nn.Parameter):
+class Placeholder(nn.Parameter):
     """A parameter on the meta device that names the device where it is going to be used.
 
     Libraries put what belongs to a layer where its weight is, as PEFT does with adapters. On the
@@ -69,15 +69,15 @@ class IdleParameter(nn.Parameter):
         )
 
 
-def make_idle(model: nn.Module, home: torch.device) -> None:
-    """Makes every parameter on the meta device an `IdleParameter`; shared ones stay shared."""
-    made: dict[int, IdleParameter] = {}
+def put_placeholders(model: nn.Module, home: torch.device) -> None:
+    """Makes every parameter on the meta device an `Placeholder`; shared ones stay shared."""
+    made: dict[int, Placeholder] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_meta:
                 continue
             if id(parameter) not in made:
-                made[id(parameter)] = IdleParameter(parameter, requires_grad=False)
+                made[id(parameter)] = Placeholder(parameter, requires_grad=False)
                 made[id(parameter)].home = home
                 made[id(parameter)].path = f"{path}.{name}"
             module._parameters[name] = made[id(parameter)]
