@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 
 from rabbitllm.checkpoint.durable import TEMPORARY
 from rabbitllm.checkpoint.moved import DESCRIPTION, USED_BY, points_to, read_pointer, users
@@ -205,7 +206,8 @@ def _follower(place: Path) -> Path | None:
 def _sound(file: Path) -> bool:
     try:
         with safe_open(file, "pt") as held:
-            tensors = ((name, held.get_tensor(name)) for name in sorted(held.keys()))
-            return bool((held.metadata() or {}).get(CHECKSUM) == checksum(tensors))
+            expected = (held.metadata() or {}).get(CHECKSUM)
+        # Read, not mapped: one that is cut off meanwhile is damaged, and ends no process.
+        return bool(expected == checksum(sorted(load(file.read_bytes()).items())))
     except SafetensorError:  # its header is damaged
         return False

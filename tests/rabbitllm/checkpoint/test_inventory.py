@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from rabbitllm.checkpoint import inventory
 from rabbitllm.checkpoint.inventory import damaged, find_stores, remove
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.checkpoint.store import LOCK
@@ -61,6 +64,23 @@ def test_one_bit_that_turns_is_found(store: Path, place: int) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 1
     file.write_bytes(content)
+    assert damaged(found) == [file]
+
+
+def test_a_file_that_is_cut_off_while_it_is_verified_is_found(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = find_stores(store.parent)
+    file = max(store.glob("*.safetensors"), key=lambda each: each.stat().st_size)
+    opened = inventory.safe_open
+
+    def cutting(path: Path, framework: str) -> Any:
+        held = opened(path, framework)
+        if path == file:
+            os.truncate(path, 4096)
+        return held
+
+    monkeypatch.setattr(inventory, "safe_open", cutting)
     assert damaged(found) == [file]
 
 
