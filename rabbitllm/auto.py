@@ -114,7 +114,9 @@ class AutoModel:
         located = prepared.locate(
             layer_shards_saving_path, delete_original, prepared.worth_packing(packing, plan)
         )
-        progress = bool(plan.on("disk")) if show_layer_progress is None else show_layer_progress
+        progress = show_layer_progress
+        if progress is None:
+            progress = bool(plan.streamed("disk"))
         options = Options(prefetching, progress, profiling_mode, room.admit)
         put_placeholders(model, target)
         pipeline = stream(model, placed.base, placed.stages, located, plan, target, options)
@@ -186,7 +188,7 @@ def place(
     def plan(candidate: Prepared) -> Plan:
         for_weights = weights_budget(total, candidate.minimum_bytes(), working)
         base = candidate.base.nbytes if candidate.base else 0
-        return make_plan(candidate.sizes(), base, for_weights, for_host, candidate.rows())
+        return make_plan(candidate.sizes(), base, for_weights, for_host, candidate.gathered())
 
     while not fits(prepared) and (smaller := prepared.with_largest_split()):
         prepared = smaller

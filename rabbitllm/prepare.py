@@ -154,13 +154,13 @@ class Prepared:
             for stage in self.stages
         }
 
-    def rows(self) -> set[str]:
-        """The names of stages whose rows can be looked up, so that they need no slot."""
-        return {stage.name for stage in self.stages if stage.without_rows() is None}
+    def gathered(self) -> set[str]:
+        """The names of stages that need no slot: of all their weights only rows are needed."""
+        return {stage.name for stage in self.stages if stage.streamed() is None}
 
     def minimum_bytes(self) -> int:
         """The least bytes of weights on the device that the model can run with."""
-        return minimum_bytes(self.sizes(), self.base.nbytes if self.base else 0, self.rows())
+        return minimum_bytes(self.sizes(), self.base.nbytes if self.base else 0, self.gathered())
 
     def store(
         self, root: str | os.PathLike[str] | None, compression: Compression | None = None
@@ -176,12 +176,12 @@ class Prepared:
         )
 
     def packable(self) -> set[str]:
-        """The parameters that can be packed. Embeddings can not: their rows are looked up."""
+        """The parameters that can be packed. Those that are asked for by rows can not."""
         return {
             weight.name
             for stage in self.stages
             for weight in stage.weights
-            if stage.rows is None and weight.dtype == torch.bfloat16
+            if weight.by is None and weight.dtype == torch.bfloat16
             if weight.shape.numel() >= LEAST
         }
 
@@ -200,7 +200,7 @@ class Prepared:
 
     def worth_packing(self, compression: Compression | None, plan: Plan) -> Compression | None:
         """The compression, where something comes from disk or a store is needed anyway."""
-        return compression if plan.on("disk") or not self.readable_in_place() else None
+        return compression if plan.streamed("disk") or not self.readable_in_place() else None
 
     def _remember(self) -> None:
         """Has the store that stands in for the shards know of this folder, so that it stays."""

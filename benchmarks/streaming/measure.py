@@ -118,7 +118,7 @@ def budget(folder: Path, share: float, tokens: int = TOKENS) -> dict[str, int]:
         tokens: that it keeps room for besides.
     """
     model = prepared(folder)
-    sizes, rows = model.sizes(), model.rows()
+    sizes, rows = model.sizes(), model.gathered()
     layers = [size for name, size in sizes.items() if ".layers." in name]
     others = [size for name, size in sizes.items() if ".layers." not in name and name not in rows]
     kept = round(share * len(layers)) + 2  # two take turns
@@ -184,7 +184,7 @@ def measure_run(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
         for wire, key in (("disk", "bytes_from_disk"), ("device", "bytes_to_device")):
             figures[key] = (after[key] - before[key]) / forwards
             figures[f"{wire}_gb_per_second"] = figures[key] * steps / 1e9
-        tiers = {tier: len(plan.on(tier)) for tier in ("device", "host", "disk", "rows")}
+        tiers = {tier: len(plan.on(tier)) for tier in ("device", "host", "disk")}
         figures |= {"tiers": tiers, "slot_sizes": plan.slot_sizes}
         figures |= {"device_bytes": plan.device_bytes, "host_bytes": plan.host_bytes}
     return figures

@@ -43,7 +43,7 @@ def placement(model: StreamedModel) -> str:
     """What is resident, and what streams from where."""
     plan = model.streaming_plan
     kept = f"{len(plan.on('device'))} of {len(plan.tiers)} parts resident on {model.device}"
-    hosted, on_disk = len(plan.on("host")), len(plan.on("disk"))
+    hosted, on_disk = len(plan.streamed("host")), len(plan.streamed("disk"))
     moving = [f"{hosted} from host memory"] if hosted else []
     moving += [f"{on_disk} from disk"] if on_disk else []
     streams = f", streaming {' and '.join(moving)}" if moving else ""
@@ -79,7 +79,7 @@ def _prompt_bar(model: StreamedModel) -> Iterator[Callable[[], None]]:
 
     Yields what takes the bar away: to be called before the first text is printed.
     """
-    names = model.streaming_plan.on("host", "disk")
+    names = model.streaming_plan.streamed("host", "disk")
     bar: tqdm[Any] = tqdm(
         total=len(names),
         desc="Reading the prompt",

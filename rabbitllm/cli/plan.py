@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rabbitllm.checkpoint.packing import Compression
     from rabbitllm.measure.limits import Limits
     from rabbitllm.prepare import Prepared
-    from rabbitllm.streaming.plan import Plan
+    from rabbitllm.streaming.plan import Plan, Tier
 
 EXAMPLE = "  rabbitllm plan Qwen/Qwen2.5-72B-Instruct --device-memory 16GiB --host-memory 64GiB"
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -145,7 +145,7 @@ def _plans(
     for share in SHARES:
         budget = int(share * everything)
         if budget > prepared.minimum_bytes():
-            plan = make_plan(prepared.sizes(), base, budget, host, prepared.rows())
+            plan = make_plan(prepared.sizes(), base, budget, host, prepared.gathered())
             yield f"{share:.0%} of the weights", prepared, plan
 
 
@@ -162,19 +162,19 @@ def _row(
 
     sizes, cuda = prepared.sizes(), device.type == "cuda"
 
-    def held(*tiers: str) -> str:
-        names = [name for name in sizes if plan.tiers[name] in tiers]
+    def held(tier: "Tier") -> str:
+        names = plan.on(tier)
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
     on_disk = prepared.disk_sizes(compression)
-    read = sum(on_disk[name] for name in plan.on("disk"))
-    copied = sum(sizes[name] for name in plan.on("host", "disk")) if cuda else 0
+    read = sum(on_disk[name] for name in plan.streamed("disk"))
+    copied = sum(sizes[name] for name in plan.streamed("host", "disk")) if cuda else 0
     seconds = limits.seconds(read, copied, computed_bytes(prepared))
     row = {"budget": budget, "resident": held("device")}
     if cuda:
         row["host memory"] = held("host")
     row |= {
-        "disk": held("disk", "rows"),
+        "disk": held("disk"),
         f"weights in {'device' if cuda else 'host'} memory, at most": format_size(
             plan.device_bytes
         ),
@@ -188,11 +188,11 @@ def computed_bytes(prepared: "Prepared") -> float:
     """Bytes of weights that one token is multiplied with: of experts, only those it is sent to."""
     config = prepared.model.config.get_text_config().to_dict()
     active = config.get("num_experts_per_tok")
-    total = float(prepared.base.nbytes if prepared.base else 0)
+    total, gathered = float(prepared.base.nbytes if prepared.base else 0), prepared.gathered()
     for stage in prepared.stages:
         for weight in stage.weights:
             share = 1.0
             if active and ".experts." in weight.name:
                 share = min(1.0, active / weight.shape[0])
-            total += 0.0 if stage.name in prepared.rows() else share * weight.nbytes
+            total += 0.0 if stage.name in gathered else share * weight.nbytes
     return total

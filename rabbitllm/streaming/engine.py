@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
-from rabbitllm.streaming.lookup import RowLookup
+from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline, bind, places
 from rabbitllm.streaming.plan import Plan
@@ -52,11 +52,8 @@ def stream(
     for stage in stages:
         if stage in resident:
             continue
-        if stage.rows is not None:
-            name = stage.weights[0].name
-            reader.files.open(reader.entries[name].file)
-            RowLookup(stage.rows, partial(reader.read_rows, name), device)
-        if left := stage.without_rows():
+        _gather(stage, reader, device)
+        if left := stage.streamed():
             streamed.append(left)
     hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
     on_disk = [stage.nbytes for stage in streamed if plan.tiers[stage.name] == "disk"]
@@ -89,6 +86,15 @@ def stream(
         pipeline.start()
         undoing.pop_all()  # the pipeline's end closes it from here on
     return pipeline
+
+
+def _gather(stage: Stage, reader: Reader, device: torch.device) -> None:
+    """Has the stage's weights that are asked for by rows come from disk by rows."""
+    for (module, by), weights in stage.gathered().items():
+        for weight in weights:
+            reader.files.open(reader.entries[weight.name].file)
+        rows = {weight.owners[0][1]: partial(reader.read_rows, weight.name) for weight in weights}
+        Gather(module, rows, by, device)
 
 
 def _load(stage: Stage, transfer: Transfer, target: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 from rabbitllm.errors import BudgetError
 from rabbitllm.utils.memory import format_size
 
-Tier = Literal["device", "host", "disk", "rows"]
+Tier = Literal["device", "host", "disk"]
 Budget = int | Literal["min"]
 SLOTS = 2
 """One stage computes while the next one arrives. More gain nothing: with 2, 3, 4 and 8 of them a 7B
@@ -25,19 +25,20 @@ class Plan:
     """Where every stage's weights live.
 
     Attributes:
-        tiers: stage name -> "device" (always resident), "host" (pinned memory), "disk", or "rows"
-            (an embedding whose rows are looked up on the host).
+        tiers: stage name -> "device" (always resident), "host" (pinned memory) or "disk".
         slot_sizes: bytes of the buffers on the device in which streamed stages take turns, the
             largest first; none when no stage streams.
         device_bytes: most bytes of weights on the device at any time, slots included.
         host_bytes: bytes of weights kept in host memory for a CUDA device, staging buffers
             included.
+        gathered: the stages on disk that take no slot: only rows of their weights come.
     """
 
     tiers: Mapping[str, Tier]
     slot_sizes: tuple[int, ...]
     device_bytes: int
     host_bytes: int
+    gathered: frozenset[str] = frozenset()
 
     @property
     def slots(self) -> int:
@@ -48,13 +49,17 @@ class Plan:
         """The names of the stages on these tiers."""
         return [name for name, tier in self.tiers.items() if tier in tiers]
 
+    def streamed(self, *tiers: Tier) -> list[str]:
+        """The names of the stages that come from these tiers to take their turn in a slot."""
+        return [name for name in self.on(*tiers) if name not in self.gathered]
+
 
 def make_plan(
     stages: Mapping[str, int],
     base_bytes: int,
     device_budget: Budget,
     host_budget: Budget | None,
-    rows: Collection[str] = (),
+    gathered: Collection[str] = (),
 ) -> Plan:
     """Places every stage.
 
@@ -65,12 +70,12 @@ def make_plan(
         host_budget: bytes of weights that may lie in host memory on their way; "min" is what
             staging needs. None when the device is the host: what streams is read from disk straight
             into the slots.
-        rows: names of stages that take no slot when they are not resident.
+        gathered: names of stages that take no slot when they are not resident.
 
     Raises:
         BudgetError: a budget is too small; the message states the minimum.
     """
-    minimum = minimum_bytes(stages, base_bytes, rows)
+    minimum = minimum_bytes(stages, base_bytes, gathered)
     budget = minimum if device_budget == "min" else device_budget
     if budget < minimum:
         raise BudgetError(
@@ -78,13 +83,13 @@ def make_plan(
             "least "
             f"{format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free memory."
         )
-    resident = _resident(stages, base_bytes, budget, rows)
-    streamed = {n: size for n, size in stages.items() if n not in resident and n not in rows}
+    resident = _resident(stages, base_bytes, budget, gathered)
+    streamed = {n: size for n, size in stages.items() if n not in resident and n not in gathered}
     slot_sizes = _slot_sizes(streamed.values())
     hosted = _hosted(streamed, host_budget)
     tiers: dict[str, Tier] = {}
     for name in stages:
-        away: Tier = "rows" if name in rows else "host" if name in hosted else "disk"
+        away: Tier = "host" if name in hosted else "disk"
         tiers[name] = "device" if name in resident else away
     on_disk = [size for name, size in streamed.items() if name not in hosted]
     staging = 0 if host_budget is None else sum(staging_sizes(slot_sizes, on_disk))
@@ -98,12 +103,15 @@ def make_plan(
         slot_sizes=slot_sizes,
         device_bytes=base_bytes + sum(stages[name] for name in resident) + sum(slot_sizes),
         host_bytes=sum(streamed[name] for name in hosted) + staging,
+        gathered=frozenset(gathered) - resident,
     )
 
 
-def minimum_bytes(stages: Mapping[str, int], base_bytes: int, rows: Collection[str] = ()) -> int:
+def minimum_bytes(
+    stages: Mapping[str, int], base_bytes: int, gathered: Collection[str] = ()
+) -> int:
     """The smallest device budget in bytes: the slots, or everything where that is less."""
-    movable = {name: size for name, size in stages.items() if name not in rows}
+    movable = {name: size for name, size in stages.items() if name not in gathered}
     kept = [_kept(movable, limit) for limit in movable.values()]
     return base_bytes + min(kept, default=0)
 
@@ -136,7 +144,7 @@ def _slot_sizes(streamed: Collection[int]) -> tuple[int, ...]:
 
 
 def _resident(
-    stages: Mapping[str, int], base_bytes: int, budget: int, rows: Collection[str]
+    stages: Mapping[str, int], base_bytes: int, budget: int, gathered: Collection[str]
 ) -> set[str]:
     """The resident set that leaves the fewest bytes to stream, for a sufficient budget.
 
@@ -146,7 +154,7 @@ def _resident(
     room = budget - base_bytes
     if sum(stages.values()) <= room:
         return set(stages)
-    movable = {name: size for name, size in stages.items() if name not in rows}
+    movable = {name: size for name, size in stages.items() if name not in gathered}
     if sum(movable.values()) <= room:
         return set(movable)
     best, fewest = set(movable), sum(movable.values()) + 1

@@ -6,7 +6,7 @@ small, and always resident.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from inspect import signature
 
@@ -35,13 +35,16 @@ class Weight:
         dtype: the dtype it has in the model.
         shape: the shape it has in the model.
         offset: bytes from the start of its stage's buffer, a multiple of `ALIGNMENT`.
+        by: which argument of the first owner's forward names the rows, slices along dimension 0,
+            that the forward needs; None where it needs the whole. Other owners need the whole.
     """
 
     name: str
     owners: tuple[tuple[nn.Module, str], ...]
     dtype: torch.dtype
     shape: torch.Size
-    offset: int
+    offset: int = 0
+    by: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -57,14 +60,11 @@ class Stage:
         name: the path of its first module in the model.
         modules: as a rule one; two when a head is tied to the embedding.
         weights: laid out one behind the other in the stage's buffer.
-        rows: the one of the modules that is the input embedding: of its table a forward needs only
-            the rows of the batch, so that it can do without the whole stage.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     weights: tuple[Weight, ...]
-    rows: nn.Embedding | None = None
 
     @property
     def nbytes(self) -> int:
@@ -82,14 +82,26 @@ class Stage:
         weights = tuple(replace(weight, owners=()) for weight in self.weights)
         return Stage(self.name, (), weights)
 
-    def without_rows(self) -> "Stage | None":
-        """What is left to stream when the embedding's rows are looked up; None if nothing is."""
-        modules = tuple(module for module in self.modules if module is not self.rows)
-        weights = tuple(
-            replace(weight, owners=tuple(o for o in weight.owners if o[0] is not self.rows))
+    def gathered(self) -> dict[tuple[nn.Module, int], list[Weight]]:
+        """(module, argument of its forward) -> the weights that it names rows of."""
+        found: dict[tuple[nn.Module, int], list[Weight]] = defaultdict(list)
+        for weight in self.weights:
+            if weight.by is not None:
+                found[weight.owners[0][0], weight.by].append(weight)
+        return found
+
+    def streamed(self) -> "Stage | None":
+        """What takes a slot: all but what is gathered; None if nothing is left."""
+        if not self.gathered():
+            return self
+        weights = _lay_out(
+            replace(weight, owners=weight.owners[weight.by is not None :], by=None)
             for weight in self.weights
+            if weight.by is None or len(weight.owners) > 1
         )
-        return Stage(self.name, modules, weights) if modules else None
+        owners = {module for weight in weights for module, _ in weight.owners}
+        modules = (module for module in self.modules if not owners.isdisjoint(module.modules()))
+        return Stage(self.name, tuple(modules), weights) if weights else None
 
 
 def find_stages(
@@ -124,7 +136,7 @@ def find_stages(
     split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
     roots = split | leaves
     leader = {root: root for root in roots}
-    # A leaf is its own weights; a norm inside an embedding is not looked up by rows.
+    # A leaf is its own weights; a norm inside an embedding is not asked by ids.
     home = {
         name: path if (path := name.rpartition(".")[0]) in leaves else _home(name, split)
         for name in parameters
@@ -144,27 +156,35 @@ def find_stages(
     for name in sorted(members.keys() - {REST}, key=order.__getitem__):
         modules = tuple(module for root, module in roots.items() if leader[root] == name)
         embedding = model.get_input_embeddings()
-        rows = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
-        weights = _lay_out(members[name], model, parameters, dtypes)
-        stages.append(Stage(name, modules, weights, rows))
-    rest = _lay_out(members[REST], model, parameters, dtypes)
+        asked = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
+        weights = (_weight(group, model, parameters, dtypes, asked) for group in members[name])
+        stages.append(Stage(name, modules, _lay_out(weights)))
+    rest = _lay_out(_weight(group, model, parameters, dtypes) for group in members[REST])
     return Stage(REST, (model,), rest) if rest else None, stages
 
 
-def _lay_out(
-    groups: list[list[str]],
+def _weight(
+    names: list[str],
     model: nn.Module,
     parameters: dict[str, nn.Parameter],
     dtypes: dict[str, torch.dtype],
-) -> tuple[Weight, ...]:
-    weights, offset = [], 0
-    for group in groups:
-        places = [name.rpartition(".") for name in group]
-        owners = tuple((model.get_submodule(path), attribute) for path, _, attribute in places)
-        shape = parameters[group[0]].shape
-        weights.append(Weight(group[0], owners, dtypes[group[0]], shape, offset))
-        offset = _align(offset + weights[-1].nbytes)
-    return tuple(weights)
+    asked: nn.Embedding | None = None,
+) -> Weight:
+    """The weight of these names; an embedding that is `asked` for rows is its first owner."""
+    places = [name.rpartition(".") for name in names]
+    owners = [(model.get_submodule(path), attribute) for path, _, attribute in places]
+    by = 0 if (asked, "weight") in owners else None
+    owners.sort(key=lambda owner: owner[0] is not asked)
+    return Weight(names[0], tuple(owners), dtypes[names[0]], parameters[names[0]].shape, by=by)
+
+
+def _lay_out(weights: Iterable[Weight]) -> tuple[Weight, ...]:
+    """The same, one behind the other in a buffer."""
+    placed, offset = [], 0
+    for weight in weights:
+        placed.append(replace(weight, offset=offset))
+        offset = _align(offset + weight.nbytes)
+    return tuple(placed)
 
 
 def _is_plain(module: nn.Module) -> bool:

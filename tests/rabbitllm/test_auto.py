@@ -107,7 +107,9 @@ def test_logits_and_tokens_are_those_of_stock(
         least = streamed(folder).streaming_plan
         budget = least.device_bytes + least.slot_sizes[0] * 3 // 2
     model = streamed(folder, host_memory=budget, attn_implementation="eager")
-    on_disk = [name for name in model.streaming_plan.on("disk") if name.startswith("model.layers.")]
+    on_disk = [
+        name for name in model.streaming_plan.streamed("disk") if name.startswith("model.layers.")
+    ]
     moved = sum(layer_bytes(reference, name) for name in on_disk)
     layers = [layer_bytes(reference, name) for name in LAYERS]
     if memory == "some":  # room for one and a half more, in blocks or in their parts
@@ -417,12 +419,14 @@ def test_a_budget_between_splits_blocks_and_holds(
     whole = streamed(checkpoint()).streaming_plan.device_bytes
     model = streamed(checkpoint(), host_memory=whole - 1)
     assert model.streaming_plan.device_bytes < whole
-    assert any(name.startswith("model.layers.1.mlp") for name in model.streaming_plan.on("disk"))
+    assert any(
+        name.startswith("model.layers.1.mlp") for name in model.streaming_plan.streamed("disk")
+    )
     assert torch.equal(model(prompt).logits, stock(checkpoint())(prompt).logits)
     again = streamed(checkpoint(), host_memory=whole)
     assert again.streaming_plan.device_bytes <= whole
     reference = stock(checkpoint())
-    moved = sum(layer_bytes(reference, name) for name in again.streaming_plan.on("disk"))
+    moved = sum(layer_bytes(reference, name) for name in again.streaming_plan.streamed("disk"))
     assert 0 < moved < sum(layer_bytes(reference, name) for name in LAYERS)  # slots are smaller
 
 
@@ -486,7 +490,7 @@ def test_each_forward_reads_the_streamed_stages_once(
     architecture: str,
 ) -> None:
     model, reference = streamed(checkpoint(architecture)), stock(checkpoint(architecture))
-    on_disk = model.streaming_plan.on("disk")
+    on_disk = model.streaming_plan.streamed("disk")
     assert set(LAYERS) <= set(on_disk)
     expected = sum(layer_bytes(reference, name) for name in on_disk)
     read = []
@@ -507,7 +511,7 @@ def test_profiling_times_every_streamed_stage(
     model = streamed(checkpoint(), profiling_mode=True)
     model(prompt)
     stages = model.streaming_stats()["stages"]
-    assert list(stages) == model.streaming_plan.on("disk")
+    assert list(stages) == model.streaming_plan.streamed("disk")
     assert all(times["compute"] > 0 <= times["wait"] for times in stages.values())
 
 

@@ -76,7 +76,7 @@ def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
     assert packed.streaming_plan == plain.streaming_plan
     expected = stock(folder)(prompt).logits
     assert torch.equal(packed(prompt).logits, expected)
-    on_disk = tuple(f"{name}." for name in packed.streaming_plan.on("disk"))
+    on_disk = tuple(f"{name}." for name in packed.streaming_plan.streamed("disk"))
     packable = sum(
         parameter.nbytes
         for name, parameter in packed.named_parameters()
@@ -104,7 +104,7 @@ def test_what_stays_resident_is_unpacked_too(
     )
     model = streamed(llama, host_memory=least.device_bytes + room + working, **options)
     plan = model.streaming_plan
-    assert plan.on("disk")
+    assert plan.streamed("disk")
     assert any(name.startswith("model.layers.") for name in plan.on("device"))
     assert torch.equal(model(prompt).logits, stock(llama)(prompt).logits)
 
@@ -230,7 +230,7 @@ def test_a_packed_store_may_follow_a_plain_one_and_is_guarded_like_it(
     assert torch.equal(model(prompt).logits, expected)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
     sizes = prepared.disk_sizes()
-    expected_bytes = sum(sizes[name] for name in model.streaming_plan.on("disk"))
+    expected_bytes = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected_bytes, rel=2e-3)
 
 
@@ -298,5 +298,5 @@ def test_what_is_expected_to_be_read_is_read(
     model = streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
     sizes = prepared.disk_sizes("lossless")
-    expected = sum(sizes[name] for name in model.streaming_plan.on("disk"))
+    expected = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)

@@ -50,7 +50,7 @@ def test_on_cpu_blocks_split_where_smaller_slots_leave_less_to_read(
 
     def read_from_disk(device: str, host: int | str) -> int:
         placed, plan = auto.place(prepared, torch.device(device), memory, host, 64)
-        return sum(placed.sizes()[name] for name in plan.on("disk"))
+        return sum(placed.sizes()[name] for name in plan.streamed("disk"))
 
     whole = read_from_disk("cuda", "min")
     monkeypatch.setattr(auto, "total_budget", lambda *_: memory)

@@ -44,7 +44,7 @@ def test_a_model_tells_its_share_of_the_limits_it_is_given(
     assert stats["share_of_limit"] == pytest.approx(
         stats["bytes_from_disk"] / 1e6 / stats["seconds"]
     )
-    on_disk = set(model.streaming_plan.on("disk"))
+    on_disk = set(model.streaming_plan.streamed("disk"))
     assert set(stats["stages"]) == on_disk
     assert sum(times["bytes"] for times in stats["stages"].values()) == stats["bytes_from_disk"]
     for times in stats["stages"].values():

@@ -63,7 +63,7 @@ def test_the_least_budget_is_what_the_engine_then_does(
     resident, disk, most, moved, speed = rows(out)["min"]
     assert status == 0
     assert resident == "-"
-    assert disk.endswith(f"({len(plan.on('disk', 'rows'))})")
+    assert disk.endswith(f"({len(plan.on('disk'))})")
     assert most == format_size(plan.device_bytes)
     assert moved == format_size(reads[1] - reads[0])
     assert speed == "?"
@@ -129,7 +129,7 @@ def test_a_token_is_multiplied_with_its_own_experts_only(
     base = prepared.base.nbytes if prepared.base else 0
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
     rows = sum(size for name, size in sizes.items() if name in ("model.embed_tokens.weight",))
-    looked_up = rows if prepared.rows() else 0
+    looked_up = rows if prepared.gathered() else 0
     assert experts
     expected = base + sum(sizes.values()) - looked_up - experts / 2  # two of four experts
     assert computed_bytes(prepared) == expected
@@ -147,11 +147,11 @@ def test_on_a_gpu_host_memory_is_a_tier_of_its_own(checkpoint: Callable[..., Pat
     assert "100% of the weights" in plans
     least = plans["min"]
     assert least.on("host")
-    assert not plans["100% of the weights"].on("host", "disk")
+    assert not plans["100% of the weights"].streamed("host", "disk")
     limits = Limits(disk=1e-3, pinned=2e-3, compute=1e9)
     row = plan_module._row("min", prepared, least, cuda, limits, None)
     hosted = sum(prepared.sizes()[name] for name in least.on("host"))
-    on_disk = sum(prepared.sizes()[name] for name in least.on("disk"))
+    on_disk = sum(prepared.sizes()[name] for name in least.streamed("disk"))
     assert row["host memory"] == f"{format_size(hosted)} ({len(least.on('host'))})"
     assert row["moved a token"] == format_size(hosted + on_disk)
     seconds = max(on_disk / 1e6, (hosted + on_disk) / 2e6)

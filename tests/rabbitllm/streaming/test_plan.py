@@ -27,23 +27,23 @@ class Case:
         self.stages = {
             f"model.layers.{i}": source.choice(sizes) for i in range(source.randint(1, 9))
         }
-        self.rows: set[str] = set()
+        self.gathered: set[str] = set()
         if source.random() < 0.5:
             self.stages = {"model.embed_tokens": source.randint(10, 900)} | self.stages
             if source.random() < 0.7:
-                self.rows = {"model.embed_tokens"}
+                self.gathered = {"model.embed_tokens"}
         if source.random() < 0.5:
             self.stages |= {"lm_head": source.randint(10, 900)}
         self.base = source.choice((0, 17))
-        self.minimum = minimum_bytes(self.stages, self.base, self.rows)
+        self.minimum = minimum_bytes(self.stages, self.base, self.gathered)
         self.total = self.base + sum(self.stages.values())
         self.budgets = range(self.minimum, self.total + 1, 7)
 
     def plan(self, device: int | str = "min", host: int | str | None = None) -> Plan:
-        return make_plan(self.stages, self.base, device, host, self.rows)  # type: ignore[arg-type]
+        return make_plan(self.stages, self.base, device, host, self.gathered)  # type: ignore[arg-type]
 
     def moved(self, plan: Plan) -> int:
-        return sum(self.stages[name] for name in plan.on("host", "disk"))
+        return sum(self.stages[name] for name in plan.streamed("host", "disk"))
 
 
 @pytest.fixture(params=range(60))
@@ -54,7 +54,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 def needed(case: Case, plan: Plan) -> int:
     """What the device holds at most, counted anew."""
     resident = sum(case.stages[name] for name in plan.on("device"))
-    largest = sorted((case.stages[name] for name in plan.on("host", "disk")), reverse=True)
+    largest = sorted((case.stages[name] for name in plan.streamed("host", "disk")), reverse=True)
     assert plan.slot_sizes == tuple(largest[:SLOTS])
     assert plan.slots == (SLOTS if largest else 0)
     return case.base + resident + sum(largest[:SLOTS])
@@ -64,9 +64,9 @@ def test_every_stage_has_one_place_and_the_budget_holds(case: Case) -> None:
     for budget in case.budgets:
         plan = case.plan(budget)
         assert list(plan.tiers) == list(case.stages)
-        assert set(plan.tiers.values()) <= {"device", "disk", "rows"}
-        assert set(plan.on("rows")) <= case.rows
-        assert set(plan.on("disk")).isdisjoint(case.rows)
+        assert set(plan.tiers.values()) <= {"device", "disk"}
+        assert plan.gathered == case.gathered.difference(plan.on("device"))
+        assert plan.streamed("disk") == [n for n in plan.on("disk") if n not in case.gathered]
         assert plan.device_bytes == needed(case, plan) <= budget
         assert plan.host_bytes == 0
 
@@ -81,7 +81,7 @@ def test_the_minimum_works_and_less_does_not(case: Case) -> None:
 
 
 def test_the_minimum_is_the_least_of_all_choices_of_residents(case: Case) -> None:
-    movable = [name for name in case.stages if name not in case.rows]
+    movable = [name for name in case.stages if name not in case.gathered]
     costs = []
     for choice in range(2 ** len(movable)):
         streamed = [case.stages[n] for i, n in enumerate(movable) if choice >> i & 1]
@@ -101,7 +101,7 @@ def test_what_fits_does_not_stream(case: Case) -> None:
 def test_more_memory_never_streams_more(case: Case) -> None:
     moved = [case.moved(case.plan(budget)) for budget in case.budgets]
     assert moved == sorted(moved, reverse=True)
-    assert len(moved) == 1 or moved[0] > 0 or case.rows
+    assert len(moved) == 1 or moved[0] > 0 or case.gathered
 
 
 def test_the_host_tier_keeps_its_budget(case: Case) -> None:
@@ -109,17 +109,17 @@ def test_the_host_tier_keeps_its_budget(case: Case) -> None:
     for budget in range(staging, staging + case.total, 11):
         plan = case.plan("min", budget)
         hosted = sum(case.stages[name] for name in plan.on("host"))
-        on_disk = [case.stages[name] for name in plan.on("disk")]
+        on_disk = [case.stages[name] for name in plan.streamed("disk")]
         fits = ([size for size in on_disk if size <= slot] for slot in plan.slot_sizes)
         staging = sum(max(sizes, default=0) for sizes in fits)
         assert plan.host_bytes == hosted + staging <= budget
         assert plan.device_bytes == case.minimum
-        assert not plan.on("disk") or hosted < case.moved(plan)
+        assert not on_disk or hosted < case.moved(plan)
 
 
 def test_host_memory_for_all_leaves_nothing_on_disk(case: Case) -> None:
     plan = case.plan("min", case.total)
-    assert plan.on("disk") == []
+    assert plan.streamed("disk") == []
     assert plan.host_bytes == case.moved(plan)
 
 
@@ -163,12 +163,14 @@ def test_staging_is_for_what_is_on_disk_and_fits_the_slot() -> None:
     assert staging_sizes((900, 100), []) == [0, 0]
 
 
-def test_rows_take_no_slot_and_come_to_the_device_last() -> None:
+def test_what_is_gathered_takes_no_slot_and_comes_to_the_device_last() -> None:
     stages = {"model.embed_tokens": 5000} | BLOCKS
     assert minimum_bytes(stages, 0, {"model.embed_tokens"}) == 200
-    for budget, tier in ((200, "rows"), (1200, "rows"), (6199, "rows"), (6200, "device")):
+    for budget, tier in ((200, "disk"), (1200, "disk"), (6199, "disk"), (6200, "device")):
         plan = make_plan(stages, 0, budget, None, {"model.embed_tokens"})
         assert plan.tiers["model.embed_tokens"] == tier
+        assert plan.gathered == ({"model.embed_tokens"} if tier == "disk" else set())
+        assert plan.streamed("device", "disk") == list(BLOCKS if tier == "disk" else stages)
 
 
 def test_a_model_without_stages_is_all_base() -> None:
@@ -180,10 +182,12 @@ def test_a_model_without_stages_is_all_base() -> None:
 
 
 def test_stages_by_tier() -> None:
-    tiers = {"a": "device", "b": "host", "c": "disk", "d": "rows", "e": "disk"}
-    plan = Plan(tiers, (1, 1), 1, 1)  # type: ignore[arg-type]
-    assert plan.on("disk") == ["c", "e"]
-    assert plan.on("device", "rows") == ["a", "d"]
+    tiers = {"a": "device", "b": "host", "c": "disk", "d": "disk", "e": "disk"}
+    plan = Plan(tiers, (1, 1), 1, 1, frozenset("d"))  # type: ignore[arg-type]
+    assert plan.on("disk") == ["c", "d", "e"]
+    assert plan.on("device", "host") == ["a", "b"]
+    assert plan.streamed("disk") == ["c", "e"]
+    assert plan.streamed("host", "disk") == ["b", "c", "e"]
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 28, 61])

@@ -65,8 +65,9 @@ def test_a_large_embedding_and_head_are_stages_in_the_order_of_the_forward(
     base, stages = find(llama)
     assert list(stages) == [EMBEDDING, *LAYERS, HEAD]
     assert names(base) == ["model.norm.weight"]
-    assert stages[EMBEDDING].rows is llama.get_input_embeddings()
-    assert all(stages[name].rows is None for name in [*LAYERS, HEAD])
+    asked = {weight.name: weight.by for stage in stages.values() for weight in stage.weights}
+    assert asked.pop(f"{EMBEDDING}.weight") == 0
+    assert set(asked.values()) == {None}
 
 
 def test_a_small_embedding_and_head_are_resident(build: Callable[..., PreTrainedModel]) -> None:
@@ -92,19 +93,33 @@ def test_a_pair_tied_by_name_alone_is_one_stage(llama: PreTrainedModel) -> None:
     assert list(find(llama, TIED)[1]) == [EMBEDDING, *LAYERS]
 
 
-def test_without_rows_an_embedding_needs_nothing_and_a_tied_head_its_weight(
+def test_of_an_embedding_nothing_streams_and_of_a_tied_pair_the_heads_weight(
     llama: PreTrainedModel,
 ) -> None:
     _, stages = find(llama)
-    assert stages[EMBEDDING].without_rows() is None
-    assert stages[HEAD].without_rows() is not None
+    assert stages[EMBEDDING].streamed() is None
+    assert stages[HEAD].streamed() is stages[HEAD]
     _, tied = find(llama, TIED)
-    left = tied[EMBEDDING].without_rows()
+    left = tied[EMBEDDING].streamed()
     assert left is not None
+    assert tied[EMBEDDING].gathered().keys() == {(llama.model.embed_tokens, 0)}
+    assert left.gathered() == {}
     assert left.modules == (llama.lm_head,)
     assert left.weights[0].owners == ((llama.lm_head, "weight"),)
     assert left.name == EMBEDDING
     assert left.nbytes == tied[EMBEDDING].nbytes
+
+
+def test_of_a_tied_pair_the_embedding_is_asked_whichever_comes_first(
+    llama: PreTrainedModel,
+) -> None:
+    llama._modules = dict(reversed(llama._modules.items()))
+    _, stages = find(llama, TIED)
+    (weight,) = stages[HEAD].weights
+    assert (weight.name, weight.by) == ("lm_head.weight", 0)
+    left = stages[HEAD].streamed()
+    assert left is not None
+    assert left.modules == (llama.lm_head,)
 
 
 def test_a_biased_head_keeps_its_bias_beside_a_tied_weight(
@@ -113,7 +128,7 @@ def test_a_biased_head_keeps_its_bias_beside_a_tied_weight(
     model = build("phi", tie_word_embeddings=True)
     _, stages = find(model, TIED)
     assert names(stages[EMBEDDING]) == ["model.embed_tokens.weight", "lm_head.bias"]
-    left = stages[EMBEDDING].without_rows()
+    left = stages[EMBEDDING].streamed()
     assert left is not None
     assert [weight.owners for weight in left.weights] == [
         ((model.lm_head, "weight"),),

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from rabbitllm.prepare import prepare
+from rabbitllm.streaming.engine import stream
+from rabbitllm.streaming.gather import Gather
+from rabbitllm.streaming.pipeline import Options
+from rabbitllm.streaming.placeholder import put_placeholders
+from rabbitllm.streaming.plan import make_plan
+from rabbitllm.streaming.stages import Stage
+
+CPU = torch.device("cpu")
+MIXTURES = ["mixtral", "qwen3_moe", "deepseek_v3"]
+
+
+class Table:
+    """A weight that is elsewhere, and the row numbers that were asked of it."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+        self.asked: list[list[int]] = []
+
+    def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
+        self.asked.append(numbers.tolist())
+        return self.rows[numbers]
+
+
+def gathered(module: nn.Module, by: int) -> dict[str, Table]:
+    """Takes the module's weights away, and has it gather their rows."""
+    tables = {name: Table(weight.detach()) for name, weight in module.named_parameters()}
+    for name, table in tables.items():
+        module._parameters[name] = nn.Parameter(table.rows.to("meta"), requires_grad=False)
+    Gather(module, tables, by, CPU)
+    return tables
+
+
+def experts_of(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.endswith(".experts")]
+
+
+def check_away(module: nn.Module) -> None:
+    assert all(parameter.is_meta for parameter in module.parameters())
+
+
+def test_each_row_that_is_asked_for_comes_once() -> None:
+    embedding = nn.Embedding(50, 8)
+    ids = torch.tensor([[7, 3, 7], [0, 49, 3]])
+    expected = embedding(ids)
+    (table,) = gathered(embedding, 0).values()
+    assert torch.equal(embedding(ids), expected)
+    assert table.asked == [[0, 3, 7, 49]]
+    check_away(embedding)
+
+
+def test_a_padding_row_is_one_like_others() -> None:
+    embedding = nn.Embedding(50, 8, padding_idx=40)
+    ids = torch.tensor([[40, 3]], dtype=torch.int32)
+    expected = embedding(ids)
+    gathered(embedding, 0)
+    assert torch.equal(embedding(ids), expected)
+
+
+class Fragile(nn.Embedding):
+    """An embedding whose forward may end in an error."""
+
+    error: BaseException | None = None
+
+    @override
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.error is not None:
+            raise self.error
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_behind_an_error_the_next_answer_is_right(error: BaseException) -> None:
+    embedding, ids = Fragile(50, 8), torch.tensor([9, 4])
+    expected = embedding(ids)
+    gathered(embedding, 0)
+    embedding.error = error
+    with pytest.raises(type(error)):
+        embedding(torch.tensor([1, 2, 3]))
+    if isinstance(error, Exception):  # behind an interrupt torch runs no hook
+        check_away(embedding)
+    embedding.error = None
+    assert torch.equal(embedding(ids), expected)
+    check_away(embedding)
+
+
+def test_a_row_that_is_not_there_is_refused_and_the_weights_are_away() -> None:
+    embedding = nn.Embedding(50, 8)
+    gathered(embedding, 0)
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([1, 50]))
+    check_away(embedding)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_give_stocks_bits_from_the_rows_that_tokens_are_sent_to(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    architecture: str,
+    implementation: str,
+) -> None:
+    model = stock(checkpoint(architecture))
+    if not hasattr(model, "set_experts_implementation"):
+        pytest.skip("this release has one implementation of experts")
+    model.set_experts_implementation(implementation)
+    inputs = [prompt, prompt[:1, :1]]
+    expected = [model(ids).logits for ids in inputs]
+    mixtures = {module: module.num_experts for module in experts_of(model)}
+    tables = {module: gathered(module, 1) for module in mixtures}
+    for ids, logits in zip(inputs, expected, strict=True):
+        assert torch.equal(model(ids).logits, logits)
+    assert mixtures
+    for module, count in mixtures.items():
+        check_away(module)
+        assert module.num_experts == count == 4
+        for table in tables[module].values():
+            assert [len(asked) for asked in table.asked][1:] == [2]  # one token goes to two
+
+
+def test_experts_count_again_behind_an_interrupt(
+    checkpoint: Callable[..., Path], stock: Callable[..., PreTrainedModel], prompt: torch.Tensor
+) -> None:
+    model = stock(checkpoint("mixtral"))
+    expected = model(prompt).logits
+    experts = experts_of(model)[0]
+    tables = gathered(experts, 1)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = experts.act_fn.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(prompt[:1, :1])
+    handle.remove()
+    assert experts.num_experts == 2
+    assert torch.equal(model(prompt).logits, expected)
+    assert experts.num_experts == 4
+    assert len(next(iter(tables.values())).asked) == 2
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_that_are_asked_by_routes_stream_without_their_weights(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+    architecture: str,
+) -> None:
+    folder = checkpoint(architecture)
+    prepared = prepare(folder, None, CPU, "auto", "eager", False)
+    located = prepared.locate(tmp_path, delete_original=False)
+    stages = [asked_by_routes(stage) for stage in prepared.stages]
+    left = {stage.name: part.nbytes for stage in stages if (part := stage.streamed())}
+    plan = make_plan(left, prepared.base.nbytes if prepared.base else 0, "min", None)
+    plan = replace(plan, tiers={stage.name: "disk" for stage in stages})
+    put_placeholders(prepared.model, CPU)
+    pipeline = stream(prepared.model, prepared.base, stages, located, plan, CPU, Options())
+    model = stock(folder, attn_implementation="eager")
+    for ids in (prompt, prompt[:1, :1]):
+        output = pipeline.run(type(model).forward, (prepared.model, ids))
+        assert torch.equal(output.logits, model(ids).logits)
+    experts = [name for name in located if ".experts." in name]
+    assert experts
+    read = sum(stage.nbytes for stage in stages) - sum(left.values())
+    assert read >= sum(located[name].nbytes for name in experts)
+
+
+def asked_by_routes(stage: Stage) -> Stage:
+    """The same, its experts gathered."""
+    weights = (
+        replace(weight, by=1) if ".experts." in weight.name else weight for weight in stage.weights
+    )
+    return replace(stage, weights=tuple(weights))
