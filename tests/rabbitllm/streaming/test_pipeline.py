@@ -69,6 +69,10 @@ class Store(Transfer):
     def close(self) -> None:
         """There is nothing under way."""
 
+    @override
+    def inherit(self) -> None:
+        """Nor is there anything that a fork of pytest's leaves behind."""
+
     def _in_use(self, slot: Slot) -> bool:
         memory = slot.buffer.untyped_storage().data_ptr()
         weights = [self.model.blocks[name].weight for name in self.model.bound()]
