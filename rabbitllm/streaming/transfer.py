@@ -162,9 +162,7 @@ class Transfer(ABC):
 
     def slot(self, nbytes: int) -> Slot:
         """An empty slot for stages of at most `nbytes`."""
-        buffer = self.allocate(nbytes)
-        buffer.zero_()  # takes the memory, so that who asks what is free does not count it
-        return Slot(buffer)
+        return Slot(self.allocate(nbytes))
 
     def start(self, stage: Stage, slot: Slot) -> None:
         """Begins to fill `slot`, and returns; what was in it may still compute on the device.
@@ -199,6 +197,12 @@ class CpuTransfer(Transfer):
     @override
     def allocate(self, nbytes: int) -> torch.Tensor:
         return host_buffer(nbytes)
+
+    @override
+    def slot(self, nbytes: int) -> Slot:
+        slot = super().slot(nbytes)
+        slot.buffer.zero_()  # takes the memory, so that who asks what is free does not count it
+        return slot
 
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
