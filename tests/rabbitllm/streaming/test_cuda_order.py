@@ -1,0 +1,272 @@
+"""What orders copies and kernels on a CUDA device, on one that is simulated.
+
+It does nothing before it must: kernels and copies wait in their streams until something waits for
+them, so that the host is as far ahead as it can be. With `copies_early` copies are made at once, as
+soon as the events that they wait for allow it. What is not ordered then comes out wrong.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typing_extensions import override
+
+from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.streaming import transfer
+from rabbitllm.streaming.buffers import host_buffer
+from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.pipeline import Options, Pipeline
+from rabbitllm.streaming.stages import Stage, Weight
+from rabbitllm.streaming.transfer import CudaTransfer
+
+WIDTH = 16
+NBYTES = WIDTH * WIDTH * 4
+ORDERS = ["01234", "43210", "20413", "0011", "3"]
+INPUT = torch.randn(3, WIDTH)
+
+
+class Device:
+    """A simulated device, of which one stream is current in each thread.
+
+    Attributes:
+        copies_early: the streams beside the default one run as soon as they can.
+        interrupt_at: at which call of the thread that made it a KeyboardInterrupt falls.
+        calls: of that thread, each counted when it begins and when it ends.
+    """
+
+    def __init__(self, copies_early: bool) -> None:
+        self.copies_early = copies_early
+        self.running = threading.RLock()
+        self.default = Stream(self, early=False)
+        self.interrupt_at = -1
+        self.calls = 0
+        self._thread = threading.get_ident()
+        self._current = threading.local()
+
+    def stream(self, _: torch.device) -> Stream:
+        return Stream(self, self.copies_early)
+
+    def current(self, _: torch.device | None = None) -> Stream:
+        current: Stream = getattr(self._current, "stream", self.default)
+        return current
+
+    def event(self) -> Event:
+        return Event(self)
+
+    @contextmanager
+    def using(self, stream: Stream) -> Iterator[None]:
+        self._current.stream = stream
+        try:
+            yield
+        finally:
+            del self._current.stream
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        self._tick()
+        yield
+        self._tick()
+
+    def _tick(self) -> None:
+        if threading.get_ident() == self._thread:
+            self.calls += 1
+            if self.calls == self.interrupt_at:
+                raise KeyboardInterrupt
+
+
+class Stream:
+    """Work that runs in order, once something waits for it."""
+
+    def __init__(self, device: Device, early: bool) -> None:
+        self.device = device
+        self.early = early
+        self.work: list[Callable[[], None]] = []
+        self.done = 0
+
+    def add(self, work: Callable[[], None]) -> None:
+        with self.device.call(), self.device.running:
+            self.work.append(work)
+            if self.early:
+                self.reach(len(self.work))
+
+    def reach(self, position: int) -> None:
+        with self.device.running:
+            while self.done < position:
+                self.done += 1
+                self.work[self.done - 1]()
+
+    def wait_event(self, event: Event) -> None:
+        self.add(partial(*event.recorded))
+
+    def synchronize(self) -> None:
+        self.reach(len(self.work))
+
+
+class Event:
+    """A place in a stream."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.recorded: tuple[Callable[[int], None], int] = (device.default.reach, 0)
+
+    def record(self, stream: Stream) -> None:
+        with self.device.call():
+            self.recorded = (stream.reach, len(stream.work))
+
+    def synchronize(self) -> None:
+        reach, position = self.recorded
+        reach(position)
+
+
+class Memory(torch.Tensor):
+    """Memory of the device: what writes it is work of the current stream."""
+
+    @classmethod
+    @override
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func not in (torch.Tensor.copy_, torch.Tensor.zero_):
+            return super().__torch_function__(func, types, args, kwargs)
+
+        def write() -> None:
+            with torch._C.DisableTorchFunctionSubclass():
+                func(*args, **(kwargs or {}))
+
+        torch.cuda.current_stream().add(write)  # type: ignore[attr-defined]
+        return args[0]
+
+
+class Simulated(CudaTransfer):
+    """Brings the weights of a toy model."""
+
+    def __init__(self, truth: dict[str, torch.Tensor], on_disk: Sequence[int]) -> None:
+        super().__init__(Reader({}), Meter(torch.device("cpu")), torch.device("cuda", 0), on_disk)
+        self.truth = truth
+
+    @override
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return host_buffer(nbytes).as_subclass(Memory)
+
+    @override
+    def read(self, stage: Stage, buffer: torch.Tensor) -> None:
+        buffer.copy_(self.truth[stage.name].view(torch.uint8).reshape(-1))
+
+    @override
+    def disk_bytes(self, stage: Stage) -> int:
+        return stage.nbytes
+
+
+class Block(nn.Module):
+    """A linear layer that the device computes, later; its input and output is a list of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        empty = torch.empty(WIDTH, WIDTH, device="meta")
+        self.weight = nn.Parameter(empty, requires_grad=False)
+
+    @override
+    def forward(self, hidden: list[torch.Tensor]) -> None:
+        weight = self.weight
+        assert not weight.is_meta
+
+        def compute() -> None:
+            with torch._C.DisableTorchFunctionSubclass():
+                hidden[0] = torch.tanh(nn.functional.linear(hidden[0], weight))
+
+        torch.cuda.current_stream().add(compute)  # type: ignore[attr-defined]
+
+
+class Toy:
+    """Blocks that stream, some of them from disk.
+
+    Attributes:
+        device: where they compute.
+        blocks: of which an order names those that a forward runs.
+    """
+
+    def __init__(self, device: Device, on_disk: str) -> None:
+        self.device = device
+        self.truth = {str(i): torch.randn(WIDTH, WIDTH) for i in range(5)}
+        self.blocks = {name: Block() for name in self.truth}
+        shape = torch.Size((WIDTH, WIDTH))
+        stages = [
+            Stage(name, (block,), (Weight(name, ((block, "weight"),), torch.float32, shape),))
+            for name, block in self.blocks.items()
+        ]
+        moving = Simulated(self.truth, [NBYTES for _ in on_disk])
+        for stage in stages:
+            if stage.name not in on_disk:
+                moving.keep(stage)
+        slots = [moving.slot(NBYTES) for _ in range(2)]
+        self.pipeline = Pipeline(stages, slots, moving, moving.meter, Options())
+        self.pipeline.start()
+
+    def launch(self, order: str) -> list[torch.Tensor]:
+        """What holds the answer once the device has run."""
+        hidden = [INPUT]
+
+        def forward() -> None:
+            for name in order:
+                self.blocks[name](hidden)
+
+        self.pipeline.run(forward)
+        return hidden
+
+    def expected(self, order: str) -> torch.Tensor:
+        hidden = INPUT
+        for name in order:
+            hidden = torch.tanh(nn.functional.linear(hidden, self.truth[name]))
+        return hidden
+
+    def check(self, orders: Sequence[str]) -> None:
+        """Launches forwards one behind the other; only then the device has to run."""
+        launched = [self.launch(order) for order in orders]
+        self.device.default.synchronize()
+        for order, (answer,) in zip(orders, launched, strict=True):
+            assert torch.equal(answer, self.expected(order)), order
+
+
+@pytest.fixture(params=[False, True], ids=["all-late", "copies-early"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
+    made = Device(request.param)
+    monkeypatch.setattr(torch.cuda, "Stream", made.stream)
+    monkeypatch.setattr(torch.cuda, "Event", made.event)
+    monkeypatch.setattr(torch.cuda, "stream", made.using)
+    monkeypatch.setattr(torch.cuda, "current_stream", made.current)
+    monkeypatch.setattr(transfer, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
+    monkeypatch.setattr(transfer, "COPY", NBYTES // 3)
+    return made
+
+
+@pytest.mark.parametrize("on_disk", ["", "01234", "024"], ids=["host", "disk", "both"])
+def test_answers_are_right_however_far_the_host_is_ahead(device: Device, on_disk: str) -> None:
+    toy = Toy(device, on_disk)
+    for order in ORDERS:
+        toy.check([order] * 3)
+    toy.check(ORDERS)
+
+
+@pytest.mark.parametrize("on_disk", ["", "01234", "024"], ids=["host", "disk", "both"])
+def test_the_answer_behind_an_interrupt_of_any_call_is_right(device: Device, on_disk: str) -> None:
+    toy = Toy(device, on_disk)
+    for call in count(1):
+        device.calls, device.interrupt_at = 0, call
+        try:
+            toy.launch("01234")
+        except KeyboardInterrupt:
+            device.interrupt_at = -1
+            toy.check(["01234", "20413"])
+        else:
+            break
+    device.interrupt_at = -1
+    assert call > 5 * 2 * 3  # of each block a wait, its work, and an event
+    toy.check(["01234"])
