@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.streaming.binding import bind, places
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
 from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.meter import Meter
-from rabbitllm.streaming.pipeline import Options, Pipeline, bind, places
+from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Transfer

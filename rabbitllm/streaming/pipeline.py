@@ -1,7 +1,17 @@
 """The hooks that put each stage's parameters in place just before its modules run.
 
-The order of the stages is learned from every forward of the whole model and is a ring: behind the
-last stage of one token comes the first stage of the next, so loading never pauses between tokens.
+What happens around each stage of a forward:
+
+    acquire    before its modules run: takes the slot that holds the stage, or loads the stage into
+               the slot whose own is needed last; has the device wait for it; binds its parameters
+    forward    the modules' own
+    release    behind it: binds what stands in while they are away, and marks the slot as computed,
+               which the next load into it waits for
+    prefetch   behind both: the stages that come next, as many as there are slots, begin to load,
+               each into a slot that neither a running stage nor a nearer one is in
+
+What comes next is known from the last forward of the whole model, and is a ring: behind the last
+stage of one token comes the first of the next, so loading never pauses between tokens.
 
 An interrupt (Ctrl-C, a notebook's stop) may fall between any two instructions, the cleaning up
 behind another one included. So nothing relies on being run to its end: a forward that was begun is
@@ -15,24 +25,20 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
+from rabbitllm.streaming.binding import bind, bound, places
 from rabbitllm.streaming.meter import Mark, Meter
+from rabbitllm.streaming.ring import Ring
 from rabbitllm.streaming.stages import Stage
 from rabbitllm.streaming.transfer import Slot, Transfer
-
-Parameters: TypeAlias = dict[str, nn.Parameter | None]
-"""Those of one module, by attribute, as the module itself holds them."""
-Places: TypeAlias = tuple[tuple[tuple[Parameters, str], ...], ...]
-"""Of each weight of a stage: where it is bound."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,7 @@ class Pipeline:
         self._options = options
         self._places = {stage.alone(): places(stage) for stage in stages}
         self._idle = {stage: bound(where) for stage, where in self._places.items()}
-        self._ring = list(self._places)
-        self._position = -1
+        self._ring = Ring(self._places)
         self._running: dict[Stage, _Run] = {}
         self._settled = True  # no forward is under way, nor was one cut off
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
@@ -135,8 +140,8 @@ class Pipeline:
                 with self._bar_over_stages() as self._bar:
                     output = forward(*args, **kwargs)
                 if self._seen:
-                    self._ring, self._position = self._seen, len(self._seen) - 1
-                    self._prefetch()  # by the new order
+                    self._ring.learn(self._seen)
+                    self._prefetch()
                 self._transfer.check()
                 self._settled = not self._running
                 return output
@@ -152,7 +157,7 @@ class Pipeline:
         self._settled = False
         if self._seen is not None:
             self._seen.append(stage)
-        self._advance(stage)
+        self._ring.advance(stage)
         slot = self._holder(stage) or self._load(stage)
         begun = self.meter.mark()
         self._transfer.wait(slot)
@@ -231,27 +236,12 @@ class Pipeline:
         self._running.clear()
         self._settled = True
 
-    def _advance(self, stage: Stage) -> None:
-        """Moves the position in the ring to the next occurrence of `stage`."""
-        size = len(self._ring)
-        for step in range(1, size + 1):
-            if self._ring[(self._position + step) % size] is stage:
-                self._position = (self._position + step) % size
-                return
-
     def _upcoming(self) -> list[Stage]:
         """The stages that come next, nearest first, as many as there are slots."""
-        size = len(self._ring)
-        ahead: dict[str, Stage] = {}
-        for step in range(1, size + 1):
-            stage = self._ring[(self._position + step) % size]
-            ahead.setdefault(stage.name, stage)
-            if len(ahead) == len(self._slots):
-                break
-        return list(ahead.values())
+        return self._ring.ahead(len(self._slots))
 
     def _prefetch(self) -> None:
-        if not self._options.prefetching or not self._ring:
+        if not self._options.prefetching:
             return
         upcoming = self._upcoming()
         for position, stage in enumerate(upcoming):
@@ -316,23 +306,3 @@ def _sequences(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
     """How many a forward is given: as many as the first of its tensors has rows."""
     tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
     return next((tensor.shape[0] for tensor in tensors if tensor.dim() > 1), 0)
-
-
-def places(stage: Stage) -> Places:
-    """Where the stage's weights are bound, in the order of its weights."""
-    return tuple(
-        tuple((module._parameters, attribute) for module, attribute in weight.owners)
-        for weight in stage.weights
-    )
-
-
-def bound(where: Places) -> list[nn.Parameter | None]:
-    """The parameters that are bound there at the moment."""
-    return [parameters[attribute] for (parameters, attribute), *_ in where]
-
-
-def bind(where: Places, parameters: Sequence[nn.Parameter | None]) -> None:
-    """Makes `parameters` those of the modules."""
-    for owners, parameter in zip(where, parameters, strict=True):
-        for held, attribute in owners:
-            held[attribute] = parameter

@@ -185,7 +185,7 @@ def prefetch_one_off(patch: Patch) -> None:
 
     def init(self: Pipeline, *given: Any) -> None:
         original(self, *given)
-        order[:] = self._ring
+        order[:] = self._ring.ahead(len(self._ring))
 
     def change(original: Any, transfer: Transfer, stage: Any, buffer: torch.Tensor) -> None:
         if stage in order:
