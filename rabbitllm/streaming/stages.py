@@ -124,43 +124,67 @@ def find_stages(
     parameters = dict(model.named_parameters(remove_duplicate=False))
     nbytes = {name: p.numel() * dtypes[name].itemsize for name, p in parameters.items()}
     blocks = dict(_blocks(model, ""))
-    # A model without blocks counts as one: only what is large by its measure streams.
-    largest = max((_under(root, nbytes) for root in blocks), default=sum(nbytes.values()))
-    leaves = {
-        name: module
-        for name, module in model.named_modules()
-        if _is_plain(module)
-        and not _home(name + ".", blocks)
-        and _under(name, nbytes) > largest * LARGE
-    }
+    leaves = _leaves(model, blocks, nbytes)
     split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
-    roots = split | leaves
-    leader = {root: root for root in roots}
     # A leaf is its own weights; a norm inside an embedding is not asked by ids.
     home = {
         name: path if (path := name.rpartition(".")[0]) in leaves else _home(name, split)
         for name in parameters
     }
     groups = _tied_groups(parameters, tied)
+    leader = {root: root for root in split} | _leaders(groups, home, leaves)
+    members = _members(groups, home, leader)
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+
+    def stage(name: str) -> Stage:
+        modules = tuple(module for root, module in (split | leaves).items() if leader[root] == name)
+        embedding = model.get_input_embeddings()
+        asked = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
+        weights = (_weight(group, model, parameters, dtypes, asked) for group in members[name])
+        return Stage(name, modules, _lay_out(weights))
+
+    stages = [stage(name) for name in sorted(members.keys() - {REST}, key=order.__getitem__)]
+    rest = _lay_out(_weight(group, model, parameters, dtypes) for group in members[REST])
+    return Stage(REST, (model,), rest) if rest else None, stages
+
+
+def _leaves(
+    model: nn.Module, blocks: Collection[str], nbytes: dict[str, int]
+) -> dict[str, nn.Module]:
+    """The large embeddings and linear layers outside of the blocks."""
+    # A model without blocks counts as one: only what is large by its measure streams.
+    largest = max((_under(root, nbytes) for root in blocks), default=sum(nbytes.values()))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _is_plain(module)
+        and not _home(name + ".", blocks)
+        and _under(name, nbytes) > largest * LARGE
+    }
+
+
+def _leaders(
+    groups: list[list[str]], home: dict[str, str], leaves: Collection[str]
+) -> dict[str, str]:
+    """Leaf -> the leaf whose stage it belongs to: itself, or the first that it is tied to."""
+    leader = {leaf: leaf for leaf in leaves}
     for group in groups:
         homes = list(dict.fromkeys(home[name] for name in group))
         if all(root in leaves for root in homes):
             leader |= dict.fromkeys(homes, leader[homes[0]])
+    return leader
+
+
+def _members(
+    groups: list[list[str]], home: dict[str, str], leader: dict[str, str]
+) -> dict[str, list[list[str]]]:
+    """Stage, or REST -> the groups of names that are its weights."""
     members: dict[str, list[list[str]]] = defaultdict(list)
     for group in groups:
         # Shared between a stage and something else: resident, for either may run first.
         leaders = {leader.get(home[name], REST) for name in group}
         members[leaders.pop() if len(leaders) == 1 else REST].append(group)
-    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
-    stages = []
-    for name in sorted(members.keys() - {REST}, key=order.__getitem__):
-        modules = tuple(module for root, module in roots.items() if leader[root] == name)
-        embedding = model.get_input_embeddings()
-        asked = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
-        weights = (_weight(group, model, parameters, dtypes, asked) for group in members[name])
-        stages.append(Stage(name, modules, _lay_out(weights)))
-    rest = _lay_out(_weight(group, model, parameters, dtypes) for group in members[REST])
-    return Stage(REST, (model,), rest) if rest else None, stages
+    return members
 
 
 def _weight(
