@@ -281,6 +281,9 @@ class CudaTransfer(Transfer):
         slot = super().slot(nbytes)
         if staging := staging_sizes([nbytes], self._on_disk)[0]:
             slot.staging = pinned_buffer(staging, self._unlocking)
+        # torch hands out memory that kernels launched before may still use: in its own stream they
+        # come first, and copies wait for them as for a stage that computes.
+        self.computed(slot)
         return slot
 
     @override

@@ -154,7 +154,9 @@ class Simulated(CudaTransfer):
 
     @override
     def allocate(self, nbytes: int) -> torch.Tensor:
-        return host_buffer(nbytes).as_subclass(Memory)
+        memory = host_buffer(nbytes).as_subclass(Memory)
+        memory.zero_()  # what had it before still computes in it
+        return memory
 
     @override
     def read(self, stage: Stage, buffer: torch.Tensor) -> None:
