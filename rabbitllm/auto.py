@@ -82,7 +82,7 @@ class AutoModel:
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
             compression: "lossless" reads bfloat16 layers from disk in three quarters of their
-                bytes, and computes with the same bits. They are packed once, into a layer store;
+                bytes, and computes with the same bits. They are encoded once, into a layer store;
                 without layers on disk a checkpoint that can be read in place needs none.
             older: arguments of rabbitllm 1.1 that do nothing any more; each one warns.
 
@@ -93,7 +93,7 @@ class AutoModel:
             ValueError: an argument's value is not understood.
             TypeError: there is no such argument.
         """
-        packing = accept_compression(compression)
+        codec = accept_compression(compression)
         accept_arguments(older)
         target = pick_device(device)
         prepared = prepare(
@@ -112,7 +112,7 @@ class AutoModel:
         placed, plan = place(prepared, target, max_seq_len=max_seq_len, **asked | {setting: total})
         room = make_room(placed, plan, setting, asked[setting], total, target)
         located = prepared.locate(
-            layer_shards_saving_path, delete_original, prepared.worth_packing(packing, plan)
+            layer_shards_saving_path, delete_original, prepared.worth_encoding(codec, plan)
         )
         progress = show_layer_progress
         if progress is None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rabbitllm.checkpoint.packing import Compression
 
 ARGUMENTS = {
     "cache_layers": "host_memory, a size, says how much of the weights stays in RAM; 'auto' takes "
@@ -56,18 +52,19 @@ def accept_arguments(given: Mapping[str, object]) -> None:
         )
 
 
-def accept_compression(value: str | None) -> Compression | None:
+def accept_compression(value: str | None) -> str | None:
     """The compression that an argument means; one that changed the weights warns, and means none.
 
     Raises:
         ValueError: there never was such a one.
     """
-    if value is None:
-        return None
-    if value == "lossless":
-        return "lossless"
+    from rabbitllm.checkpoint.codecs import COMPRESSIONS  # torch takes a second to import
+
+    if value is None or value in COMPRESSIONS:
+        return value
     if value not in LOSSY:
-        raise ValueError(f"compression={value!r} is not known. Use 'lossless', or None.")
+        names = " or ".join(map(repr, COMPRESSIONS))
+        raise ValueError(f"compression={value!r} is not known. Use {names}, or None.")
     warnings.warn(
         f"compression={value!r} has no effect since rabbitllm 2.0: weights keep the bits that "
         "the checkpoint has, which 'lossless' makes cheaper; dtype= chooses another precision.",

@@ -14,6 +14,8 @@ from transformers import PretrainedConfig
 
 from rabbitllm.attention import build_with_attention
 from rabbitllm.checkpoint import legacy
+from rabbitllm.checkpoint.codecs import CODECS
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout
 from rabbitllm.checkpoint.config import (
     load_config,
     pick_dtype,
@@ -34,7 +36,6 @@ from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.hub import resolve
 from rabbitllm.checkpoint.inventory import StoreInfo, find_moved
 from rabbitllm.checkpoint.moved import register
-from rabbitllm.checkpoint.packing import LEAST, SAVED, Compression
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.rehearsal import rehearse
@@ -80,14 +81,14 @@ class Prepared:
         self,
         store_root: str | os.PathLike[str] | None,
         delete_original: bool,
-        compression: Compression | None = None,
+        compression: str | None = None,
     ) -> dict[str, TensorEntry]:
         """Where each parameter and buffer lies: in the checkpoint as it is, or in the layer store.
 
         Args:
             store_root: the folder for layer stores; None is the user's cache.
             delete_original: remove the checkpoint's shards once a store is shown to hold all of it.
-            compression: "lossless" packs what can be, in a layer store.
+            compression: the codec of what it can store, in a layer store; None leaves it plain.
 
         Raises:
             CheckpointError: `delete_original`, and the store would not hold, or does not hold, all
@@ -119,7 +120,7 @@ class Prepared:
         return located
 
     def split(
-        self, store_root: str | os.PathLike[str] | None, compression: Compression | None = None
+        self, store_root: str | os.PathLike[str] | None, compression: str | None = None
     ) -> Path:
         """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
         self._remember()
@@ -145,14 +146,15 @@ class Prepared:
         """Stage name -> bytes of its buffer."""
         return {stage.name: stage.nbytes for stage in self.stages}
 
-    def disk_sizes(self, compression: Compression | None = None) -> dict[str, int]:
-        """Stage name -> bytes that are read to bring it, or about as many before it is packed."""
-        packable = self.packable() if compression or self.is_packed() else set()
-        return {
-            stage.name: stage.nbytes
-            - sum(weight.nbytes // SAVED for weight in stage.weights if weight.name in packable)
-            for stage in self.stages
+    def stored(self, compression: str | None = None) -> list[Stage]:
+        """The stages as they are going to be stored with that compression, as a rule."""
+        here = {
+            recipe.targets[0]: self.entries[recipe.sources[0][0]].codec
+            for recipe in self.recipes
+            if recipe.converter is None
         }
+        codecs = self.codecs(compression) if compression and not self.is_encoded() else here
+        return [stage.stored(codecs) for stage in self.stages]
 
     def gathered(self) -> set[str]:
         """The names of stages that need no slot: of all their weights only rows are needed."""
@@ -163,7 +165,7 @@ class Prepared:
         return minimum_bytes(self.sizes(), self.base.nbytes if self.base else 0, self.gathered())
 
     def store(
-        self, root: str | os.PathLike[str] | None, compression: Compression | None = None
+        self, root: str | os.PathLike[str] | None, compression: str | None = None
     ) -> LayerStore:
         """The layer store of this checkpoint, filled or not."""
         return LayerStore(
@@ -172,33 +174,33 @@ class Prepared:
             self.entries,
             self.model,
             self.dtypes,
-            self.packable() if compression else (),
+            self.codecs(compression) if compression else {},
         )
 
-    def packable(self) -> set[str]:
-        """The parameters that can be packed. Those that are asked for by rows can not."""
-        return {
-            weight.name
+    def codecs(self, compression: str) -> dict[str, Codec]:
+        """Of the parameters that a compression encodes; what is asked for by rows stays plain."""
+        found = {
+            weight.name: CODECS[compression].expected(Layout(weight.dtype, weight.shape))
             for stage in self.stages
             for weight in stage.weights
-            if weight.by is None and weight.dtype == torch.bfloat16
-            if weight.shape.numel() >= LEAST
+            if weight.by is None
         }
+        return {name: codec for name, codec in found.items() if codec}
 
-    def readable_in_place(self, compression: Compression | None = None) -> bool:
+    def readable_in_place(self, compression: str | None = None) -> bool:
         """Whether every parameter lies on disk as it is wanted, under whatever name."""
-        to_pack = compression is not None and bool(self.packable()) and not self.is_packed()
-        return not to_pack and all(
+        to_encode = bool(compression and self.codecs(compression)) and not self.is_encoded()
+        return not to_encode and all(
             recipe.converter is None
             and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
             for recipe in self.recipes
         )
 
-    def is_packed(self) -> bool:
-        """Whether a packed store took the place of the checkpoint's own shards."""
-        return self.moved is not None and self.moved.packed
+    def is_encoded(self) -> bool:
+        """Whether an encoded store took the place of the checkpoint's own shards."""
+        return self.moved is not None and bool(self.moved.codecs)
 
-    def worth_packing(self, compression: Compression | None, plan: Plan) -> Compression | None:
+    def worth_encoding(self, compression: str | None, plan: Plan) -> str | None:
         """The compression, where something comes from disk or a store is needed anyway."""
         return compression if plan.streamed("disk") or not self.readable_in_place() else None
 

@@ -29,7 +29,7 @@ def find_or_create_local_splitted_path(
         token: for gated and private repositories.
         hf_token: the older name of `token`.
         trust_remote_code: allow the checkpoint's own Python code.
-        compression: "lossless" packs bfloat16 layers into three quarters of their bytes.
+        compression: "lossless" stores bfloat16 layers in three quarters of their bytes.
 
     Returns:
         The folder with config and tokenizer, and the folder with the layers.
@@ -43,7 +43,7 @@ def find_or_create_local_splitted_path(
         prepare,
     )  # here, because the engine that it imports uses this package
 
-    packing = accept_compression(compression)
+    codec = accept_compression(compression)
     prepared = prepare(
         model_local_path_or_repo_id,
         token or hf_token,
@@ -52,4 +52,4 @@ def find_or_create_local_splitted_path(
         "auto",
         trust_remote_code,
     )
-    return prepared.folder, prepared.split(layer_shards_saving_path, packing)
+    return prepared.folder, prepared.split(layer_shards_saving_path, codec)

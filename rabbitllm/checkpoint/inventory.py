@@ -1,6 +1,7 @@
 """The layer stores that lie on disk: what each is of, whether it is whole, and whom it serves."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class StoreInfo:
         folder: where it lies; its name is the store's.
         source: the checkpoint's folder; None if the store does not say.
         dtypes: of what it holds, as in "bfloat16".
-        packed: the weights that can be are packed.
+        codecs: what stores its weights, besides the plain ones.
         nbytes: that it takes on disk.
         complete: it holds everything; otherwise the next load or split goes on with it.
         held: the files of weights that it holds or will hold; none if it does not say.
@@ -39,7 +40,7 @@ class StoreInfo:
     folder: Path
     source: Path | None
     dtypes: tuple[str, ...]
-    packed: bool
+    codecs: tuple[str, ...]
     nbytes: int
     complete: bool
     held: tuple[Path, ...]
@@ -77,12 +78,12 @@ def describe(folder: Path) -> StoreInfo:
     )
     try:
         dtypes = tuple(str(name).removeprefix("torch.") for name in fields["dtypes"])
-        packed = bool(fields["packed"])
+        codecs = _codecs(fields)
         held = tuple(_file(folder, stem) for stem in fields["holds"])
         identity = {key: fields[key] for key in fields.keys() - {"checkpoint", "holds"}}
         ours = not folder.is_symlink() and folder.name == store_name(identity)
     except MALFORMED:  # of another version: worth no more than an incomplete one
-        dtypes, packed, held, ours = (), False, (), False
+        dtypes, codecs, held, ours = (), (), (), False
     serves = users(folder)
     # A store of before there were records: its maker's pointer is one.
     if source and not serves and source.is_dir() and points_to(source, folder):
@@ -92,7 +93,7 @@ def describe(folder: Path) -> StoreInfo:
         folder=folder,
         source=source,
         dtypes=dtypes,
-        packed=packed,
+        codecs=codecs,
         nbytes=sum(path.stat().st_size for path in files),
         complete=bool(held) and all(path.is_file() for path in held),
         held=held,
@@ -187,6 +188,13 @@ def remove_files(store: StoreInfo) -> None:
         logger.warning("%s stays, for it holds what is no store's: %s", folder, others[0])
     else:
         folder.rmdir()
+
+
+def _codecs(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The codecs that a description names; raises one of `MALFORMED` if it names none."""
+    if "packed" in fields:  # up to format 3
+        return ("lossless",) * bool(fields["packed"])
+    return tuple(map(str, fields["codecs"]))
 
 
 def _file(folder: Path, stem: str) -> Path:

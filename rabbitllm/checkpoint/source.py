@@ -3,15 +3,17 @@
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from rabbitllm.checkpoint.packing import Packing
+from rabbitllm.checkpoint.codecs import from_header
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
+from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.plain_json import parse, read_bytes
 from rabbitllm.errors import CheckpointError, summary
 
@@ -19,8 +21,6 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MOVED = "rabbitllm-moved.json"
 """In a checkpoint's folder: where its weights lie since its own shards were deleted."""
-PACKED = "rabbitllm.packed"
-"""In a header's metadata: name -> shape, lowest exponent and outliers, of what is packed there."""
 PICKLES = ("*.bin", "*.pt", "*.pth")
 MAX_JSON_BYTES = 1 << 24
 """Of a file that this program writes; what describes a store grows with the number of shards."""
@@ -32,8 +32,6 @@ MAX_HEADER_BYTES = 32 << 20
 """Of a header, or of an index, with so many tensors; the format itself allows 100 MB."""
 VALUES = 8
 """Of JSON for each tensor of a header, as `plain_json.parse` counts them."""
-MAX_ELEMENTS = 2**63
-"""Of a tensor, in any order of its dimensions."""
 
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 """What reading JSON, and numbers out of it, raises when a file is not what it should be."""
@@ -77,26 +75,52 @@ class FileState(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor's bytes are.
+class Extent:
+    """Bytes of a file that belong together.
 
     Attributes:
         file: the safetensors file.
         offset: of the first byte, from the file's start.
         nbytes: how many bytes.
-        dtype: the element type, on disk or once unpacked.
-        shape: the shape, on disk or once unpacked.
-        packing: how the bytes are packed; None if they are the elements.
         state: the file's when its header was read; None if that was not read from a file.
     """
 
     file: Path
     offset: int
     nbytes: int
+    state: FileState | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor on disk.
+
+    Attributes:
+        stored: where its stored tensors are, in the order of its codec; of a plain one, itself.
+        dtype: the element type, once decoded.
+        shape: the shape, once decoded.
+        codec: how what is stored becomes the tensor.
+    """
+
+    stored: tuple[Extent, ...]
     dtype: torch.dtype
     shape: tuple[int, ...]
-    packing: Packing | None = None
-    state: FileState | None = field(default=None, compare=False)
+    codec: Codec = PLAIN
+
+    @property
+    def layout(self) -> Layout:
+        """What it is once decoded."""
+        return Layout(self.dtype, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes on disk."""
+        return sum(extent.nbytes for extent in self.stored)
+
+    @property
+    def file(self) -> Path:
+        """The file of what is stored of it first."""
+        return self.stored[0].file
 
 
 def read_json(path: Path) -> Any:
@@ -171,17 +195,19 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         fields = parse(header, VALUES * MOST_IN_FILE)
         metadata = fields.pop("__metadata__", None) or {}
-        tensors = {key: _entry(file, state, 8 + length, value) for key, value in fields.items()}
-        packed = json.loads(metadata.get(PACKED, "{}"))
-        tensors |= {key: _packed_entry(tensors[key], *how) for key, how in packed.items()}
+        stored = {key: _entry(file, state, 8 + length, value) for key, value in fields.items()}
+        tensors = _decoded(stored, metadata)
     except MALFORMED as error:
         raise CheckpointError(f"The header of {file} is malformed: {summary(error)}.") from error
     end = 8 + length
     # As the format asks: the tensors follow one another without holes, up to the file's end.
-    for key, entry in sorted(tensors.items(), key=lambda pair: (pair[1].offset, pair[1].nbytes)):
-        if entry.offset != end or not _fits(entry):
+    for key, (extent,) in sorted(
+        ((key, entry.stored) for key, entry in stored.items()),
+        key=lambda pair: (pair[1][0].offset, pair[1][0].nbytes),
+    ):
+        if extent.offset != end or not _fits(stored[key]):
             raise CheckpointError(f"{file}: tensor {key} has an impossible place or shape.")
-        end += entry.nbytes
+        end += extent.nbytes
     if end != size:
         raise CheckpointError(
             f"{file} is {'truncated' if size < end else 'damaged'}: it has {size:,} bytes, its "
@@ -195,31 +221,36 @@ def _entry(file: Path, state: FileState, start: int, value: Mapping[str, Any]) -
     first, end = map(index, value["data_offsets"])
     if value["dtype"] not in DTYPES:
         raise ValueError(f"no dtype {value['dtype']!r} is known")
-    shape = tuple(index(size) for size in value["shape"])
-    dtype = DTYPES[value["dtype"]]
-    return TensorEntry(file, start + first, end - first, dtype, shape, state=state)
+    extent = Extent(file, start + first, end - first, state)
+    return TensorEntry((extent,), *_layout(value))
 
 
-def _packed_entry(
-    entry: TensorEntry, shape: Sequence[int], lowest: int, outliers: int
-) -> TensorEntry:
-    """What a header's entry of packed bytes stands for; raises one of `MALFORMED`."""
-    packing = Packing(index(lowest), index(outliers))
-    return replace(
-        entry, dtype=torch.bfloat16, shape=tuple(index(size) for size in shape), packing=packing
-    )
+def _layout(value: Mapping[str, Any]) -> Layout:
+    """What a header says of a tensor; raises one of `MALFORMED`."""
+    return Layout(DTYPES[value["dtype"]], tuple(index(size) for size in value["shape"]))
+
+
+def _decoded(stored: dict[str, TensorEntry], metadata: Mapping[str, str]) -> dict[str, TensorEntry]:
+    """A file's tensors as what they stand for; raises one of `MALFORMED`."""
+    tensors = dict(stored)
+    for name, (codec, about) in from_header(metadata).items():
+        layout = _layout(about)
+        extents: list[Extent] = []
+        for suffix, expected in codec.stored(layout).items():
+            entry = tensors.pop(name + suffix)
+            if entry.layout != expected:
+                raise ValueError(f"{name + suffix} is not what {codec} stores of {layout}")
+            extents += entry.stored
+        tensors[name] = TensorEntry(tuple(extents), *layout, codec)
+    return tensors
 
 
 def _fits(entry: TensorEntry) -> bool:
-    """Whether a shape has as many elements as there are bytes for."""
-    elements = 1
-    for n in entry.shape:
-        if n < 0 or elements > MAX_ELEMENTS:  # before a long product of long numbers takes minutes
-            return False
-        elements *= n
-    if entry.packing:
-        return entry.nbytes == entry.packing.nbytes(elements)
-    return entry.nbytes == elements * entry.dtype.itemsize
+    """Whether a stored tensor has as many elements as there are bytes for."""
+    try:
+        return entry.nbytes == nbytes(entry.layout)
+    except ValueError:
+        return False
 
 
 def _index(folder: Path) -> bool:

@@ -1,8 +1,8 @@
 """The layer store: parameters on disk as the model wants them, one safetensors file for each stage.
 
-It is filled once, for checkpoints whose tensors are not parameters yet, or are to be packed. A file
-appears only when it is whole (written beside, flushed, renamed), so a fill that was killed goes on
-where it stopped.
+It is filled once, for checkpoints whose tensors are not parameters yet, or are to be encoded. A
+file appears only when it is whole (written beside, flushed, renamed), so a fill that was killed
+goes on where it stopped.
 """
 
 import hashlib
@@ -11,8 +11,9 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,19 +24,23 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from rabbitllm.checkpoint.codecs import to_header
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.durable import TEMPORARY, sync, write_durably
 from rabbitllm.checkpoint.moved import DESCRIPTION
-from rabbitllm.checkpoint.packing import SAVED, pack
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import MALFORMED, PACKED, TensorEntry, read_header, read_json
+from rabbitllm.checkpoint.source import DTYPES, MALFORMED, TensorEntry, read_header, read_json
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.utils.memory import format_size
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 LOCK = ".lock"
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""Of the element types, as headers have them."""
 CHECKSUM = "crc32"
 """In each file's metadata: against bit rot, not malice; it costs little beside the writing."""
 HEADER_ROOM = 1 << 20
@@ -74,7 +79,8 @@ class LayerStore:
             store's identity.
         model: the model, on the meta device.
         dtypes: name -> dtype of every parameter and persistent buffer.
-        packed: names of the parameters to pack, as far as their values let them.
+        codecs: parameter -> what is to store it, as far as its values let it; the others are stored
+            plain.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class LayerStore:
         entries: Mapping[str, TensorEntry],
         model: PreTrainedModel,
         dtypes: Mapping[str, torch.dtype],
-        packed: Collection[str] = (),
+        codecs: Mapping[str, Codec] = MappingProxyType({}),
     ) -> None:
         files = sorted({entry.file for entry in entries.values()})
         self.identity = {
@@ -94,14 +100,14 @@ class LayerStore:
             "architecture": type(model).__name__,
             "dtypes": sorted({str(dtype) for dtype in dtypes.values()}),
             "transformers": transformers.__version__,
-            "packed": bool(packed),
+            "codecs": sorted({codec.name for codec in codecs.values()}),
         }
         self.folder = root / store_name(self.identity)
         self._checkpoint = checkpoint.resolve()
         self._sources = Reader(entries)
         self._model = model
         self._dtypes = dict(dtypes)
-        self._packed = frozenset(packed)
+        self._codecs = dict(codecs)
 
     def fill(
         self, groups: Mapping[str, list[str]], recipes: list[Recipe]
@@ -180,7 +186,7 @@ class LayerStore:
 
     def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
         temporary = self.folder / f"{TEMPORARY}{stem}"
-        metadata = self._pack(tensors)
+        tensors, metadata = self._encode(tensors)
         try:
             save_file(tensors, temporary, metadata | {CHECKSUM: checksum(sorted(tensors.items()))})
             sync(temporary)
@@ -192,17 +198,23 @@ class LayerStore:
             ) from error
         temporary.replace(self._path(stem))
 
-    def _pack(self, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-        """Packs tensors in their places, one by one; returns what metadata say of them."""
+    def _encode(
+        self, weights: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What is stored of these weights, which it empties one by one, and what metadata say."""
+        stored: dict[str, torch.Tensor] = {}
         how = {}
-        for name in sorted(tensors.keys() & self._packed):
-            shape = list(tensors[name].shape)
-            if packed := pack(tensors[name]):
-                packing, tensors[name] = packed
-                how[name] = [shape, packing.lowest, packing.outliers]
-            else:
-                logger.info("%s is stored as it is: its exponents differ too widely", name)
-        return {PACKED: json.dumps(how)} if how else {}
+        for name in sorted(weights):
+            weight, codec = weights.pop(name), self._codecs.get(name, PLAIN)
+            encoded = codec.encode(weight)
+            if encoded is None:
+                logger.info("%s is stored as it is: its values do not fit %s", name, codec.name)
+                encoded = PLAIN.encode(weight)
+            found, tensors = encoded
+            stored |= {name + suffix: tensor for suffix, tensor in tensors.items()}
+            if found != PLAIN:
+                how[name] = found, {"dtype": NAMES[weight.dtype], "shape": list(weight.shape)}
+        return stored, to_header(how)
 
     def _whole(self, stem: str, names: list[str]) -> bool:
         """The file is there and holds these names, whole, in their shapes and dtypes."""
@@ -230,15 +242,13 @@ class LayerStore:
             )
 
     def _nbytes(self, groups: Mapping[str, list[str]]) -> int:
-        """What the files will take, without their headers and outliers."""
+        """What the files will take as a rule, without their headers."""
         state = self._model.state_dict()
-        sizes: dict[str, int] = {
-            name: state[name].numel() * self._dtypes[name].itemsize
+        return sum(
+            self._codecs.get(name, PLAIN).nbytes(Layout(self._dtypes[name], state[name].shape))
             for names in groups.values()
             for name in names
-        }
-        saved = (sizes[name] // SAVED for name in sizes.keys() & self._packed)
-        return sum(sizes.values()) - sum(saved)
+        )
 
     def _path(self, stem: str) -> Path:
         return self.folder / f"{stem}.safetensors"

@@ -88,8 +88,8 @@ def main(arguments: argparse.Namespace) -> int:
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
     budgets = arguments.device_memory, arguments.host_memory, arguments.max_seq_len
     _, plan = place(prepared, device, *budgets)
-    packing = prepared.worth_packing(arguments.compression, plan)
-    located = prepared.locate(arguments.store, False, packing)
+    codec = prepared.worth_encoding(arguments.compression, plan)
+    located = prepared.locate(arguments.store, False, codec)
     limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
     results = _measure(load(arguments), "streamed", arguments, prepared, limits)

@@ -60,7 +60,7 @@ def _ls(arguments: argparse.Namespace, root: Path) -> int:
         {
             "name": store.folder.name,
             "size": format_size(store.nbytes),
-            "dtype": ", ".join(store.dtypes + ("packed",) * store.packed) or "?",
+            "dtype": ", ".join(store.dtypes + store.codecs) or "?",
             "state": "complete" if store.complete else "incomplete",
             "source": f"{store.source or '?'}{' (deleted: only copy)' if store.only_copy else ''}",
         }

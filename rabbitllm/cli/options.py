@@ -55,7 +55,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compression",
         choices=["lossless"],
-        help="read bfloat16 layers from disk in 3/4 of their bytes, packed once in a layer store",
+        help="read bfloat16 layers from disk in 3/4 of their bytes, from a layer store",
     )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code from the checkpoint"

@@ -17,7 +17,6 @@ from rabbitllm.cli.options import add_model_arguments, prepare_only
 if TYPE_CHECKING:
     import torch
 
-    from rabbitllm.checkpoint.packing import Compression
     from rabbitllm.measure.limits import Limits
     from rabbitllm.prepare import Prepared
     from rabbitllm.streaming.plan import Plan, Tier
@@ -60,9 +59,9 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     plans = list(_plans(prepared, device, arguments))
     print(_model(prepared, device))
-    compression: Compression | None = arguments.compression
-    packing = prepared.worth_packing(compression, plans[0][2])
-    print(_disk(prepared, arguments.store, fetched, packing))
+    compression: str | None = arguments.compression
+    codec = prepared.worth_encoding(compression, plans[0][2])
+    print(_disk(prepared, arguments.store, fetched, codec))
     limits = Limits()
     if not arguments.no_measure:
         files = sorted({entry.file for entry in prepared.entries.values()})
@@ -92,9 +91,7 @@ def _model(prepared: "Prepared", device: "torch.device") -> str:
     )
 
 
-def _disk(
-    prepared: "Prepared", root: str | None, fetched: bool, compression: "Compression | None"
-) -> str:
+def _disk(prepared: "Prepared", root: str | None, fetched: bool, compression: str | None) -> str:
     """What the checkpoint takes on disk, and what a layer store would need."""
     from rabbitllm.checkpoint.inventory import find_stores
     from rabbitllm.checkpoint.source import total_bytes
@@ -108,7 +105,7 @@ def _disk(
     present = {found.folder: found for found in find_stores(store.folder.parent)}.get(store.folder)
     if present and present.complete:
         return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
-    needed = sum(prepared.disk_sizes(compression).values()) + (
+    needed = sum(stage.stored_nbytes for stage in prepared.stored(compression)) + (
         prepared.base.nbytes if prepared.base else 0
     )
     return f"Disk: {place}; {format_size(needed)} for a layer store, {_free(store.folder.parent)}"
@@ -155,7 +152,7 @@ def _row(
     plan: "Plan",
     device: "torch.device",
     limits: "Limits",
-    compression: "Compression | None",
+    compression: str | None,
 ) -> dict[str, str]:
     """A line of the table: what lies where with a budget, what moves, and how fast that can be."""
     from rabbitllm.utils.memory import format_size
@@ -166,7 +163,7 @@ def _row(
         names = plan.on(tier)
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
-    on_disk = prepared.disk_sizes(compression)
+    on_disk = {stage.name: stage.stored_nbytes for stage in prepared.stored(compression)}
     read = sum(on_disk[name] for name in plan.streamed("disk"))
     copied = sum(sizes[name] for name in plan.streamed("host", "disk")) if cuda else 0
     seconds = limits.seconds(read, copied, computed_bytes(prepared))

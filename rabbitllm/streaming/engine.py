@@ -44,6 +44,7 @@ def stream(
         options: see `Options`.
     """
     reader, meter = Reader(entries), Meter(device, options.profiling)
+    codecs = {name: entry.codec for name, entry in entries.items()}
     _load_buffers(model, reader, device)
     head = model.get_output_embeddings()
     if device.type == "cpu" and isinstance(head, nn.Linear):
@@ -55,7 +56,7 @@ def stream(
             continue
         _gather(stage, reader, device)
         if left := stage.streamed():
-            streamed.append(left)
+            streamed.append(left.stored(codecs))
     hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
     on_disk = [stage.nbytes for stage in streamed if plan.tiers[stage.name] == "disk"]
     transfer: Transfer = (

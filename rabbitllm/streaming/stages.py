@@ -6,7 +6,7 @@ small, and always resident.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 
@@ -14,6 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.plain import PLAIN
 
 ALIGNMENT = 256
 """Bytes. Weights start on such a boundary: kernels choose by alignment, and so change bits."""
@@ -37,6 +40,7 @@ class Weight:
         offset: bytes from the start of its stage's buffer, a multiple of `ALIGNMENT`.
         by: which argument of the first owner's forward names the rows, slices along dimension 0,
             that the forward needs; None where it needs the whole. Other owners need the whole.
+        codec: how it is stored.
     """
 
     name: str
@@ -45,11 +49,17 @@ class Weight:
     shape: torch.Size
     offset: int = 0
     by: int | None = None
+    codec: Codec = PLAIN
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weight, without padding."""
         return self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that are stored of it."""
+        return self.codec.nbytes(Layout(self.dtype, self.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +83,19 @@ class Stage:
         return _align(last.offset + last.nbytes)
 
     @property
+    def stored_nbytes(self) -> int:
+        """Bytes that are read to fill the buffer; padding counts here, too."""
+        return self.nbytes - sum(weight.nbytes - weight.stored_nbytes for weight in self.weights)
+
+    @property
     def offsets(self) -> dict[str, int]:
         """Weight name -> where it begins in the stage's buffer, in bytes."""
         return {weight.name: weight.offset for weight in self.weights}
+
+    def stored(self, codecs: Mapping[str, Codec]) -> "Stage":
+        """The same with its weights stored by these codecs; those without one are stored plain."""
+        weights = (replace(weight, codec=codecs.get(weight.name, PLAIN)) for weight in self.weights)
+        return replace(self, weights=tuple(weights))
 
     def alone(self) -> "Stage":
         """The same without the modules: what may be kept without keeping them alive."""

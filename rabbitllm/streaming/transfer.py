@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from rabbitllm.checkpoint.reader import Reader, Reads
+from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import SLOTS, staging_sizes
@@ -145,16 +146,11 @@ class Transfer(ABC):
             buffer: uint8 in host memory, at least `stage.nbytes`.
 
         Raises:
-            CheckpointError: a file is not what it was, or what is packed in it is damaged.
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
         """
         once = stage.name not in self._reads
         reads = self.reader.cut(stage.offsets, direct=False) if once else self._reads[stage.name]
         self.reader.fill(buffer, reads)
-
-    def disk_bytes(self, stage: Stage) -> int:
-        """What reading a stage moves: the bytes of its buffer, less what packing saves."""
-        saved = (w.nbytes - self.reader.disk_bytes(w.name) for w in stage.weights)
-        return stage.nbytes - sum(saved)
 
     @abstractmethod
     def allocate(self, nbytes: int) -> torch.Tensor:
@@ -206,7 +202,7 @@ class CpuTransfer(Transfer):
 
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
-        self.meter.load(load.stage.name, from_disk=self.disk_bytes(load.stage))
+        self.meter.load(load.stage.name, from_disk=load.stage.stored_nbytes)
         return self._workers.submit(self._fill, load, slot)
 
     def _fill(self, load: Load, slot: Slot) -> None:
@@ -290,7 +286,7 @@ class CudaTransfer(Transfer):
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
         stage = load.stage
         hosted = stage.name in self._pinned
-        from_disk = 0 if hosted else self.disk_bytes(stage)
+        from_disk = 0 if hosted else stage.stored_nbytes
         self.meter.load(stage.name, from_disk=from_disk, to_device=stage.nbytes)
         if not hosted:
             return self._workers.submit(self._read_and_copy, load, slot)

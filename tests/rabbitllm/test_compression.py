@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm import AutoModel, StreamedModel
+from rabbitllm.checkpoint.codecs.lossless import Lossless
+from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.inventory import damaged, find_stores
 from rabbitllm.checkpoint.source import read_header
 from rabbitllm.cli import main
@@ -19,7 +21,7 @@ from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 from rabbitllm.utils import find_or_create_local_splitted_path
 
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3}
-"""So that a layer's weights are worth packing."""
+"""So that a layer's weights are worth encoding."""
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +79,17 @@ def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
     expected = stock(folder)(prompt).logits
     assert torch.equal(packed(prompt).logits, expected)
     on_disk = tuple(f"{name}." for name in packed.streaming_plan.streamed("disk"))
-    packable = sum(
+    encoded = sum(
         parameter.nbytes
         for name, parameter in packed.named_parameters()
         if name.startswith(on_disk) and "embed" not in name and parameter.numel() >= 1 << 16
     )
     assert torch.equal(packed(prompt).logits, expected)
     saved = read_a_forward(plain, prompt) - read_a_forward(packed, prompt)
-    assert 0.24 * packable < saved <= 0.25 * packable
+    assert 0.24 * encoded < saved <= 0.25 * encoded
 
 
-def test_what_stays_resident_is_unpacked_too(
+def test_what_stays_resident_is_decoded_too(
     llama: Path,
     stock: Callable[..., PreTrainedModel],
     streamed: Callable[..., StreamedModel],
@@ -113,20 +115,20 @@ def test_a_store_holds_embeddings_and_small_weights_as_they_are(
     llama: Path, tmp_path: Path
 ) -> None:
     store = split(llama, tmp_path, "lossless")
-    packed, plain = {}, {}
+    encoded, plain = {}, {}
     for file in store.glob("*.safetensors"):
         for name, entry in read_header(file).items():
-            (packed if entry.packing else plain)[name] = entry
+            (plain if entry.codec == PLAIN else encoded)[name] = entry
     assert "model.embed_tokens.weight" in plain
-    assert "lm_head.weight" in packed
+    assert "lm_head.weight" in encoded
     assert all(
         name.endswith(("norm.weight", "k_proj.weight", "v_proj.weight", "embed_tokens.weight"))
         for name in plain
     )
-    assert len(packed) == 3 * 5 + 1
+    assert len(encoded) == 3 * 5 + 1
     (found,) = find_stores(tmp_path)
     assert found.complete
-    assert found.packed
+    assert found.codecs == ("lossless",)
     assert damaged(found) == []
 
 
@@ -144,7 +146,7 @@ def test_a_store_is_made_only_for_what_comes_from_disk(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plain_and_a_packed_store_lie_side_by_side(
+def test_a_plain_and_a_encoded_store_lie_side_by_side(
     wide: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = wide("mixtral", num_local_experts=4)
@@ -153,15 +155,15 @@ def test_a_plain_and_a_packed_store_lie_side_by_side(
         compression: sum(file.stat().st_size for file in store.glob("*.safetensors"))
         for compression, store in made.items()
     }
-    assert {found.folder: found.packed for found in find_stores(tmp_path)} == {
-        made[None]: False,
-        made["lossless"]: True,
+    assert {found.folder: found.codecs for found in find_stores(tmp_path)} == {
+        made[None]: (),
+        made["lossless"]: ("lossless",),
     }
     assert 0.74 < sizes["lossless"] / sizes[None] < 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_another_dtype_has_nothing_to_pack(
+def test_another_dtype_has_nothing_to_encode(
     wide: Callable[..., Path],
     streamed: Callable[..., StreamedModel],
     tmp_path: Path,
@@ -172,7 +174,7 @@ def test_another_dtype_has_nothing_to_pack(
 
 
 @pytest.mark.parametrize("memory", ["min", "auto"])
-def test_a_packed_store_can_take_the_place_of_the_originals(
+def test_an_encoded_store_can_take_the_place_of_the_originals(
     wide: Callable[..., Path],
     stock: Callable[..., PreTrainedModel],
     streamed: Callable[..., StreamedModel],
@@ -193,7 +195,7 @@ def test_a_packed_store_can_take_the_place_of_the_originals(
     assert list(tmp_path.iterdir()) == [store]
 
 
-def test_a_checkpoint_that_needs_a_store_gets_one_packed_store_in_any_case(
+def test_a_checkpoint_that_needs_a_store_gets_one_encoded_store_in_any_case(
     wide: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
 ) -> None:
     folder = wide("mixtral", num_local_experts=4)
@@ -205,7 +207,7 @@ def test_a_checkpoint_that_needs_a_store_gets_one_packed_store_in_any_case(
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mixtral"])
-def test_a_packed_store_may_follow_a_plain_one_and_is_guarded_like_it(
+def test_an_encoded_store_may_follow_a_plain_one_and_is_guarded_like_it(
     wide: Callable[..., Path],
     stock: Callable[..., PreTrainedModel],
     streamed: Callable[..., StreamedModel],
@@ -222,14 +224,14 @@ def test_a_packed_store_may_follow_a_plain_one_and_is_guarded_like_it(
     (found,) = find_stores(tmp_path)
     assert found.source == folder.resolve()
     assert found.only_copy
-    assert found.packed
+    assert found.codecs == ("lossless",)
     assert [path.name for path in tmp_path.iterdir()] == [found.folder.name]
     assert main(["cache", "rm", "--all", *store]) != 0
     assert "only" in "".join(capsys.readouterr())
     model = streamed(folder, layer_shards_saving_path=tmp_path)
     assert torch.equal(model(prompt).logits, expected)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    sizes = prepared.disk_sizes()
+    sizes = {stage.name: stage.stored_nbytes for stage in prepared.stored()}
     expected_bytes = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected_bytes, rel=2e-3)
 
@@ -238,20 +240,20 @@ def test_a_checkpoint_that_says_it_is_a_store_keeps_its_other_files(
     wide: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = wide("llama", tie_word_embeddings=False)
-    (folder / "store.json").write_text('{"packed": false}')
+    (folder / "store.json").write_text('{"codecs": []}')
     before = {path.name for path in folder.iterdir()} - {"model.safetensors"}
     command = ["split", str(folder), "--store", str(tmp_path), "--compression=lossless"]
     assert main([*command, "--delete-original"]) == 0
     assert {path.name for path in folder.iterdir()} == before | {"rabbitllm-moved.json"}
 
 
-def test_a_store_in_which_nothing_could_be_packed_is_not_made_again(
+def test_a_store_in_which_nothing_could_be_encoded_is_not_made_again(
     wide: Callable[..., Path],
     streamed: Callable[..., StreamedModel],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rabbitllm.checkpoint.store.pack", lambda weight: None)
+    monkeypatch.setattr(Lossless, "encode", lambda *_: None)
     folder = wide("llama", tie_word_embeddings=False)
     options = {"delete_original": True, "layer_shards_saving_path": tmp_path}
     for _ in range(3):
@@ -297,6 +299,6 @@ def test_what_is_expected_to_be_read_is_read(
 ) -> None:
     model = streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
-    sizes = prepared.disk_sizes("lossless")
+    sizes = {stage.name: stage.stored_nbytes for stage in prepared.stored("lossless")}
     expected = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.config import load_config, pick_dtype, stock_class
-from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.checkpoint.source import Extent, TensorEntry
 
 CODE = """
 from pathlib import Path
@@ -266,8 +266,8 @@ def test_dtype_is_the_asked_else_the_configs_else_the_checkpoints(
     config = PretrainedConfig()
     config.dtype = stated
     entries = {
-        "ids": TensorEntry(Path("f"), 0, 8, torch.int64, (1,)),
-        "w": TensorEntry(Path("f"), 8, 8, torch.float64, (1,)),
+        "ids": TensorEntry((Extent(Path("f"), 0, 8),), torch.int64, (1,)),
+        "w": TensorEntry((Extent(Path("f"), 8, 8),), torch.float64, (1,)),
     }
     assert pick_dtype(asked, config, entries) == expected
 

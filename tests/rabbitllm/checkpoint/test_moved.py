@@ -96,9 +96,9 @@ def test_a_pointer_that_is_a_link_in_a_circle_is_named(
         "[" * 100_000,
         '{"holds": []}',
         '{"holds": ["../../x"]}',
-        '{"dtypes": [], "packed": false, "source": "/x", "holds": ["../x"]}',
-        '{"dtypes": [], "packed": false, "source": "/x", "holds": ["a/b"]}',
-        '{"dtypes": [], "packed": false, "source": "/x", "holds": [3]}',
+        '{"dtypes": [], "codecs": [], "source": "/x", "holds": ["../x"]}',
+        '{"dtypes": [], "codecs": [], "source": "/x", "holds": ["a/b"]}',
+        '{"dtypes": [], "codecs": [], "source": "/x", "holds": [3]}',
     ],
     ids=lambda text: str(text)[:50],
 )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -12,9 +11,12 @@ from safetensors.torch import save_file
 
 from rabbitllm import CheckpointError
 from rabbitllm.checkpoint import reader as reader_module
-from rabbitllm.checkpoint.packing import BLOCK, pack
-from rabbitllm.checkpoint.reader import UNPACKERS, Reader
-from rabbitllm.checkpoint.source import PACKED, read_header
+from rabbitllm.checkpoint import reads
+from rabbitllm.checkpoint.codecs import to_header
+from rabbitllm.checkpoint.codecs.lossless import BLOCK, Lossless
+from rabbitllm.checkpoint.codecs.plain import PLAIN
+from rabbitllm.checkpoint.reader import DECODERS, Reader
+from rabbitllm.checkpoint.source import read_header
 from rabbitllm.streaming.stages import ALIGNMENT, Stage, Weight
 
 Tensors = dict[str, torch.Tensor]
@@ -80,8 +82,8 @@ def test_a_stage_is_read_to_its_places(
     chunk: int,
     gap: int,
 ) -> None:
-    monkeypatch.setattr(reader_module, "CHUNK", chunk)
-    monkeypatch.setattr(reader_module, "GAP", gap)
+    monkeypatch.setattr(reads, "CHUNK", chunk)
+    monkeypatch.setattr(reads, "GAP", gap)
     reader = write(tensors, tmp_path, files)
     for names in (list(tensors), list(tensors)[::-1], ["c", "h"]):  # any order, or a part
         stage = lay_out({name: tensors[name] for name in names})
@@ -112,7 +114,7 @@ def test_no_read_is_longer_than_a_chunk(
         return preadv(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", spy)
-    monkeypatch.setattr(reader_module, "CHUNK", 8192)
+    monkeypatch.setattr(reads, "CHUNK", 8192)
     stage = lay_out(tensors)
     reader = write(tensors, tmp_path)
     bring(reader, stage, buffer_for(stage), True)
@@ -183,19 +185,19 @@ def test_a_failed_read_leaves_no_other_one_running(
     raised, late = threading.Event(), []
 
     def read(self: Reader, chunk: object, buffer: torch.Tensor, direct: bool) -> None:
-        if chunk is reads.chunks[0]:
+        if chunk is asked.chunks[0]:
             raise CheckpointError("the first read fails")
         late.append(raised.wait(0.2))
 
     monkeypatch.setattr(Reader, "_read", read)
-    monkeypatch.setattr(reader_module, "CHUNK", 64 << 10)
+    monkeypatch.setattr(reads, "CHUNK", 64 << 10)
     stage, reader = lay_out(tensors), write(tensors, tmp_path)
-    reads = reader.cut(stage.offsets, False)
+    asked = reader.cut(stage.offsets, False)
     with pytest.raises(CheckpointError, match="the first read fails"):
-        reader.fill(buffer_for(stage), reads)
+        reader.fill(buffer_for(stage), asked)
     raised.set()
     reader.workers.close()
-    assert late == [False] * (len(reads.chunks) - 1)
+    assert late == [False] * (len(asked.chunks) - 1)
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def misaligned(tmp_path: Path) -> tuple[Path, torch.Tensor]:
 def test_a_misaligned_tensor_is_copied_for_a_view(misaligned: tuple[Path, torch.Tensor]) -> None:
     file, tensor = misaligned
     reader = Reader(read_header(file))
-    assert reader.entries["w"].offset % 4
+    assert reader.entries["w"].stored[0].offset % 4
     assert torch.equal(reader.view("w"), tensor)
     assert reader.view("w").data_ptr() % 4 == 0
 
@@ -231,7 +233,7 @@ def test_views_show_the_file_and_copy_nothing(tensors: Tensors, tmp_path: Path) 
         assert torch.equal(reader.view(name), tensor)
         assert reader.view(name).dtype == tensor.dtype
     b, c = reader.view("b"), reader.view("c")
-    distance = reader.entries["c"].offset - reader.entries["b"].offset
+    distance = reader.entries["c"].stored[0].offset - reader.entries["b"].stored[0].offset
     assert c.data_ptr() - b.data_ptr() == distance
     assert reader.view("b").data_ptr() == b.data_ptr()
 
@@ -324,36 +326,37 @@ def open_files() -> Callable[[], set[str]]:
     return names
 
 
-# packed tensors
+# encoded tensors
 
 CHUNKS = [51 * 4096, 4 << 20]
-"""Bytes: two blocks of packed elements and more."""
+"""Bytes: two blocks of encoded elements and more."""
 
 
 @pytest.fixture
 def mixed(tensors: Tensors) -> Tensors:
-    """Plain tensors, and two that are going to be packed; their blocks begin at any byte."""
+    """Plain tensors, and two that are going to be encoded; their blocks begin at any byte."""
     generator = torch.Generator().manual_seed(1)
     long = torch.randn(50 * BLOCK + 3, generator=generator).bfloat16()
     return tensors | {"p": long, "q": torch.randn(3, 201, generator=generator).bfloat16()}
 
 
-def write_packed(tensors: Tensors, file: Path) -> Reader:
+def write_encoded(tensors: Tensors, file: Path) -> Reader:
     stored, how = dict(tensors), {}
     for name in ("p", "q"):
-        packing, stored[name] = pack(tensors[name]) or pytest.fail("not packed")
-        how[name] = [list(tensors[name].shape), packing.lowest, packing.outliers]
-    save_file(stored, file, {PACKED: json.dumps(how)})
+        codec, made = Lossless.encode(tensors[name]) or pytest.fail("not encoded")
+        stored |= {name + suffix: tensor for suffix, tensor in made.items()}
+        how[name] = codec, {"dtype": "BF16", "shape": list(tensors[name].shape)}
+    save_file(stored, file, to_header(how))
     return Reader(read_header(file))
 
 
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_what_is_packed_is_unpacked_to_its_place(
+def test_what_is_encoded_is_decoded_to_its_place(
     mixed: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool, chunk: int
 ) -> None:
-    monkeypatch.setattr(reader_module, "CHUNK", chunk)
-    reader, stage = write_packed(mixed, tmp_path / "a.safetensors"), lay_out(mixed)
+    monkeypatch.setattr(reads, "CHUNK", chunk)
+    reader, stage = write_encoded(mixed, tmp_path / "a.safetensors"), lay_out(mixed)
     for _ in range(2):
         buffer = buffer_for(stage)
         bring(reader, stage, buffer, direct)
@@ -362,38 +365,43 @@ def test_what_is_packed_is_unpacked_to_its_place(
         assert torch.equal(reader.view(name), tensor)
 
 
-def test_reading_what_is_packed_moves_less(mixed: Tensors, tmp_path: Path) -> None:
-    packed = write_packed(mixed, tmp_path / "a.safetensors")
+def test_reading_what_is_encoded_moves_less(mixed: Tensors, tmp_path: Path) -> None:
+    encoded = write_encoded(mixed, tmp_path / "a.safetensors")
     plain = write(mixed, tmp_path)
     for name, tensor in mixed.items():
-        assert plain.disk_bytes(name) == tensor.nbytes
-        saved = tensor.nbytes - packed.disk_bytes(name)
+        assert plain.entries[name].nbytes == tensor.nbytes
+        saved = tensor.nbytes - encoded.entries[name].nbytes
         assert saved == pytest.approx(tensor.nbytes / 4 if name in "pq" else 0, rel=1e-2)
 
 
-def test_damage_to_what_is_packed_is_named(mixed: Tensors, tmp_path: Path) -> None:
+def test_damage_to_what_is_encoded_is_named(mixed: Tensors, tmp_path: Path) -> None:
     mixed["q"][0, 0] = 1e30  # an outlier, whose position is going to be spoiled
     file, stage = tmp_path / "a.safetensors", lay_out(mixed)
-    entry = write_packed(mixed, file).entries["q"]
-    assert entry.packing
-    assert entry.packing.outliers
+    entry = write_encoded(mixed, file).entries["q"]
+    assert isinstance(entry.codec, Lossless)
+    assert entry.codec.outliers
     with file.open("r+b") as stream:
-        stream.seek(entry.offset + entry.nbytes - 3 * entry.packing.outliers)
+        stream.seek(entry.stored[0].offset + entry.nbytes - 3 * entry.codec.outliers)
         stream.write(b"\xff\xff")
     reader = Reader(read_header(file))
     with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged behind byte"):
         reader.view("q")
-    for _ in range(2 * UNPACKERS):  # nor is it an error to wait forever for what one had
+    for _ in range(2 * DECODERS):  # nor is it an error to wait forever for what one had
         with pytest.raises(CheckpointError, match=r"a\.safetensors is damaged behind byte"):
             bring(reader, stage, buffer_for(stage), True)
 
 
-def test_what_is_packed_is_read_by_itself(mixed: Tensors, tmp_path: Path) -> None:
-    file = tmp_path / "a.safetensors"
-    packing = write_packed(mixed, file).entries["p"].packing
-    plain = reader_module._Piece(file, 0, 100, 0, 100)
-    packed = reader_module._Piece(file, 100, 200, 100, 130, packing)
-    behind = reader_module._Piece(file, 200, 300, 230, 100)
-    assert reader_module._together(plain, behind)
-    assert not reader_module._together(plain, packed)
-    assert not reader_module._together(packed, behind)
+def test_neighbours_are_read_together_up_to_a_chunk(tmp_path: Path) -> None:
+    file, chunk = tmp_path / "a.safetensors", reads.CHUNK
+
+    def piece(start: int, stop: int, *others: int) -> reads.Piece:
+        spans = tuple(reads.Span(file, a, a + stop - start) for a in (start, *others))
+        return reads.Piece(PLAIN, spans, start, stop - start)
+
+    first = piece(100, 200)
+    assert reads._together([first], piece(200, 300))
+    assert reads._together([first, piece(200, 300)], piece(300, chunk))
+    assert not reads._together([first], piece(200, chunk + 1))
+    assert not reads._together([first], piece(201 + reads.GAP, chunk))
+    assert not reads._together([first], piece(200, 300, 700))
+    assert not reads._together([piece(100, 200, 600)], piece(200, 300, 700))

@@ -8,9 +8,9 @@ from torch import nn
 
 from rabbitllm.checkpoint import rehearsal
 from rabbitllm.checkpoint.rehearsal import PARTS, SPARE, rehearse
-from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.checkpoint.source import Extent, TensorEntry
 
-ENTRY = TensorEntry(Path("file"), 0, 4096, torch.float32, (1024,))
+ENTRY = TensorEntry((Extent(Path("file"), 0, 4096),), torch.float32, (1024,))
 ENTRIES = {"a": ENTRY, "b": ENTRY}
 
 
@@ -54,7 +54,7 @@ def test_tables_count_with_what_making_them_takes_and_weights_do_not(
 ) -> None:
     size = 1000
     monkeypatch.setattr(rehearsal, "TABLES", 3 * size * 4 - beside)
-    entries = {"a": TensorEntry(Path("file"), 0, 8, torch.float32, (2,))}
+    entries = {"a": TensorEntry((Extent(Path("file"), 0, 8),), torch.float32, (2,))}
     if beside:
         with pytest.raises(OverflowError, match=r"asks for 11\.72 KiB beside the weights"):
             rehearse(lambda: Table(size), entries)

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError
-from rabbitllm.checkpoint.packing import Packing
+from rabbitllm.checkpoint.codecs import HEADER, HEADER_UP_TO_FORMAT_3
+from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.source import (
     MAX_HEADER_BYTES,
-    PACKED,
     TensorEntry,
     read_header,
     read_index,
@@ -55,7 +55,8 @@ def sharded(shards: Path, tmp_path: Path) -> Path:
 
 
 def read(entry: TensorEntry) -> torch.Tensor:
-    data = entry.file.read_bytes()[entry.offset : entry.offset + entry.nbytes]
+    place = entry.stored[0]
+    data = place.file.read_bytes()[place.offset : place.offset + place.nbytes]
     return torch.frombuffer(bytearray(data), dtype=entry.dtype).reshape(entry.shape)
 
 
@@ -179,7 +180,7 @@ def test_metadata_is_no_tensor_and_a_scalar_is_one(tmp_path: Path) -> None:
     tensors = read_header(file)
     assert tensors.keys() == {"w", "s"}
     assert (tensors["s"].shape, tensors["s"].nbytes) == ((), 4)
-    assert tensors["w"].offset == file.stat().st_size - 28
+    assert tensors["w"].stored[0].offset == file.stat().st_size - 28
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9])
@@ -304,48 +305,77 @@ def test_a_spoiled_file_is_read_whole_or_refused(
             refused += 1
             continue
         for entry in tensors.values():
-            assert 8 <= entry.offset <= entry.offset + entry.nbytes <= len(good)
+            (place,) = entry.stored
+            assert 8 <= place.offset <= place.offset + place.nbytes <= len(good)
             assert read(entry).shape == entry.shape
     assert refused > 0
 
 
-# packed tensors
+# encoded tensors
+
+LOSSLESS = {"codec": "lossless", "dtype": "BF16", "shape": [2, 3], "lowest": 100, "outliers": 0}
 
 
-def packed_header(shape: object = (2, 3), *how: object, name: str = "w") -> dict[str, Any]:
-    """Of one block of 6 elements in 9 bytes, unless said otherwise."""
+def encoded_header(row: object, key: str = HEADER) -> dict[str, Any]:
+    """Of one block of 6 elements in 9 bytes."""
     return {
-        "__metadata__": {PACKED: json.dumps({name: [shape, *(how or (100, 0))]})},
+        "__metadata__": {key: json.dumps({"w": row})},
         "w": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]},
     }
 
 
-def test_a_packed_tensor_is_described_as_what_it_stands_for(tmp_path: Path) -> None:
-    entry = read_header(write(tmp_path / "a.safetensors", packed_header(), 9))["w"]
+@pytest.mark.parametrize(
+    "header",
+    [encoded_header(LOSSLESS), encoded_header([[2, 3], 100, 0], HEADER_UP_TO_FORMAT_3)],
+    ids=["now", "before"],
+)
+def test_an_encoded_tensor_is_described_as_what_it_stands_for(
+    tmp_path: Path, header: object
+) -> None:
+    entry = read_header(write(tmp_path / "a.safetensors", header, 9))["w"]
     assert (entry.dtype, entry.shape, entry.nbytes) == (torch.bfloat16, (2, 3), 9)
-    assert entry.packing == Packing(100, 0)
+    assert entry.codec == Lossless(100, 0)
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        packed_header([2, 4]),
-        packed_header([-2, -3]),
-        packed_header([2**40, 2**40]),
-        packed_header(6),
-        packed_header([2, 3], 100, 1),
-        packed_header([2, 3], 250, 0),
-        packed_header([2, 3], -1, 0),
-        packed_header([2, 3], "100", 0),
-        packed_header([2, 3], 100),
-        packed_header([2, 3], 100, 0, 0),
-        packed_header(name="v"),
-        {**packed_header(), "__metadata__": {PACKED: "[]"}},
-        {**packed_header(), "__metadata__": {PACKED: "{"}},
-        {**packed_header(), "__metadata__": {PACKED: 7}},
-        {**packed_header(), "__metadata__": 7},
+        *(
+            encoded_header(LOSSLESS | change)
+            for change in (
+                {"shape": [2, 4]},
+                {"shape": [-2, -3]},
+                {"shape": [2**40, 2**40]},
+                {"shape": [2**63] * 99},
+                {"shape": 6},
+                {"dtype": "F16"},
+                {"dtype": "F17"},
+                {"outliers": 1},
+                {"lowest": 250},
+                {"lowest": -1},
+                {"lowest": "100"},
+                {"more": 0},
+                {"codec": "zip"},
+                {"codec": ["lossless"]},
+            )
+        ),
+        *(
+            encoded_header({key: LOSSLESS[key] for key in LOSSLESS if key != gone})
+            for gone in LOSSLESS
+        ),
+        encoded_header(7),
+        *(
+            encoded_header(row, HEADER_UP_TO_FORMAT_3)
+            for row in (6, [], [[2, 3], 100], [[2, 3], 100, 0, 0], [6, 100, 0], [[2, 3], "1", 0])
+        ),
+        encoded_header(LOSSLESS) | {"__metadata__": {HEADER: json.dumps({"v": LOSSLESS})}},
+        encoded_header(LOSSLESS) | {"__metadata__": {HEADER: "[]"}},
+        encoded_header(LOSSLESS) | {"__metadata__": {HEADER: "[7]"}},
+        encoded_header(LOSSLESS) | {"__metadata__": {HEADER: "{"}},
+        encoded_header(LOSSLESS) | {"__metadata__": {HEADER: 7}},
+        encoded_header(LOSSLESS) | {"__metadata__": 7},
     ],
 )
-def test_no_other_packing_is_taken(tmp_path: Path, header: object) -> None:
+def test_nothing_else_is_taken_for_an_encoded_tensor(tmp_path: Path, header: object) -> None:
     with pytest.raises(CheckpointError, match=r"a\.safetensors"):
         read_header(write(tmp_path / "a.safetensors", header, 9))

@@ -80,7 +80,7 @@ def test_both_processes_answer(
         assert answers(model, prompt, expected)
 
 
-def test_what_is_packed_is_read_behind_a_fork(
+def test_what_is_encoded_is_read_behind_a_fork(
     build: Callable[..., Any],
     streamed: Callable[..., StreamedModel],
     prompt: torch.Tensor,

@@ -1,0 +1,58 @@
+"""Codecs: how stored bytes become weights. A number format is a module here, and a row of `CODECS`.
+
+Disk, memory and links carry what is stored; decoding comes last.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from operator import index
+from typing import Any
+
+from rabbitllm.checkpoint.codecs.codec import Codec
+from rabbitllm.checkpoint.codecs.lossless import Lossless
+from rabbitllm.checkpoint.codecs.plain import Plain
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Plain, Lossless)}
+
+COMPRESSIONS = tuple(name for name in CODECS if name != Plain.name)
+"""What users can ask for by name."""
+
+HEADER = "rabbitllm.codecs"
+"""In a file's metadata: weight name -> {"codec": its name, "dtype", "shape", and its fields}."""
+HEADER_UP_TO_FORMAT_3 = "rabbitllm.packed"
+"""The same: weight name -> [shape, lowest, outliers] of what is stored lossless. Such a store may
+be all that is left of a checkpoint."""
+
+
+def to_header(codecs: Mapping[str, tuple[Codec, Mapping[str, Any]]]) -> dict[str, str]:
+    """What a file's metadata say of the weights in it.
+
+    Args:
+        codecs: weight name -> how it is stored, and what else is to be known of it.
+    """
+    rows = {
+        name: {"codec": codec.name, **asdict(codec), **about}  # type: ignore[call-overload]
+        for name, (codec, about) in codecs.items()
+    }
+    return {HEADER: json.dumps(rows)} if rows else {}
+
+
+def from_header(metadata: Mapping[str, str]) -> dict[str, tuple[Codec, dict[str, Any]]]:
+    """What a file's metadata say of the weights in it; those that are not named are stored plain.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: they say what nobody writes.
+    """
+    rows = {**json.loads(metadata.get(HEADER, "{}"))}
+    for name, (shape, lowest, outliers) in json.loads(
+        metadata.get(HEADER_UP_TO_FORMAT_3, "{}")
+    ).items():
+        fields = {"lowest": lowest, "outliers": outliers}
+        rows[name] = {"codec": Lossless.name, "dtype": "BF16", "shape": shape, **fields}
+    found = {}
+    for name, row in rows.items():
+        about = {key: row.pop(key) for key in ("dtype", "shape")}
+        codec = CODECS[row.pop("codec")]
+        found[name] = codec(**{field: index(value) for field, value in row.items()}), about
+    return found

@@ -1,0 +1,121 @@
+"""What a codec is: how a weight's stored bytes become the tensor that the module wants."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+class Layout(NamedTuple):
+    """What a tensor in a file is.
+
+    Attributes:
+        dtype: of its elements.
+        shape: of the tensor.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Unit(NamedTuple):
+    """The smallest part of a weight that decodes by itself; a weight's last one may be smaller.
+
+    Attributes:
+        stored: bytes of it in each of the stored tensors, in which units follow one another.
+        decoded: bytes of it in the weight.
+    """
+
+    stored: tuple[int, ...]
+    decoded: int
+
+
+class Codec(ABC):
+    """How one weight is stored.
+
+    The fields of a subclass, a frozen dataclass of integers, are what decoding takes besides the
+    stored bytes; a file's header keeps them.
+
+    Attributes:
+        name: what headers call it.
+        scratch: bytes that decoding needs to work in.
+    """
+
+    name: ClassVar[str]
+    scratch: ClassVar[int] = 0
+
+    @abstractmethod
+    def stored(self, weight: Layout) -> Mapping[str, Layout]:
+        """The tensors that are stored of a weight, by what follows its name in theirs.
+
+        Raises:
+            ValueError: no such weight is stored like this.
+        """
+
+    @abstractmethod
+    def unit(self, weight: Layout) -> Unit:
+        """The parts of a weight that decode by themselves, its stored tensors in `stored`'s order.
+
+        Readers cut there, and decode while they read.
+        """
+
+    @abstractmethod
+    def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
+        """Makes a weight, or some units of it that follow one another; on the calling thread alone.
+
+        Args:
+            stored: their bytes in each of the stored tensors.
+            target: as many bytes as they decode to.
+            scratch: `scratch` bytes, whatever is in them.
+
+        Raises:
+            ValueError: the bytes are damaged.
+        """
+
+    @classmethod
+    @abstractmethod
+    def expected(cls, weight: Layout) -> Self | None:
+        """What `encode` makes of a weight as a rule; None if it is not worth encoding."""
+
+    @classmethod
+    @abstractmethod
+    def encode(cls, weight: torch.Tensor) -> tuple[Self, dict[str, torch.Tensor]] | None:
+        """Encodes a weight on the host.
+
+        Returns:
+            How, and the stored tensors, as `stored` describes them. None if its values cannot be
+            encoded.
+        """
+
+    def nbytes(self, weight: Layout) -> int:
+        """The bytes that are stored of a weight."""
+        return sum(nbytes(each) for each in self.stored(weight).values())
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many elements a tensor has; its sizes may come from a file.
+
+    Raises:
+        ValueError: a size is below zero, or they are too many for any tensor.
+    """
+    count = 1
+    for size in shape:
+        if size < 0 or count > MAX_ELEMENTS:  # before a long product of long numbers takes minutes
+            raise ValueError(f"no tensor has the shape {tuple(shape)}")
+        count *= size
+    return count
+
+
+def nbytes(tensor: Layout) -> int:
+    """The bytes of a tensor's elements."""
+    return elements(tensor.shape) * tensor.dtype.itemsize
+
+
+MAX_ELEMENTS = 2**63
+"""Of a tensor, in any order of its dimensions."""
