@@ -28,12 +28,14 @@ class Work:
         new: tokens of each in this forward.
         past: tokens of each that the cache holds already.
         logits: positions of each whose logits are asked for.
+        scored: the loss of these is asked for as well.
     """
 
     sequences: int
     new: int
     past: int = 0
     logits: int = 1
+    scored: bool = False
 
     def cut(self, new: int) -> "Work":
         """The last and largest forward of the same work, if it is done `new` tokens at a time."""
@@ -56,6 +58,7 @@ class Geometry:
         narrow: values are narrower than keys.
         mlp: of the intermediates of the largest MLP.
         windows: the most tokens that each layer caches; 0 if it caches all.
+        capped: the logits are bent to stay below a cap, in steps.
     """
 
     config: Any
@@ -67,6 +70,7 @@ class Geometry:
     narrow: bool
     mlp: int
     windows: tuple[int, ...]
+    capped: bool
 
     @property
     def eager(self) -> bool:
@@ -105,6 +109,7 @@ def read_geometry(config: Any) -> Geometry:
         narrow=values < keys,
         mlp=_mlp(text, hidden),
         windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
+        capped=bool(getattr(text, "final_logit_softcapping", None)),
     )
 
 
@@ -128,8 +133,10 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
       repeated for all heads, over all S tokens; and, if it is eager, the scores, B x heads x T x S,
       as they are and as softmax's float32 input and output. sdpa on CPU takes such steps, too,
       where values are narrower than keys;
-    - the logits that are asked for, with their hidden state, and those of one position in float32
-      as sampling takes them, four times.
+    - the logits that are asked for, with their hidden state, three times if they are capped, and
+      twice in float32 if their loss is asked for; those of one position in float32 as
+      sampling takes them, four times;
+    - the head's weight, as often as a CPU copies it.
 
     Measured on CPU against stock's peaks, each allocation having pages of its own (llama, gemma 3,
     mixtral, qwen3 MoE, deepseek v3 and gpt2; prompts and batches of 800 to 6,000 tokens, peaks of
@@ -146,15 +153,18 @@ def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     cuda = device.type == "cuda"
     stepwise = geometry.eager or (geometry.narrow and not cuda)
     repeated = 2 * geometry.width if stepwise or 2 * geometry.width > geometry.kept else 0
-    asked = work.sequences * work.logits * (geometry.vocabulary + geometry.hidden)
-    floats = 2 * new * geometry.hidden + 4 * work.sequences * geometry.vocabulary
+    logits = work.sequences * work.logits * geometry.vocabulary
+    asked = logits * (3 if geometry.capped else 1) + work.sequences * work.logits * geometry.hidden
+    sampled = work.sequences * geometry.vocabulary
+    floats = 2 * new * geometry.hidden + 4 * sampled + (2 * logits if work.scored else 0)
+    head = 0 if cuda else _head_copies(dtype, work) * geometry.vocabulary * geometry.hidden
     pairs = new * (work.new + work.past)
     score = geometry.heads * (dtype.itemsize + 2 * FLOAT) if stepwise else 0
     mask = dtype.itemsize + 3 if stepwise or geometry.masked(work) else 0
     projected = new * (7 * geometry.width + geometry.kept) + total * repeated
     attention = projected * dtype.itemsize + pairs * score
     mlp = new * geometry.mlp * dtype.itemsize
-    always = total * geometry.kept + new * 4 * geometry.hidden + asked
+    always = total * geometry.kept + new * 4 * geometry.hidden + asked + head
     passing = max(attention, mlp) + always * dtype.itemsize + floats * FLOAT + pairs * mask
     return int(HOLES * passing)
 
@@ -163,6 +173,17 @@ def taken_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, wo
     """Bytes of `working_bytes` that are taken before the forward begins: the cache so far."""
     outside = CUDA_CONTEXT if device.type == "cuda" else 0
     return geometry.cached(replace(work, new=0)) * dtype.itemsize + outside
+
+
+def _head_copies(dtype: torch.dtype, work: Work) -> int:
+    """How often a CPU copies the head's weight.
+
+    In 16 bits once for each sequence, where the last of the hidden states are a view of them all:
+    torch 2.13 takes that for a batch of products. See `keep_rows_single` for the one exception.
+    """
+    single = work.sequences * work.logits == 1 and dtype == torch.bfloat16
+    view = work.logits < work.new and dtype.itemsize < FLOAT
+    return work.sequences if view and not single else 0
 
 
 def _mlp(text: Any, hidden: int) -> int:

@@ -90,6 +90,7 @@ def test_chunks_that_are_too_small_to_help_are_not_made(caplog: pytest.LogCaptur
         ((), {"input_ids": ids(2, 5), "logits_to_keep": 0}, Work(2, 5, logits=5)),
         ((), {"inputs_embeds": torch.ones(3, 4, 8), "logits_to_keep": 9}, Work(3, 4, logits=4)),
         ((), {"input_ids": ids(1, 4), "logits_to_keep": torch.tensor([1, 2])}, Work(1, 4, 0, 2)),
+        ((ids(2, 5),), {"labels": ids(2, 5)}, Work(2, 5, logits=5, scored=True)),
         ((), {}, Work(0, 0)),
     ],
 )

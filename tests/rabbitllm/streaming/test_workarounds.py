@@ -38,6 +38,18 @@ def test_several_rows_stay_as_they_are(head: nn.Linear, rows: slice) -> None:
     assert seen_by(head, hidden).stride() == hidden.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_row_of_another_dtype_keeps_the_bits_that_it_has(
+    head: nn.Linear, dtype: torch.dtype
+) -> None:
+    row = torch.randn(1, 7, 48, dtype=dtype)[:, -1:]
+    head.to(dtype)
+    expected = head(row)
+    keep_rows_single(head)
+    assert seen_by(head, row).stride() == row.stride()
+    assert torch.equal(head(row), expected)
+
+
 def test_a_batch_of_last_rows_stays_as_it_is(head: nn.Linear) -> None:
     hidden = torch.randn(3, 7, 48).bfloat16()[:, -1:]
     keep_rows_single(head)
