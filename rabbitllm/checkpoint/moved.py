@@ -107,20 +107,23 @@ def replaced_shards(store: Path, checkpoint: Path) -> list[Shard]:
 def users(store: Path) -> tuple[Path, ...]:
     """The checkpoints whose weights lie in a store, as far as it knows.
 
-    A checkpoint is one of them until its folder is seen to have no pointer to the store: a folder
-    that is not there may have been moved, or lie on a disk that is not mounted. A record that
-    cannot be read stands for a checkpoint as well.
+    A checkpoint is one of them until its folder is seen to have a pointer to another store, or
+    none and the very shards that were to be deleted. A folder that is not there may have been
+    moved, or lie on a disk that is not mounted; one that is there with other shards may be new, and
+    the old one lie elsewhere. A record that cannot be read stands for a checkpoint as well.
     """
-    found = []
-    for record in sorted(store.glob(f"{USED_BY}*")):
-        try:
-            checkpoint = Path(read_json(record)["checkpoint"])
-            if checkpoint.is_dir() and not points_to(checkpoint, store):
-                continue
-            found.append(checkpoint)
-        except (OSError, *MALFORMED):
-            found.append(record)
-    return tuple(found)
+    found = (_user(store, record) for record in sorted(store.glob(f"{USED_BY}*")))
+    return tuple(user for user in found if user)
+
+
+def _user(store: Path, record: Path) -> Path | None:
+    """Whom a record stands for, itself if that cannot be read; None if the store is not needed."""
+    try:
+        checkpoint = Path(read_json(record)["checkpoint"])
+        needed = not checkpoint.is_dir() or points_to(checkpoint, store)
+        return checkpoint if needed or _bare(store, checkpoint) else None
+    except (OSError, *MALFORMED):
+        return record
 
 
 def points_to(checkpoint: Path, store: Path) -> bool:
@@ -134,6 +137,14 @@ def points_to(checkpoint: Path, store: Path) -> bool:
     except CheckpointError:
         return True
     return place is not None and (place == store.resolve() or not (place / DESCRIPTION).is_file())
+
+
+def _bare(store: Path, checkpoint: Path) -> bool:
+    """Whether a checkpoint has no pointer, and not the shards that it had."""
+    if read_pointer(checkpoint):
+        return False
+    shards = replaced_shards(store, checkpoint)
+    return any(not shard.is_in(checkpoint) for shard in shards)
 
 
 def _record(store: Path, checkpoint: Path) -> Path:

@@ -191,13 +191,16 @@ def test_a_checkpoint_is_a_user_until_its_folder_is_seen_to_be_none(
     store, folder = tmp_path / "store", tmp_path / "checkpoint"
     store.mkdir()
     folder.mkdir()
-    register(store, folder, [Shard("a", 1, 2)])
+    (folder / "a").write_text("weights")
+    shard = Shard.of(folder / "a")
+    register(store, folder, [shard])
     assert users(store) == ()  # the pointer was not written
     write_pointer(folder, store)
     assert read_pointer(folder) == store
     assert users(store) == (folder,)
     register(store, folder)
-    assert replaced_shards(store, folder) == [Shard("a", 1, 2)]
+    assert replaced_shards(store, folder) == [shard]
+    (folder / "a").unlink()
     folder.rename(tmp_path / "elsewhere")
     assert users(store) == (folder,)
     (tmp_path / "elsewhere").rename(folder)
@@ -208,6 +211,20 @@ def test_a_checkpoint_is_a_user_until_its_folder_is_seen_to_be_none(
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / DESCRIPTION).touch()
     assert users(store) == ()
+
+
+def test_a_folder_that_took_the_place_of_a_moved_one_hides_it_not(tmp_path: Path) -> None:
+    store, folder = tmp_path / "store", tmp_path / "checkpoint"
+    store.mkdir()
+    folder.mkdir()
+    (folder / "a").write_text("weights")
+    register(store, folder, [Shard.of(folder / "a")])
+    write_pointer(folder, store)
+    (folder / "a").unlink()
+    folder.rename(tmp_path / "elsewhere")
+    folder.mkdir()
+    (folder / "a").write_text("weights, downloaded again")
+    assert users(store) == (folder,)
 
 
 def test_a_record_that_cannot_be_read_counts(tmp_path: Path) -> None:
