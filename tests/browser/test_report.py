@@ -215,7 +215,10 @@ def test_nothing_bars_people(opened, report, scheme, rules):
 def test_hostile_records_are_text(opened, tmp_path):
     check = CheckResult("fail", {HOSTILE: HOSTILE}, 0.1, message=HOSTILE, exception=HOSTILE)
     record = Record(
-        *(HOSTILE,) * 4,
+        architecture=HOSTILE,
+        family=HOSTILE,
+        family_class=HOSTILE,
+        model_class=HOSTILE,
         dtype="float32",
         release=HOSTILE,
         backend=HOSTILE,
