@@ -70,7 +70,7 @@ class Placeholder(nn.Parameter):
 
 
 def put_placeholders(model: nn.Module, home: torch.device) -> None:
-    """Makes every parameter on the meta device an `Placeholder`; shared ones stay shared."""
+    """Makes every parameter on the meta device a `Placeholder`; shared ones stay shared."""
     made: dict[int, Placeholder] = {}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():

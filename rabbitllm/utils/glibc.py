@@ -1,6 +1,7 @@
 """How glibc's allocator gives memory back; other C libraries have no such knobs, and are let be."""
 
 import ctypes
+import functools
 from typing import Any
 
 M_MMAP_THRESHOLD = -3
@@ -15,6 +16,7 @@ def give_back() -> None:
         trim(0)
 
 
+@functools.cache  # it is asked for at every token that comes near a budget
 def map_large_allocations() -> None:
     """From here on, each large allocation has pages of its own, which go back when it is freed.
 
