@@ -7,9 +7,8 @@ is the slowest of the wires they took, and of the memory that computing reads th
 
 import argparse
 import gc
-import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,40 +19,15 @@ if TYPE_CHECKING:
     import torch
 
     from rabbitllm.measure.limits import Limits
+    from rabbitllm.measure.throughput import Throughput
     from rabbitllm.prepare import Prepared
 
 EXAMPLE = "  rabbitllm bench Qwen/Qwen2.5-7B-Instruct --device-memory 4GiB -p 512 -n 64"
-WARM_UP = 2
-"""Tokens generated after the prompt before the clock runs: kernels depend on its length."""
 PICTURED = 8
 """Tokens of the prompt of the timed layers."""
 PICTURES = (".png", ".svg", ".pdf")
-MOVED = ("bytes_from_disk", "bytes_to_device")
 ROOM = 1.25
 """Stock transformers runs where this many times the model's bytes are free."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One test of one model.
-
-    Attributes:
-        model: its name.
-        runs: "streamed" or "stock".
-        attention: the backend.
-        test: such as "pp128" or "tg32".
-        samples: tokens/s of each repetition.
-        gb_per_second: weights that moved in the mean repetition; None if none did.
-        limit_tokens_per_second: what the limits allow; None if none of them applies.
-    """
-
-    model: str
-    runs: str
-    attention: str
-    test: str
-    samples: list[float]
-    gb_per_second: float | None
-    limit_tokens_per_second: float | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,87 +107,52 @@ def _check_length(tokens: int, prepared: "Prepared") -> None:
 
 def _measure(
     model: Any, runs: str, arguments: argparse.Namespace, prepared: "Prepared", limits: "Limits"
-) -> list[Result]:
-    """Both tests of a model, after a warm-up."""
+) -> "list[tuple[dict[str, str], Throughput]]":
+    """Both tests of a model, each with what it is called."""
     from rabbitllm.cli.plan import computed_bytes
-    from rabbitllm.measure.generation import generate
+    from rabbitllm.measure.throughput import Workload, measure_throughput
 
     print(f"Running {arguments.model}, {runs}", file=sys.stderr)
-    tokens, new_tokens = arguments.prompt_tokens, arguments.new_tokens
-    prompt = _prompt(model, tokens)
-    generate(model, prompt, WARM_UP)
-    before = _counters(model)
-    timings = [generate(model, prompt, new_tokens + 1) for _ in range(arguments.repeats)]
-    after = _counters(model)
-    forwards = arguments.repeats * (new_tokens + 1)
-    read, copied = ((after[key] - before[key]) / forwards for key in MOVED)
-
-    def result(test: str, samples: list[float], tokens_each: int, computed: float) -> Result:
-        """One test, of which each forward handles `tokens_each` tokens."""
-        rate = statistics.mean(samples) / tokens_each
-        least = limits.seconds(read, copied, computed)
-        return Result(
-            model=Path(arguments.model).name,
-            runs=runs,
-            attention=str(model.config._attn_implementation),
-            test=test,
-            samples=samples,
-            gb_per_second=max(read, copied) * rate / 1e9 or None,
-            limit_tokens_per_second=tokens_each / least if least else None,
-        )
-
-    prefill = [tokens / timing.prefill_seconds for timing in timings]
-    decoding = [timing.tokens_per_second() for timing in timings]
-    return [
-        result(f"pp{tokens}", prefill, tokens, 0.0),
-        result(f"tg{new_tokens}", decoding, 1, computed_bytes(prepared)),
-    ]
+    work = Workload(arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
+    labels = {
+        "model": Path(arguments.model).name,
+        "runs": runs,
+        "attention": str(model.config._attn_implementation),
+    }
+    tests = measure_throughput(model, work, limits, computed_bytes(prepared))
+    return [(labels, test) for test in tests]
 
 
-def _shown(results: list[Result], form: str, limits: "Limits", device: "torch.device") -> str:
+def _shown(
+    results: "list[tuple[dict[str, str], Throughput]]",
+    form: str,
+    limits: "Limits",
+    device: "torch.device",
+) -> str:
     if form == "md":
-        return render([_line(result) for result in results], form)
+        return render([labels | _cells(test) for labels, test in results], form)
     rows = [
-        asdict(result)
+        labels
+        | asdict(test)
         | {
-            "tokens_per_second": statistics.mean(result.samples),
-            "sd": _deviation(result.samples),
+            "tokens_per_second": test.tokens_per_second,
+            "sd": test.deviation,
             "device": _name(device),
             "limits": asdict(limits),
         }
-        for result in results
+        for labels, test in results
     ]
     return render(rows, form)
 
 
-def _line(result: Result) -> dict[str, str]:
-    mean, limit = statistics.mean(result.samples), result.limit_tokens_per_second
+def _cells(test: "Throughput") -> dict[str, str]:
+    mean, limit = test.tokens_per_second, test.limit_tokens_per_second
     return {
-        "model": result.model,
-        "runs": result.runs,
-        "attention": result.attention,
-        "test": result.test,
-        "t/s": f"{mean:.2f} ± {_deviation(result.samples):.2f}",
-        "GB/s": f"{result.gb_per_second:.2f}" if result.gb_per_second else "-",
+        "test": test.test,
+        "t/s": f"{mean:.2f} ± {test.deviation:.2f}",
+        "GB/s": f"{test.gb_per_second:.2f}" if test.gb_per_second else "-",
         "% of limit": f"{mean / limit:.0%}" if limit else "-",
     }
-
-
-def _deviation(samples: list[float]) -> float:
-    return statistics.stdev(samples) if len(samples) > 1 else 0.0
-
-
-def _prompt(model: Any, tokens: int) -> "torch.Tensor":
-    """Seeded random token ids [1, tokens] on the model's device."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    return torch.randint(vocabulary, (1, tokens), generator=generator).to(model.device)
-
-
-def _counters(model: Any) -> dict[str, int]:
-    return model.streaming_stats() if hasattr(model, "streaming_stats") else dict.fromkeys(MOVED, 0)
 
 
 def _name(device: "torch.device") -> str:
@@ -261,8 +200,9 @@ def _draw(arguments: argparse.Namespace) -> None:
     """Runs the model once more, with timed layers, and saves the picture."""
     from rabbitllm.measure.generation import generate
     from rabbitllm.measure.picture import draw
+    from rabbitllm.measure.throughput import random_prompt
 
     model = load(arguments, profiling_mode=True)
-    generate(model, _prompt(model, PICTURED), arguments.new_tokens)
+    generate(model, random_prompt(model, PICTURED), arguments.new_tokens)
     draw(model.streaming_stats(), arguments.picture)
     print(f"Drawn: {arguments.picture}", file=sys.stderr)
