@@ -18,7 +18,8 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint, write_shorter
-from benchmarks.streaming.measure import DEVICE, MEMORY, Run, budget, measure_run, streamed
+from benchmarks.streaming.measure import measure_run
+from benchmarks.streaming.setups import DEVICE, MEMORY, Run, budget, streamed
 
 PARTS = 4
 """Points of each sweep."""
