@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from benchmarks.serving_soak import MISDEEDS, report, soak
+from benchmarks.serving_soak.measure import report, soak
+from benchmarks.serving_soak.misdeeds import MISDEEDS
 
 
 def test_good_clients_are_answered_and_nothing_is_kept(talker: Path) -> None:
