@@ -1,0 +1,78 @@
+"""Attention: positions, which keys a query sees, and what it takes from them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.measuring.references.checkpoint import Checkpoint
+
+
+def positions(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Each token's place in its text, [B, S], padding on the left not counted.
+
+    Args:
+        ids: [B, S].
+        mask: [B, S], 0 where a token is padding; None for none.
+    """
+    present = torch.ones_like(ids) if mask is None else mask.long()
+    return (present.cumsum(-1) - 1).clamp(min=0)
+
+
+def visible(ids: Tensor, mask: Tensor | None, window: int | None = None) -> Tensor:
+    """Whether a query sees a key, [B or 1, 1, S, S].
+
+    Args:
+        ids: [B, S].
+        mask: [B, S], 0 where a token is padding; None for none.
+        window: how many keys at most, the query's own included, as many as the rolling buffer of
+            https://arxiv.org/abs/2310.06825, section 2, holds; None for all.
+    """
+    place = torch.arange(ids.shape[1])
+    distance = place[:, None] - place
+    seen = (distance >= 0) & (distance < (ids.shape[1] if window is None else window))
+    return seen[None, None] if mask is None else seen & (mask != 0)[:, None, None]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q k * scale) v: https://arxiv.org/abs/1706.03762, section 3.2.1.
+
+    Heads share keys and values in groups: https://arxiv.org/abs/2305.13245.
+
+    Args:
+        q: [B, S, heads, D].
+        k: [B, S, groups, D].
+        v: [B, S, groups, E].
+        seen: see `visible`.
+        scale: of the scores; None for 1 / sqrt(D).
+
+    Returns:
+        [B, S, heads * E].
+    """
+    shared = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(shared, dim=2), v.repeat_interleave(shared, dim=2)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    # Not minus infinity: padding sees no key at all, and is to be no NaN.
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+
+
+def project(model: Checkpoint, at: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [B, S, heads, D], keys and values [B, S, groups, D] of x [B, S, H].
+
+    Args:
+        model: has `q_proj`, `k_proj` and `v_proj`.
+        at: what their keys begin with.
+        x: what attends.
+    """
+    q, k, v = (
+        model.linear(f"{at}.{name}_proj", x).unflatten(-1, (-1, model.head_dim)) for name in "qkv"
+    )
+    return q, k, v
