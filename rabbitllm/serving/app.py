@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import reprlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection
@@ -10,24 +9,19 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
-from typing_extensions import override
+from fastapi.responses import JSONResponse, Response
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.model import StreamedModel
 from rabbitllm.serving.aside import Aside, TimeLimitError
-from rabbitllm.serving.errors import ApiError, failure, handle_errors
+from rabbitllm.serving.errors import ApiError, handle_errors
+from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
 from rabbitllm.serving.gate import Gate
-from rabbitllm.serving.replies import CHAT, COMMENT, COMPLETION, DONE, Reply, Shape, event
+from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
 from rabbitllm.text import context_length, encode_chat, encode_ids, encode_text
 
-logger = logging.getLogger(__name__)
-
-PATIENCE = 15.0
-"""Seconds without text after which a stream says that it goes on, so that nobody hangs up."""
 CLIENT_LEFT = 499
 """nginx's status for a client that left before the answer; nobody is there to read it."""
 PREPARATION = 10.0
@@ -198,8 +192,8 @@ class Routes:
         asked, job = await self._begin(kind, await request.body(), encode)
         reply = Reply(shape, self._name)
         if asked.stream:
-            return _EventStream(job, reply, asked.stream_options.include_usage)
-        watcher = asyncio.create_task(_cancel_when_gone(request.receive, job))
+            return EventStream(job, reply, asked.stream_options.include_usage)
+        watcher = asyncio.create_task(cancel_when_gone(request.receive, job))
         text = "".join([piece async for piece in job.pieces()])
         watcher.cancel()
         if job.cancelled:
@@ -214,45 +208,3 @@ def _check_json(content_type: str) -> None:
     """Refuses what a page on another site may send without asking the browser's leave."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "Send the request as JSON, with Content-Type: application/json.")
-
-
-class _EventStream(StreamingResponse):
-    """A job's text as server-sent events; the job ends when the client leaves."""
-
-    def __init__(self, job: Job, reply: Reply, include_usage: bool) -> None:
-        super().__init__(_events(job, reply, include_usage), media_type="text/event-stream")
-        self._job = job
-
-    @override
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watcher = asyncio.create_task(_cancel_when_gone(receive, self._job))
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            watcher.cancel()
-            self._job.cancel()
-
-
-async def _events(job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[str]:
-    shape = reply.shape
-    if shape.opening:
-        yield reply.chunk(shape.opening)
-    async for piece in job.pieces(PATIENCE):
-        yield reply.chunk(shape.change(piece)) if piece else COMMENT
-    if job.cancelled:
-        return
-    if error := job.answer.exception():
-        logger.error("A generation failed", exc_info=error)
-        yield event(failure(error))
-        return
-    answer = job.answer.result()
-    yield reply.chunk(shape.change(""), answer.finish_reason)
-    if include_usage:
-        yield reply.counts(answer)
-    yield DONE
-
-
-async def _cancel_when_gone(receive: Receive, job: Job) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    job.cancel()

@@ -1,0 +1,61 @@
+"""An answer as server-sent events, as long as its client is there."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from rabbitllm.serving.errors import failure
+from rabbitllm.serving.replies import COMMENT, DONE, Reply, event
+from rabbitllm.serving.worker import Job
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE = 15.0
+"""Seconds without text after which a stream says that it goes on, so that nobody hangs up."""
+
+
+class EventStream(StreamingResponse):
+    """A job's text as server-sent events; the job ends when the client leaves."""
+
+    def __init__(self, job: Job, reply: Reply, include_usage: bool) -> None:
+        super().__init__(_events(job, reply, include_usage), media_type="text/event-stream")
+        self._job = job
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watcher = asyncio.create_task(cancel_when_gone(receive, self._job))
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            watcher.cancel()
+            self._job.cancel()
+
+
+async def _events(job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[str]:
+    shape = reply.shape
+    if shape.opening:
+        yield reply.chunk(shape.opening)
+    async for piece in job.pieces(KEEP_ALIVE):
+        yield reply.chunk(shape.change(piece)) if piece else COMMENT
+    if job.cancelled:
+        return
+    if error := job.answer.exception():
+        logger.error("A generation failed", exc_info=error)
+        yield event(failure(error))
+        return
+    answer = job.answer.result()
+    yield reply.chunk(shape.change(""), answer.finish_reason)
+    if include_usage:
+        yield reply.counts(answer)
+    yield DONE
+
+
+async def cancel_when_gone(receive: Receive, job: Job) -> None:
+    """Ends a job once its client has left; to be cancelled when the job is over."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    job.cancel()
