@@ -1,8 +1,8 @@
-"""From a conversation to token ids, and from generated tokens back to text as they come."""
+"""From a prompt's token ids to an answer, and from its tokens to text as they come."""
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rabbitllm.model import StreamedModel
+from rabbitllm.prompt import room
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for a character of which some bytes are still to come."""
@@ -40,53 +41,6 @@ class Answer:
     def tokens_per_second(self) -> float | None:
         """Of decoding, the first token left out; None when there was no other."""
         return (self.new_tokens - 1) / self.other_seconds if self.other_seconds else None
-
-
-def encode_chat(model: StreamedModel, messages: Sequence[Mapping[str, str]]) -> torch.Tensor:
-    """Token ids [1, tokens] of a conversation, by the tokenizer's chat template.
-
-    Without a template the messages' contents follow one another, a line each.
-
-    Args:
-        model: whose tokenizer to use.
-        messages: with "role" and "content".
-
-    Raises:
-        ValueError: the template refuses the conversation, or what it makes of it does not fit the
-            model's context.
-    """
-    if not model.tokenizer.chat_template:
-        return encode_text(model, "\n".join(message["content"] for message in messages))
-    from jinja2 import TemplateError
-
-    try:
-        encoded = model.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True
-        )
-    except TemplateError as error:
-        raise ValueError(f"The model's chat template refuses these messages: {error}.") from error
-    return encode_ids(model, encoded["input_ids"])
-
-
-def encode_text(model: StreamedModel, text: str) -> torch.Tensor:
-    """Token ids [1, tokens] of plain text.
-
-    Raises:
-        ValueError: there are none, or more than fit the model's context.
-    """
-    return encode_ids(model, model.tokenizer(text)["input_ids"])
-
-
-def encode_ids(model: StreamedModel, ids: list[int]) -> torch.Tensor:
-    """Token ids as a tensor [1, tokens].
-
-    They are counted first: torch takes 0.3 s for a million, in which no other thread runs.
-
-    Raises:
-        ValueError: there are none, or more than fit the model's context.
-    """
-    room(model, len(ids))
-    return torch.tensor([ids], dtype=torch.long, device=model.device)
 
 
 def generate(
@@ -232,25 +186,3 @@ class _Listener(StoppingCriteria):
 def _end_of_text(model: StreamedModel) -> set[int]:
     ids = model.generation_config.eos_token_id
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
-
-
-def room(model: StreamedModel, length: int) -> int:
-    """Tokens that the model's context has left after a prompt of this length.
-
-    Raises:
-        ValueError: the prompt is empty, or fills it.
-    """
-    if not length:
-        raise ValueError("The prompt is empty.")
-    context = context_length(model)
-    if length >= context:
-        raise ValueError(
-            f"The prompt has {length} tokens, and the model's context is {context}. Shorten it."
-        )
-    return context - length
-
-
-def context_length(model: StreamedModel) -> int:
-    """Tokens of the longest text that the model can read and write."""
-    fields = model.config.get_text_config().to_dict()  # attributes of some configs raise
-    return int(fields.get("max_position_embeddings") or 1 << 30)

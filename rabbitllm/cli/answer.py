@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from rabbitllm.model import StreamedModel
-from rabbitllm.text import Answer, encode_chat, generate
+from rabbitllm.prompt import encode_chat
+from rabbitllm.text import Answer, generate
 
 
 def answer_aloud(

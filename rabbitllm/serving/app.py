@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.model import StreamedModel
+from rabbitllm.prompt import context_length, encode_chat, encode_ids, encode_text
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
@@ -20,7 +21,6 @@ from rabbitllm.serving.gate import Gate
 from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
-from rabbitllm.text import context_length, encode_chat, encode_ids, encode_text
 
 CLIENT_LEFT = 499
 """nginx's status for a client that left before the answer; nobody is there to read it."""

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rabbitllm import StreamedModel
-from rabbitllm.text import TextStream, encode_chat, encode_text, generate
+from rabbitllm.prompt import encode_text
+from rabbitllm.text import TextStream, generate
 
 GREEDY = {"do_sample": False}
-MESSAGES = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
 
 
 @pytest.fixture(scope="module")
@@ -99,25 +98,6 @@ def test_only_what_may_begin_a_stop_string_waits(tokenizer: PreTrainedTokenizerB
     assert pieces == ["abc"]
 
 
-# prompts
-
-
-def test_a_conversation_goes_through_the_template(model: StreamedModel) -> None:
-    ids = encode_chat(model, MESSAGES)
-    assert model.tokenizer.decode(ids[0]) == "<user>Who?\n<assistant>Me.\n<assistant>"
-
-
-def test_without_a_template_the_contents_follow_one_another(model: StreamedModel) -> None:
-    model.tokenizer.chat_template = None
-    assert torch.equal(encode_chat(model, MESSAGES), encode_text(model, "Who?\nMe."))
-
-
-def test_a_template_may_refuse(model: StreamedModel) -> None:
-    model.tokenizer.chat_template = "{{ raise_exception('no user twice') }}"
-    with pytest.raises(ValueError, match="refuses these messages: no user twice"):
-        encode_chat(model, MESSAGES)
-
-
 # generation
 
 
@@ -168,11 +148,7 @@ def test_a_cancelled_generation_ends_with_its_token(model: StreamedModel) -> Non
     assert (answer.new_tokens, answer.finish_reason) == (3, "cancelled")
 
 
-def test_the_context_limits_an_answer_and_a_prompt(model: StreamedModel) -> None:
+def test_the_context_limits_an_answer(model: StreamedModel) -> None:
     model.config.max_position_embeddings = 10
     answer = generate(model, encode_text(model, "12345"), str, max_new_tokens=99, **GREEDY)
     assert (answer.new_tokens, answer.finish_reason) == (5, "length")
-    with pytest.raises(ValueError, match="11 tokens, and the model's context is 10"):
-        generate(model, encode_text(model, "12345678901"), str, max_new_tokens=1)
-    with pytest.raises(ValueError, match="empty"):
-        generate(model, encode_text(model, ""), str, max_new_tokens=1)

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedModel, TextIteratorStreamer
 
 from rabbitllm import CheckpointError, StreamedModel
-from rabbitllm.text import encode_chat, generate
+from rabbitllm.prompt import encode_chat
+from rabbitllm.text import generate
 from tests.patience import PATIENCE
 
 Use = Callable[[Any, torch.Tensor], object]
