@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 
+from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.durable import TEMPORARY
 from rabbitllm.checkpoint.moved import DESCRIPTION, USED_BY, points_to, read_pointer, users
 from rabbitllm.checkpoint.source import MALFORMED, MOVED, TensorEntry, read_header, read_json
-from rabbitllm.checkpoint.store import CHECKSUM, LOCK, checksum, store_name
+from rabbitllm.checkpoint.store import LOCK, store_name
+from rabbitllm.checkpoint.store_file import is_sound
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def damaged(store: StoreInfo) -> list[Path]:
     """The files of a store that no longer hold what was written to them; reads every byte."""
     held = [file for file in store.held if file.is_file()]
     found = held or sorted(store.folder.glob("*.safetensors"))  # if it does not say what it holds
-    return [file for file in found if not _sound(file)]
+    return [file for file in found if not is_sound(file)]
 
 
 def check_removable(store: StoreInfo) -> None:
@@ -193,7 +193,7 @@ def remove_files(store: StoreInfo) -> None:
 def _codecs(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The codecs that a description names; raises one of `MALFORMED` if it names none."""
     if "packed" in fields:  # up to format 3
-        return ("lossless",) * bool(fields["packed"])
+        return (Lossless.name,) * bool(fields["packed"])
     return tuple(map(str, fields["codecs"]))
 
 
@@ -209,13 +209,3 @@ def _follower(place: Path) -> Path | None:
     """The store beside `place` that was made of the one there, and took over its checkpoint."""
     stores = find_stores(place.parent)
     return next((s.folder for s in stores if s.filled_from == place and s.users), None)
-
-
-def _sound(file: Path) -> bool:
-    try:
-        with safe_open(file, "pt") as held:
-            expected = (held.metadata() or {}).get(CHECKSUM)
-        # Read, not mapped: one that is cut off meanwhile is damaged, and ends no process.
-        return bool(expected == checksum(sorted(load(file.read_bytes()).items())))
-    except SafetensorError:  # its header is damaged
-        return False

@@ -10,8 +10,7 @@ import json
 import logging
 import os
 import shutil
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,19 +18,17 @@ from typing import Any
 import torch
 import transformers
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rabbitllm.checkpoint.codecs import to_header
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.durable import TEMPORARY, sync, write_durably
+from rabbitllm.checkpoint.durable import TEMPORARY, write_durably
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import DTYPES, MALFORMED, TensorEntry, read_header, read_json
+from rabbitllm.checkpoint.source import MALFORMED, TensorEntry, read_header, read_json
+from rabbitllm.checkpoint.store_file import write_file
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.utils.memory import format_size
 
@@ -39,10 +36,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 4
 LOCK = ".lock"
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-"""Of the element types, as headers have them."""
-CHECKSUM = "crc32"
-"""In each file's metadata: against bit rot, not malice; it costs little beside the writing."""
 HEADER_ROOM = 1 << 20
 """Bytes set aside for each file's header and the file system's own needs when space is checked."""
 
@@ -52,15 +45,6 @@ def default_root() -> Path:
     if folder := os.environ.get("RABBITLLM_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rabbitllm"
-
-
-def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """CRC-32 of names and bytes, in hexadecimal; contiguous tensors in the order of their names."""
-    value = 0
-    for name, tensor in tensors:
-        value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
-    return f"{value:08x}"
 
 
 def store_name(identity: Mapping[str, Any]) -> str:
@@ -181,40 +165,8 @@ class LayerStore:
                         tensors |= {
                             name: made[name].contiguous() for name in made.keys() & set(names)
                         }
-                self._save(stem, tensors)
+                write_file(self._path(stem), tensors, self._codecs)
                 bar.update(self._nbytes({stem: names}))
-
-    def _save(self, stem: str, tensors: dict[str, torch.Tensor]) -> None:
-        temporary = self.folder / f"{TEMPORARY}{stem}"
-        tensors, metadata = self._encode(tensors)
-        try:
-            save_file(tensors, temporary, metadata | {CHECKSUM: checksum(sorted(tensors.items()))})
-            sync(temporary)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(
-                f"{self._path(stem)} could not be written: {error}. What is there is kept: once "
-                "that is mended, loading again goes on from here."
-            ) from error
-        temporary.replace(self._path(stem))
-
-    def _encode(
-        self, weights: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """What is stored of these weights, which it empties one by one, and what metadata say."""
-        stored: dict[str, torch.Tensor] = {}
-        how = {}
-        for name in sorted(weights):
-            weight, codec = weights.pop(name), self._codecs.get(name, PLAIN)
-            encoded = codec.encode(weight)
-            if encoded is None:
-                logger.info("%s is stored as it is: its values do not fit %s", name, codec.name)
-                encoded = PLAIN.encode(weight)
-            found, tensors = encoded
-            stored |= {name + suffix: tensor for suffix, tensor in tensors.items()}
-            if found != PLAIN:
-                how[name] = found, {"dtype": NAMES[weight.dtype], "shape": list(weight.shape)}
-        return stored, to_header(how)
 
     def _whole(self, stem: str, names: list[str]) -> bool:
         """The file is there and holds these names, whole, in their shapes and dtypes."""

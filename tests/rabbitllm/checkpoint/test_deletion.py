@@ -22,7 +22,8 @@ from rabbitllm.checkpoint.deletion import replace_originals
 from rabbitllm.checkpoint.inventory import describe, find_stores
 from rabbitllm.checkpoint.moved import DESCRIPTION, USED_BY, users
 from rabbitllm.checkpoint.source import MOVED, WEIGHTS, WEIGHTS_INDEX
-from rabbitllm.checkpoint.store import CHECKSUM, LOCK, checksum
+from rabbitllm.checkpoint.store import LOCK
+from rabbitllm.checkpoint.store_file import CHECKSUM, checksum
 from rabbitllm.cli import main
 from rabbitllm.prepare import Prepared, prepare
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rabbitllm.checkpoint import inventory
+from rabbitllm.checkpoint import store_file
 from rabbitllm.checkpoint.inventory import damaged, find_stores, remove
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.checkpoint.store import LOCK
@@ -72,7 +72,7 @@ def test_a_file_that_is_cut_off_while_it_is_verified_is_found(
 ) -> None:
     (found,) = find_stores(store.parent)
     file = max(store.glob("*.safetensors"), key=lambda each: each.stat().st_size)
-    opened = inventory.safe_open
+    opened = store_file.safe_open
 
     def cutting(path: Path, framework: str) -> Any:
         held = opened(path, framework)
@@ -80,7 +80,7 @@ def test_a_file_that_is_cut_off_while_it_is_verified_is_found(
             os.truncate(path, 4096)
         return held
 
-    monkeypatch.setattr(inventory, "safe_open", cutting)
+    monkeypatch.setattr(store_file, "safe_open", cutting)
     assert damaged(found) == [file]
 
 

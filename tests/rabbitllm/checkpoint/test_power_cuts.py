@@ -23,12 +23,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from rabbitllm.checkpoint import deletion, durable, inventory, moved, store
+from rabbitllm.checkpoint import deletion, durable, inventory, moved, store, store_file
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.checkpoint.source import MOVED
 from rabbitllm.prepare import prepare
 
-PLACES = {os.path.realpath(m.__file__) for m in (deletion, durable, moved, store, inventory)}
+PLACES = {
+    os.path.realpath(m.__file__) for m in (deletion, durable, moved, store, store_file, inventory)
+}
 MOST = 256
 """Outcomes that are tried of a loss of power at one moment."""
 LOADED = 12

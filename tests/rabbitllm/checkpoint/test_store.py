@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from rabbitllm import BudgetError, StreamedModel
 from rabbitllm.checkpoint import store as store_module
+from rabbitllm.checkpoint import store_file
 from rabbitllm.checkpoint.moved import DESCRIPTION
 from rabbitllm.utils import find_or_create_local_splitted_path
 from tests.patience import PATIENCE
@@ -179,7 +180,7 @@ def fill_and_die(folder: Path, root: Path, whole: int, torn: bool) -> None:
         saved += 1
 
     torch.set_num_threads(1)
-    store_module.save_file = save
+    store_file.save_file = save
     split(folder, root)
 
 
@@ -216,7 +217,7 @@ def fill_slowly(folder: Path, root: Path, inside: Event, blocked: Event) -> None
         save_file(tensors, file, metadata)
 
     torch.set_num_threads(1)
-    store_module.save_file = save
+    store_file.save_file = save
     split(folder, root)
 
 
@@ -237,7 +238,7 @@ def fill_second(folder: Path, root: Path, inside: Event, blocked: Event) -> None
 
     torch.set_num_threads(1)
     store_module.FileLock = Lock
-    store_module.save_file = save
+    store_file.save_file = save
     assert inside.wait(PATIENCE)
     split(folder, root)
     assert blocked.is_set()
