@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from harness.measuring.references import rope
 from harness.measuring.references.checkpoint import Checkpoint
+from harness.measuring.references.decoder import Part
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""What `layer_types` of a config.json calls a layer."""
 
 
 def positions(ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -34,13 +42,7 @@ def visible(ids: Tensor, mask: Tensor | None, window: int | None = None) -> Tens
     return seen[None, None] if mask is None else seen & (mask != 0)[:, None, None]
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seen: Tensor,
-    scale: float | None = None,
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None) -> Tensor:
     """softmax(q k * scale) v: https://arxiv.org/abs/1706.03762, section 3.2.1.
 
     Heads share keys and values in groups: https://arxiv.org/abs/2305.13245.
@@ -64,6 +66,11 @@ def attention(
     return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
 
 
+def windows(config: Mapping[str, Any]) -> list[int | None]:
+    """How many keys each layer's queries see at most, by `layer_types` and `sliding_window`."""
+    return [config["sliding_window"] if kind == SLIDING else None for kind in config["layer_types"]]
+
+
 def project(model: Checkpoint, at: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [B, S, heads, D], keys and values [B, S, groups, D] of x [B, S, H].
 
@@ -76,3 +83,25 @@ def project(model: Checkpoint, at: str, x: Tensor) -> tuple[Tensor, Tensor, Tens
         model.linear(f"{at}.{name}_proj", x).unflatten(-1, (-1, model.head_dim)) for name in "qkv"
     )
     return q, k, v
+
+
+def grouped(model: Checkpoint, ids: Tensor, mask: Tensor | None, normed: bool = False) -> Part:
+    """Llama's attention, with RoPE over whole heads, and Mistral's windows.
+
+    Args:
+        model: with `layer_types`, see `windows`.
+        ids: [B, S].
+        mask: [B, S], 0 where a token is padding; None for none.
+        normed: each head's query and key is normalised before it turns, as in Qwen3.
+    """
+    turn = rope.rotary(rope.parameters(model.config), model.head_dim, positions(ids, mask))
+    seen = [visible(ids, mask, window) for window in windows(model.config)]
+
+    def attend(n: int, x: Tensor) -> Tensor:
+        at = f"model.layers.{n}.self_attn"
+        q, k, v = project(model, at, x)
+        if normed:
+            q, k = model.rms_norm(f"{at}.q_norm", q), model.rms_norm(f"{at}.k_norm", k)
+        return model.linear(f"{at}.o_proj", attention(turn(q), turn(k), v, seen[n]))
+
+    return attend

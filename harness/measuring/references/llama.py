@@ -8,24 +8,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness.measuring.references import rope
-from harness.measuring.references.attention import attention, positions, project, visible
+from harness.measuring.references.attention import FULL, grouped
 from harness.measuring.references.checkpoint import Checkpoint
 from harness.measuring.references.decoder import gated, pre_norm
 
 
 def llama(model: Checkpoint, ids: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped queries with RoPE, a gated feed-forward, root mean square norms."""
-    model = model.assuming(tie_word_embeddings=False)
-    turn = rope.rotary(rope.parameters(model.config), model.head_dim, positions(ids, mask))
-    seen = visible(ids, mask)
-
-    def attend(n: int, x: Tensor) -> Tensor:
-        at = f"model.layers.{n}.self_attn"
-        q, k, v = project(model, at, x)
-        return model.linear(f"{at}.o_proj", attention(turn(q), turn(k), v, seen))
+    layers = [FULL] * model.config["num_hidden_layers"]
+    model = model.assuming(tie_word_embeddings=False, layer_types=layers)
 
     def feed_forward(n: int, x: Tensor) -> Tensor:
         return gated(model, f"model.layers.{n}.mlp", x)
 
-    return pre_norm(model, ids, model.rms_norm, attend, feed_forward)
+    return pre_norm(model, ids, model.rms_norm, grouped(model, ids, mask), feed_forward)

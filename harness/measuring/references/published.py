@@ -15,9 +15,17 @@ from torch import Tensor
 from harness.measuring.references.checkpoint import Checkpoint
 from harness.measuring.references.decoder import Forward
 from harness.measuring.references.llama import llama
+from harness.measuring.references.mistral import mistral, mixtral
+from harness.measuring.references.qwen2 import qwen2, qwen3
 
 FORWARDS: Mapping[str, Forward] = {
     "llama": llama,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "qwen2": qwen2,
+    "qwen2_moe": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3,
 }
 """By config.json's `model_type`."""
 

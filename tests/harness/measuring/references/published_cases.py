@@ -36,6 +36,7 @@ YARN = {
     "beta_slow": 0.125,
     "original_max_position_embeddings": 16,
 }
+MIXTURE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 
 
 @dataclass(frozen=True)
@@ -93,5 +94,77 @@ CASES = {
             "rope_parameters.beta_slow": 0.25,
             "rope_parameters.original_max_position_embeddings": 8,
         },
+    ),
+    "qwen2": Case(
+        "Qwen2ForCausalLM",
+        TINY | {"rope_parameters": THETA, "head_dim": 16},
+        {"rms_norm_eps": 0.3, "rope_parameters.rope_theta": 3000.0},
+    ),
+    "qwen2-tied": Case(
+        "Qwen2ForCausalLM",
+        TINY
+        | {
+            "rope_parameters": YARN,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        },
+        {"rope_parameters.factor": 2.0, "sliding_window": 8},
+    ),
+    "qwen2_moe": Case(
+        "Qwen2MoeForCausalLM",
+        TINY
+        | MIXTURE
+        | {
+            "rope_parameters": THETA,
+            "shared_expert_intermediate_size": 40,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 2,
+        },
+        {"rms_norm_eps": 0.3, "norm_topk_prob": True, "num_experts_per_tok": 2},
+    ),
+    "qwen3": Case(
+        "Qwen3ForCausalLM",
+        TINY | {"rope_parameters": THETA, "head_dim": 32, "attention_bias": True},
+        {"rms_norm_eps": 0.3, "rope_parameters.rope_theta": 3000.0},
+    ),
+    "qwen3_moe": Case(
+        "Qwen3MoeForCausalLM",
+        TINY
+        | MIXTURE
+        | {
+            "rope_parameters": YARN,
+            "head_dim": 32,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "tie_word_embeddings": True,
+        },
+        {"rms_norm_eps": 0.3, "norm_topk_prob": False, "num_experts_per_tok": 2},
+    ),
+    "mistral": Case(
+        "MistralForCausalLM",
+        TINY | {"rope_parameters": THETA, "head_dim": 32, "sliding_window": 7},
+        {
+            "rms_norm_eps": 0.3,
+            "rope_parameters.rope_theta": 3000.0,
+            "sliding_window": 8,
+        },
+    ),
+    "mistral-full": Case(
+        "MistralForCausalLM",
+        TINY | {"rope_parameters": THETA, "sliding_window": None, "tie_word_embeddings": True},
+        {"sliding_window": 23},
+    ),
+    "mixtral": Case(
+        "MixtralForCausalLM",
+        TINY
+        | {
+            "rope_parameters": THETA,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "sliding_window": None,
+        },
+        {"rms_norm_eps": 0.3, "num_experts_per_tok": 2, "sliding_window": 7},
     ),
 }
