@@ -20,14 +20,12 @@ from rabbitllm.checkpoint.config import (
     load_config,
     pick_dtype,
     read_fields,
-    repair_head_dim,
     stock_class,
     valid_config,
 )
+from rabbitllm.checkpoint.consistency import check_complete, check_shapes, repair_head_dim
 from rabbitllm.checkpoint.convert import (
     Recipe,
-    check_complete,
-    check_shapes,
     dtypes_of,
     recipes_for,
     resolve_ties,

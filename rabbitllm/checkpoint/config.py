@@ -1,6 +1,5 @@
-"""The config of a checkpoint, the stock class it names, and what its own tensors say against it."""
+"""The config of a checkpoint, and the stock class and dtype that it names."""
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,12 +20,9 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rabbitllm.checkpoint import legacy
-from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.plain_json import read_settings
 from rabbitllm.checkpoint.source import TensorEntry
 from rabbitllm.errors import CheckpointError, summary
-
-logger = logging.getLogger(__name__)
 
 INVALID = (
     StrictDataclassError,
@@ -225,43 +221,6 @@ def pick_dtype(
             "'bfloat16', 'float16' or 'float32'."
         )
     return dtype
-
-
-def repair_head_dim(
-    config: PretrainedConfig,
-    model: PreTrainedModel,
-    recipes: list[Recipe],
-    entries: Mapping[str, TensorEntry],
-) -> bool:
-    """Sets `head_dim` to what the checkpoint's query projections have, if the config's misfits.
-
-    Models that fuse query, key and value need none of this: they derive it from the hidden size, or
-    their output projection contradicts a wrong one, which `check_shapes` refuses.
-
-    Returns:
-        Whether the config was changed, so that the model must be built again.
-    """
-    text = config.get_text_config()
-    state = model.state_dict()
-    for recipe in recipes:
-        name, key = recipe.targets[0], recipe.sources[0][0]
-        if recipe.converter is not None or not name.endswith("q_proj.weight"):
-            continue
-        rows, heads = entries[key].shape[0], getattr(text, "num_attention_heads", None)
-        if rows == state[name].shape[0] or not heads or rows % heads:
-            return False
-        stated, found = getattr(text, "head_dim", None), rows // heads
-        logger.warning(
-            "The config says head_dim=%s, but %s has %d rows for %d heads: using head_dim=%d.",
-            stated,
-            key,
-            rows,
-            heads,
-            found,
-        )
-        text.head_dim = found
-        return True
-    return False
 
 
 def _unknown(path: Path, model_type: object, has_code: bool) -> str:

@@ -7,7 +7,7 @@ installed release, never written down here.
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,6 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-
-from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -191,70 +189,3 @@ def resolve_ties(
                 recipes.append(makers[absent])
         tied[target] = source
     return tied
-
-
-def check_complete(model: PreTrainedModel, recipes: list[Recipe], place: object) -> None:
-    """Every parameter and persistent buffer is made by a recipe.
-
-    Raises:
-        CheckpointError: naming the first missing ones.
-    """
-    wanted = model.state_dict().keys()
-    missing = sorted(
-        wanted - {target for recipe in recipes for target in recipe.targets}, key=dot_natural_key
-    )
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise CheckpointError(
-            f"{len(missing)} of {len(wanted)} tensors are missing from the checkpoint in {place}: "
-            f"{shown}. "
-            "It is incomplete, or it is not a checkpoint of this architecture."
-        )
-
-
-def check_shapes(
-    model: PreTrainedModel,
-    recipes: list[Recipe],
-    shapes: Mapping[str, tuple[int, ...]],
-    place: object,
-) -> None:
-    """Every parameter that the checkpoint makes has the shape that the model gives it.
-
-    Conversions are tried on the meta device: nothing is read.
-
-    Args:
-        model: the model, on the meta device.
-        recipes: how the checkpoint makes its parameters.
-        shapes: checkpoint key -> shape on disk.
-        place: the checkpoint, for the message.
-
-    Raises:
-        CheckpointError: naming the first that has not.
-    """
-    state = model.state_dict()
-    dtypes = {name: tensor.dtype for name, tensor in state.items()}
-
-    def read(key: str) -> torch.Tensor:
-        return torch.empty(shapes[key], device="meta")
-
-    for recipe in recipes:
-        keys = [key for key, _ in recipe.sources]
-        if recipe.converter is None:
-            made, origin = {recipe.targets[0]: shapes[keys[0]]}, keys[0]
-        else:
-            origin = f"{recipe.targets[0]}, made of {len(keys)} tensors ({keys[0]}, ...),"
-            try:
-                tried = recipe.run(model, read, dtypes)
-            except (RuntimeError, ValueError, KeyError, IndexError) as error:
-                raise CheckpointError(
-                    f"{origin} cannot be made from what is in {place}: {error}. The checkpoint is "
-                    "incomplete, or its config does not belong to these weights."
-                ) from error
-            made = {name: tuple(tensor.shape) for name, tensor in tried.items()}
-        for name in recipe.targets:
-            if made.get(name) != tuple(state[name].shape):
-                raise CheckpointError(
-                    f"{origin} has shape {list(made.get(name, ()))} in the checkpoint, but the "
-                    f"config in {place} asks for {list(state[name].shape)}. The checkpoint is "
-                    "incomplete, or its config does not belong to these weights."
-                )

@@ -11,11 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import Chunk, WeightConverter
 
-from rabbitllm import CheckpointError, StreamedModel
+from rabbitllm import StreamedModel
+from rabbitllm.checkpoint.consistency import check_complete
 from rabbitllm.checkpoint.convert import (
-    Recipe,
-    check_complete,
-    check_shapes,
     dtypes_of,
     recipes_for,
     resolve_ties,
@@ -24,17 +22,6 @@ from rabbitllm.checkpoint.source import read_index
 
 Tensors = dict[str, torch.Tensor]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-@pytest.fixture(scope="module")
-def skeleton() -> Callable[..., PreTrainedModel]:
-    """`skeleton(folder, dtype)` -> the stock model on the meta device."""
-
-    def build(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-
-    return build
 
 
 def convert(model: PreTrainedModel, tensors: Tensors, dtype: torch.dtype) -> Tensors:
@@ -251,89 +238,6 @@ def test_one_tensor_serves_both_tied_names(
     expected = stock(checkpoint("llama-tied"))(prompt).logits
     assert torch.equal(model(prompt).logits, expected)
     assert "not tied" not in caplog.text
-
-
-# contradictions
-
-
-@pytest.mark.parametrize("architecture", ["llama", "deepseek_v3"])
-def test_missing_tensors_are_counted_and_named(
-    copied: Callable[..., Path],
-    rewrite: Callable[..., None],
-    streamed: Callable[..., StreamedModel],
-    architecture: str,
-) -> None:
-    folder = copied(architecture)
-    norms = [f"model.layers.{n}.input_layernorm.weight" for n in range(4)]
-    rewrite(folder, lambda ts: {key: tensor for key, tensor in ts.items() if key not in norms})
-    message = rf"4 of \d+ tensors are missing from .*{folder.name}: {', '.join(norms[:3])}, \.\.\."
-    with pytest.raises(CheckpointError, match=message):
-        streamed(folder)
-
-
-def test_a_missing_embedding_is_not_made_up_by_a_tie(
-    copied: Callable[..., Path],
-    rewrite: Callable[..., None],
-    streamed: Callable[..., StreamedModel],
-) -> None:
-    folder = copied("llama-tied")
-    rewrite(folder, lambda ts: {key: tensor for key, tensor in ts.items() if key != EMBEDDING})
-    with pytest.raises(CheckpointError, match=f"2 of .* missing .*: {HEAD}, {EMBEDDING}"):
-        streamed(folder)
-
-
-@pytest.mark.parametrize("shape", [(64, 95), (96, 64), (64,), (64, 96, 1)])
-def test_a_shape_that_contradicts_the_config_is_named(
-    copied: Callable[..., Path],
-    rewrite: Callable[..., None],
-    streamed: Callable[..., StreamedModel],
-    shape: tuple[int, ...],
-) -> None:
-    folder, key = copied("llama"), "model.layers.3.mlp.down_proj.weight"
-    rewrite(folder, lambda ts: ts | {key: torch.zeros(shape)})
-    with pytest.raises(CheckpointError, match=rf"{key} has shape .*asks for \[64, 96\]"):
-        streamed(folder)
-
-
-@pytest.mark.parametrize("lost", ["experts.3.w1", "experts.3.", ".w1", ".w3.", "experts."])
-def test_a_missing_expert_is_found_before_anything_is_converted(
-    copied: Callable[..., Path],
-    rewrite: Callable[..., None],
-    streamed: Callable[..., StreamedModel],
-    tmp_path: Path,
-    lost: str,
-) -> None:
-    folder, layer = copied("mixtral"), "model.layers.2."
-    rewrite(folder, lambda ts: {k: t for k, t in ts.items() if not (layer in k and lost in k)})
-    with pytest.raises(CheckpointError, match=r"model\.layers\.2\.mlp\.experts.*incomplete"):
-        streamed(folder, layer_shards_saving_path=tmp_path / "store")
-    assert not (tmp_path / "store").exists()
-
-
-def test_an_expert_of_another_shape_is_named(
-    copied: Callable[..., Path],
-    rewrite: Callable[..., None],
-    streamed: Callable[..., StreamedModel],
-) -> None:
-    folder = copied("mixtral")
-    key = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
-    assert key in read_index(folder)
-    rewrite(folder, lambda ts: ts | {key: torch.zeros(96, 64)})
-    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.experts\.down_proj"):
-        streamed(folder)
-
-
-def test_shapes_are_checked_without_reading(
-    checkpoint: Callable[..., Path], skeleton: Callable[..., PreTrainedModel]
-) -> None:
-    folder = checkpoint("qwen3_moe")
-    model, entries = skeleton(folder), read_index(folder)
-    shapes = {key: entry.shape for key, entry in entries.items()}
-    recipes = recipes_for(model, entries)
-    check_shapes(model, recipes, shapes, "here")
-    wrong = Recipe((HEAD,), [(EMBEDDING, EMBEDDING)])
-    with pytest.raises(CheckpointError, match=f"{EMBEDDING} has shape .*in here asks for"):
-        check_shapes(model, [wrong], shapes | {EMBEDDING: (3, 3)}, "here")
 
 
 def test_what_transformers_keeps_in_float32_stays_so(
