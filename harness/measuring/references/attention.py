@@ -42,7 +42,14 @@ def visible(ids: Tensor, mask: Tensor | None, window: int | None = None) -> Tens
     return seen[None, None] if mask is None else seen & (mask != 0)[:, None, None]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
     """softmax(q k * scale) v: https://arxiv.org/abs/1706.03762, section 3.2.1.
 
     Heads share keys and values in groups: https://arxiv.org/abs/2305.13245.
@@ -53,6 +60,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None
         v: [B, S, groups, E].
         seen: see `visible`.
         scale: of the scores; None for 1 / sqrt(D).
+        cap: of the scores, see `capped`.
 
     Returns:
         [B, S, heads * E].
@@ -60,10 +68,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None
     shared = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(shared, dim=2), v.repeat_interleave(shared, dim=2)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    scores = capped(torch.einsum("bqhd,bkhd->bhqk", q, k) * scale, cap)
     # Not minus infinity: padding sees no key at all, and is to be no NaN.
     weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1)
     return torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2)
+
+
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    """Bent to stay below a limit, if there is one: https://arxiv.org/abs/2408.00118, section 2."""
+    return x if cap is None else cap * (x / cap).tanh()
 
 
 def windows(config: Mapping[str, Any]) -> list[int | None]:

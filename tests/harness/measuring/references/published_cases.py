@@ -37,6 +37,26 @@ YARN = {
     "original_max_position_embeddings": 16,
 }
 MIXTURE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+GEMMA = TINY | {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "tie_word_embeddings": True,
+}
+LOCAL_AND_GLOBAL = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 3000.0, "factor": 4.0},
+    "sliding_attention": THETA,
+}
+GEMMA3_CHANGES = {
+    "rms_norm_eps": 0.3,
+    "rope_parameters.full_attention.rope_theta": 300.0,
+    "rope_parameters.full_attention.factor": 2.0,
+    "rope_parameters.sliding_attention.rope_theta": 3000.0,
+    "sliding_window": 8,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -166,5 +186,45 @@ CASES = {
             "sliding_window": None,
         },
         {"rms_norm_eps": 0.3, "num_experts_per_tok": 2, "sliding_window": 7},
+    ),
+    "gemma2": Case(
+        "Gemma2ForCausalLM",
+        GEMMA
+        | {
+            "rope_parameters": THETA,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+            "attention_bias": True,
+        },
+        {
+            "rms_norm_eps": 0.3,
+            "rope_parameters.rope_theta": 3000.0,
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "gemma3_text": Case(
+        "Gemma3ForCausalLM",
+        GEMMA | {"rope_parameters": LOCAL_AND_GLOBAL},
+        GEMMA3_CHANGES,
+    ),
+    "gemma3": Case(
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": GEMMA | {"rope_parameters": LOCAL_AND_GLOBAL},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 8,
+            },
+            "mm_tokens_per_image": 4,
+        },
+        {f"text_config.{name}": value for name, value in GEMMA3_CHANGES.items()},
     ),
 }

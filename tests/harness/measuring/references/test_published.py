@@ -102,9 +102,13 @@ def test_a_field_moves_the_logits_where_it_moves_stocks(name, field, folder, tmp
 def test_rope_is_read_from_a_published_config_too(folder, tmp_path):
     logits = Published(folder)(IDS)
     config = json.loads((folder / "config.json").read_text())
-    scaling = config.pop("rope_parameters")
-    config |= {"rope_theta": scaling.pop("rope_theta")}
-    config["rope_scaling"] = scaling | {"type": scaling.pop("rope_type")}
+    text = config.get("text_config", config)
+    scaling = text.pop("rope_parameters")
+    if "full_attention" in scaling:
+        text["rope_local_base_freq"] = scaling["sliding_attention"]["rope_theta"]
+        scaling = scaling["full_attention"]
+    text["rope_theta"] = scaling.pop("rope_theta")
+    text["rope_scaling"] = scaling | {"type": scaling.pop("rope_type")}
     published = tmp_path / "published"
     shutil.copytree(folder, published)
     (published / "config.json").write_text(json.dumps(config))
