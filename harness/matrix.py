@@ -14,6 +14,8 @@ from harness.tables import read_rows, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = ROOT / "matrix"
+GOLDEN = MATRIX / "golden"
+"""Fixed checkpoints, and what is right for them: see `harness.measuring.golden`."""
 
 CHECKS = (
     "split_and_load",
