@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from rabbitllm.checkpoint.source import WEIGHTS_INDEX
+from rabbitllm.checkpoint.index import WEIGHTS_INDEX
 from rabbitllm.streaming.stages import find_stages
 
 

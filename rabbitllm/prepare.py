@@ -32,13 +32,14 @@ from rabbitllm.checkpoint.convert import (
 )
 from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.index import read_index
 from rabbitllm.checkpoint.inventory import StoreInfo, find_moved
-from rabbitllm.checkpoint.moved import register
+from rabbitllm.checkpoint.moved import MOVED, register
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.rehearsal import rehearse
-from rabbitllm.checkpoint.source import MOVED, TensorEntry, read_index
 from rabbitllm.checkpoint.store import LayerStore, default_root
+from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
 from rabbitllm.streaming.plan import Plan, minimum_bytes

@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.plain_json import read_settings
-from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.errors import CheckpointError, summary
 
 INVALID = (

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

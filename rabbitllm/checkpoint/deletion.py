@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from rabbitllm.checkpoint.durable import forget, sync_folder
+from rabbitllm.checkpoint.index import WEIGHTS_INDEX
 from rabbitllm.checkpoint.inventory import StoreInfo, damaged, describe, remove_files
 from rabbitllm.checkpoint.moved import (
     Shard,
@@ -19,7 +20,6 @@ from rabbitllm.checkpoint.moved import (
     replaced_shards,
     write_pointer,
 )
-from rabbitllm.checkpoint.source import WEIGHTS_INDEX
 from rabbitllm.checkpoint.store import LOCK
 from rabbitllm.errors import CheckpointError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from rabbitllm.checkpoint.source import FileState
+from rabbitllm.checkpoint.tensors import FileState
 from rabbitllm.errors import CheckpointError
 
 

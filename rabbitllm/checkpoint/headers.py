@@ -12,16 +12,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, say
 )
 
 from rabbitllm.checkpoint.hub import fetch_settings, hub_errors
-from rabbitllm.checkpoint.plain_json import parse
-from rabbitllm.checkpoint.source import (
-    MALFORMED,
-    MAX_HEADER_BYTES,
-    MOST_IN_FILE,
-    MOVED,
-    VALUES,
-    read_header,
-    shard_names,
-)
+from rabbitllm.checkpoint.index import shard_names
+from rabbitllm.checkpoint.moved import MOVED
+from rabbitllm.checkpoint.plain_json import MALFORMED
+from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, parse_header, read_header
 from rabbitllm.errors import CheckpointError, summary
 
 MOST_BYTES = 8 + MAX_HEADER_BYTES
@@ -86,7 +80,7 @@ def _fetch_header(repo: str, name: str, token: str | None) -> bytes:
 def _write_hollow(file: Path, head: bytes) -> None:
     """Writes a file with this beginning and a hole for its data; raises one of `MALFORMED`."""
     file.write_bytes(head)
-    fields = parse(head[8:], VALUES * MOST_IN_FILE)
+    fields = parse_header(head[8:])
     fields.pop("__metadata__", None)
     data = max((field["data_offsets"][1] for field in fields.values()), default=0)
     try:

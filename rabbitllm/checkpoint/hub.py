@@ -16,7 +16,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
 )
 
-from rabbitllm.checkpoint.source import MOVED, shard_names
+from rabbitllm.checkpoint.index import shard_names
+from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.errors import CheckpointError, first_line, summary
 
 CONFIG_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")

@@ -11,10 +11,11 @@ from filelock import FileLock, Timeout
 
 from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.durable import TEMPORARY
-from rabbitllm.checkpoint.moved import DESCRIPTION, USED_BY, points_to, read_pointer, users
-from rabbitllm.checkpoint.source import MALFORMED, MOVED, TensorEntry, read_header, read_json
+from rabbitllm.checkpoint.moved import DESCRIPTION, MOVED, USED_BY, points_to, read_pointer, users
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.checkpoint.store import LOCK, store_name
 from rabbitllm.checkpoint.store_file import is_sound
+from rabbitllm.checkpoint.tensors import TensorEntry, read_header
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rabbitllm.checkpoint.durable import forget, write_durably
-from rabbitllm.checkpoint.source import MALFORMED, MOVED, read_json
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.errors import CheckpointError
 
+MOVED = "rabbitllm-moved.json"
+"""In a checkpoint's folder: where its weights lie since its own shards were deleted."""
 DESCRIPTION = "store.json"
 """What a store says about itself."""
 USED_BY = ".used-by-"

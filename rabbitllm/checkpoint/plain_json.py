@@ -1,4 +1,4 @@
-"""JSON files of strangers, read only as far as that costs seconds and megabytes."""
+"""JSON files, read only as far as that costs seconds and megabytes: they may be strangers'."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,11 @@ MOST_BYTES = 2 << 20
 """Of a file of settings: published ones have kilobytes, long lists of modules included."""
 MOST_VALUES = 200_000
 """In such a file. An empty list of two bytes becomes an object of sixty."""
+MAX_JSON_BYTES = 1 << 24
+"""Of a file that this program writes; what describes a store grows with the number of shards."""
+
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON, and numbers out of it, raises when a file is not what it should be."""
 
 
 def read_settings(path: Path) -> Any:
@@ -18,6 +23,11 @@ def read_settings(path: Path) -> Any:
         RecursionError: it is nested too deeply.
     """
     return parse(read_bytes(path, MOST_BYTES), MOST_VALUES)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of ours; raises OSError, or one of `MALFORMED`."""
+    return json.loads(read_bytes(path, MAX_JSON_BYTES))
 
 
 def read_bytes(path: Path, most: int) -> bytes:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import TensorEntry, read_header
+from rabbitllm.checkpoint.tensors import TensorEntry, read_header
 from rabbitllm.errors import CheckpointError
 
 NAMED = 3

@@ -20,7 +20,7 @@ from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, nbytes
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.files import Files
 from rabbitllm.checkpoint.reads import BLOCK, CHUNK, Chunk, Reads, reads_of
-from rabbitllm.checkpoint.source import Extent, TensorEntry
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 from rabbitllm.errors import CheckpointError
 from rabbitllm.utils.workers import Workers
 

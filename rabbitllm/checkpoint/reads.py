@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rabbitllm.checkpoint.codecs.codec import Codec, nbytes
-from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.checkpoint.tensors import TensorEntry
 
 BLOCK = 4096
 """Bytes: no file system in use asks for a coarser alignment of direct reads."""

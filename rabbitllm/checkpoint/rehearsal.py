@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rabbitllm.checkpoint.source import TensorEntry, total_bytes
+from rabbitllm.checkpoint.tensors import TensorEntry, total_bytes
 from rabbitllm.utils.memory import format_size
 
 PARTS = 16

@@ -26,9 +26,10 @@ from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.durable import TEMPORARY, write_durably
 from rabbitllm.checkpoint.moved import DESCRIPTION
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import MALFORMED, TensorEntry, read_header, read_json
 from rabbitllm.checkpoint.store_file import write_file
+from rabbitllm.checkpoint.tensors import TensorEntry, read_header
 from rabbitllm.errors import BudgetError, CheckpointError
 from rabbitllm.utils.memory import format_size
 

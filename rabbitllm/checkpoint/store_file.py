@@ -13,7 +13,7 @@ from rabbitllm.checkpoint.codecs import to_header
 from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.durable import TEMPORARY, sync
-from rabbitllm.checkpoint.source import DTYPES
+from rabbitllm.checkpoint.tensors import DTYPES
 
 logger = logging.getLogger(__name__)
 

@@ -94,7 +94,7 @@ def _model(prepared: "Prepared", device: "torch.device") -> str:
 def _disk(prepared: "Prepared", root: str | None, fetched: bool, compression: str | None) -> str:
     """What the checkpoint takes on disk, and what a layer store would need."""
     from rabbitllm.checkpoint.inventory import find_stores
-    from rabbitllm.checkpoint.source import total_bytes
+    from rabbitllm.checkpoint.tensors import total_bytes
     from rabbitllm.utils.memory import format_size
 
     size = format_size(total_bytes(prepared.entries.values()))

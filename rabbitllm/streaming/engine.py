@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import TensorEntry
+from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.streaming.binding import bind, places
 from rabbitllm.streaming.buffers import as_parameters, host_buffer
 from rabbitllm.streaming.gather import Gather

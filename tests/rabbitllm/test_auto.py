@@ -24,7 +24,7 @@ from transformers import (
 
 import rabbitllm
 from rabbitllm import BudgetError, CheckpointError, StreamedModel
-from rabbitllm.checkpoint.source import read_index
+from rabbitllm.checkpoint.index import read_index
 from rabbitllm.checkpoint.store import LayerStore
 from rabbitllm.streaming.stages import ALIGNMENT
 from tests.patience import PATIENCE

@@ -14,7 +14,7 @@ from rabbitllm import AutoModel, StreamedModel
 from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.inventory import damaged, find_stores
-from rabbitllm.checkpoint.source import read_header
+from rabbitllm.checkpoint.tensors import read_header
 from rabbitllm.cli import main
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes

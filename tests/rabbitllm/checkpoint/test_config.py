@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.config import load_config, pick_dtype, stock_class
-from rabbitllm.checkpoint.source import Extent, TensorEntry
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
 CODE = """
 from pathlib import Path

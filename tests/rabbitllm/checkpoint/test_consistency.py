@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.consistency import check_shapes
 from rabbitllm.checkpoint.convert import Recipe, recipes_for
-from rabbitllm.checkpoint.source import read_index
+from rabbitllm.checkpoint.index import read_index
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

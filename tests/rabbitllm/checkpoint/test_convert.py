@@ -18,7 +18,7 @@ from rabbitllm.checkpoint.convert import (
     recipes_for,
     resolve_ties,
 )
-from rabbitllm.checkpoint.source import read_index
+from rabbitllm.checkpoint.index import read_index
 
 Tensors = dict[str, torch.Tensor]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

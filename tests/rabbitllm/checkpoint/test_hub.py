@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
 from rabbitllm.checkpoint.hub import resolve
-from rabbitllm.checkpoint.source import MAX_HEADER_BYTES, MOVED, read_index
+from rabbitllm.checkpoint.index import read_index
+from rabbitllm.checkpoint.moved import MOVED
+from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES
 from rabbitllm.cli import main
 from tests.patience import PATIENCE
 

@@ -15,6 +15,7 @@ from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.inventory import find_moved
 from rabbitllm.checkpoint.moved import (
     DESCRIPTION,
+    MOVED,
     USED_BY,
     Shard,
     read_pointer,
@@ -23,7 +24,7 @@ from rabbitllm.checkpoint.moved import (
     users,
     write_pointer,
 )
-from rabbitllm.checkpoint.source import MAX_JSON_BYTES, MOVED
+from rabbitllm.checkpoint.plain_json import MAX_JSON_BYTES
 from rabbitllm.prepare import prepare
 from rabbitllm.utils import find_or_create_local_splitted_path
 

@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint import deletion, durable, inventory, moved, store, store_file
-from rabbitllm.checkpoint.moved import DESCRIPTION
-from rabbitllm.checkpoint.source import MOVED
+from rabbitllm.checkpoint.moved import DESCRIPTION, MOVED
 from rabbitllm.prepare import prepare
 
 PLACES = {

@@ -8,7 +8,7 @@ from torch import nn
 
 from rabbitllm.checkpoint import rehearsal
 from rabbitllm.checkpoint.rehearsal import PARTS, SPARE, rehearse
-from rabbitllm.checkpoint.source import Extent, TensorEntry
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
 ENTRY = TensorEntry((Extent(Path("file"), 0, 4096),), torch.float32, (1024,))
 ENTRIES = {"a": ENTRY, "b": ENTRY}

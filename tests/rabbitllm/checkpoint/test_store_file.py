@@ -10,8 +10,8 @@ from rabbitllm.checkpoint import store_file
 from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import read_header
 from rabbitllm.checkpoint.store_file import is_sound, write_file
+from rabbitllm.checkpoint.tensors import read_header
 
 ENCODED = Lossless(lowest=1, outliers=0)
 

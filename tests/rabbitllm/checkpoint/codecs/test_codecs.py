@@ -18,7 +18,7 @@ from rabbitllm.checkpoint import codecs, reads
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, elements
 from rabbitllm.checkpoint.inventory import damaged, find_stores
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.source import read_header
+from rabbitllm.checkpoint.tensors import read_header
 from rabbitllm.streaming.stages import Stage, Weight
 
 MASK = 7
