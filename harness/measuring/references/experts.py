@@ -27,6 +27,25 @@ def softmax_top(logits: Tensor, count: int, normalised: bool) -> tuple[Tensor, T
     return chosen, weights / weights.sum(-1, keepdim=True) if normalised else weights
 
 
+def limited(scores: Tensor, groups: int, kept: int, best: int, value: float) -> Tensor:
+    """Scores with a value in place of those outside the best groups of experts.
+
+    https://arxiv.org/abs/2405.04434, section 2.1.3.
+
+    Args:
+        scores: [..., experts]; neighbours are a group.
+        groups: how many there are.
+        kept: groups whose scores stay.
+        best: how many of its scores, the highest ones, add up to the score of a group.
+        value: of the others.
+    """
+    each = scores.unflatten(-1, (groups, -1))
+    chosen = each.topk(best).values.sum(-1).topk(kept).indices
+    inside = torch.zeros(each.shape[:-1], dtype=torch.bool).scatter(-1, chosen, True)
+    masked: Tensor = each.masked_fill(~inside[..., None], value).flatten(-2)
+    return masked
+
+
 def mixed(
     x: Tensor, chosen: Tensor, weights: Tensor, expert: Callable[[int, Tensor], Tensor]
 ) -> Tensor:

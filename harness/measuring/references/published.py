@@ -14,12 +14,15 @@ from torch import Tensor
 
 from harness.measuring.references.checkpoint import Checkpoint
 from harness.measuring.references.decoder import Forward
+from harness.measuring.references.deepseek import deepseek_v2, deepseek_v3
 from harness.measuring.references.gemma import gemma2, gemma3, gemma3_text_part
 from harness.measuring.references.llama import llama
 from harness.measuring.references.mistral import mistral, mixtral
 from harness.measuring.references.qwen2 import qwen2, qwen3
 
 FORWARDS: Mapping[str, Forward] = {
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
     "gemma2": gemma2,
     "gemma3": gemma3_text_part,
     "gemma3_text": gemma3,

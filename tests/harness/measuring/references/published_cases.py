@@ -57,6 +57,22 @@ GEMMA3_CHANGES = {
     "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     "query_pre_attn_scalar": 16,
 }
+DEEPSEEK = TINY | {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 12,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 3,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 18,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 14,
+}
 
 
 @dataclass(frozen=True)
@@ -68,11 +84,14 @@ class Case:
         config: arguments of its configuration.
         changes: fields of config.json, dotted, with other values: each must move the logits, of
             stock and of the reference to the same ones.
+        departures: likewise, but stock's logits are others than the reference's: this release does
+            not compute what is published.
     """
 
     model_class: str
     config: dict[str, Any]
     changes: dict[str, Any] = field(default_factory=dict)
+    departures: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -226,5 +245,69 @@ CASES = {
             "mm_tokens_per_image": 4,
         },
         {f"text_config.{name}": value for name, value in GEMMA3_CHANGES.items()},
+    ),
+    "deepseek_v2": Case(
+        "DeepseekV2ForCausalLM",
+        DEEPSEEK
+        | {
+            "rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 1.5},
+            "topk_method": "group_limited_greedy",
+            "attention_bias": True,
+        },
+        {
+            "rms_norm_eps": 0.3,
+            "rope_parameters.rope_theta": 3000.0,
+            "rope_parameters.factor": 2.0,
+            "rope_parameters.mscale": 1.0,
+            "rope_parameters.mscale_all_dim": 1.0,
+            "topk_method": "greedy",
+            "topk_group": 2,
+            "num_experts_per_tok": 1,
+            "routed_scaling_factor": 1.0,
+        },
+        {"norm_topk_prob": True},
+    ),
+    "deepseek_v2-greedy": Case(
+        "DeepseekV2ForCausalLM",
+        DEEPSEEK
+        | {
+            "rope_parameters": THETA,
+            "topk_method": "greedy",
+            "q_lora_rank": None,
+            "tie_word_embeddings": True,
+        },
+        {"rope_parameters.rope_theta": 3000.0},
+    ),
+    "deepseek_v3": Case(
+        "DeepseekV3ForCausalLM",
+        DEEPSEEK
+        | {
+            "rope_parameters": YARN | {"mscale": 0.5, "mscale_all_dim": 1.5},
+            "norm_topk_prob": True,
+        },
+        {
+            "rms_norm_eps": 0.3,
+            "rope_parameters.rope_theta": 3000.0,
+            "rope_parameters.factor": 2.0,
+            "rope_parameters.mscale": 1.0,
+            "rope_parameters.mscale_all_dim": 1.0,
+            "n_group": 6,
+            "topk_group": 2,
+            "norm_topk_prob": False,
+            "num_experts_per_tok": 2,
+            "routed_scaling_factor": 1.0,
+        },
+    ),
+    "deepseek_v3-direct": Case(
+        "DeepseekV3ForCausalLM",
+        DEEPSEEK
+        | {
+            "rope_parameters": THETA,
+            "q_lora_rank": None,
+            "norm_topk_prob": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+        {"rope_parameters.rope_theta": 3000.0, "norm_topk_prob": True},
     ),
 }

@@ -88,14 +88,25 @@ def test_a_padded_text_has_the_logits_of_the_text_alone(folder):
     assert difference(logits[mask == 1], theirs[mask == 1]) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), [(name, field) for name, case in CASES.items() for field in case.changes]
-)
+def fields(which: str) -> list[tuple[str, str]]:
+    """The cases' names, each with the fields that it has in `changes` or `departures`."""
+    return [(name, field) for name, case in CASES.items() for field in getattr(case, which)]
+
+
+@pytest.mark.parametrize(("name", "field"), fields("changes"))
 def test_a_field_moves_the_logits_where_it_moves_stocks(name, field, folder, tmp_path):
     other = changed(folder, tmp_path / "changed", field, CASES[name].changes[field])
     logits = Published(other)(IDS)
     assert difference(logits, Published(folder)(IDS)) >= MOVED
     assert difference(logits, stock(other, IDS)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "field"), fields("departures"))
+def test_stock_departs_from_what_is_published(name, field, folder, tmp_path):
+    other = changed(folder, tmp_path / "changed", field, CASES[name].departures[field])
+    logits = Published(other)(IDS)
+    assert difference(logits, Published(folder)(IDS)) >= MOVED
+    assert difference(logits, stock(other, IDS)) >= MOVED
 
 
 @pytest.mark.parametrize("name", CASES)
