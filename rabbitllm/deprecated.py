@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+from rabbitllm.checkpoint.codecs import COMPRESSIONS
+
 ARGUMENTS = {
     "cache_layers": "host_memory, a size, says how much of the weights stays in RAM; 'auto' takes "
     "what is free",
@@ -19,7 +21,7 @@ ARGUMENTS = {
 """Argument of `AutoModel.from_pretrained` -> what does its work now."""
 
 LOSSY = ("4bit", "8bit")
-"""Values of `compression` that changed the weights."""
+"""Values of `compression` that changed the weights; one of `COMPRESSIONS` means what that says."""
 
 NAMES = {
     "NotEnoughSpaceException": "BudgetError",
@@ -58,8 +60,6 @@ def accept_compression(value: str | None) -> str | None:
     Raises:
         ValueError: there never was such a one.
     """
-    from rabbitllm.checkpoint.codecs import COMPRESSIONS  # torch takes a second to import
-
     if value is None or value in COMPRESSIONS:
         return value
     if value not in LOSSY:

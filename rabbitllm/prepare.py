@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from rabbitllm.attention import build_with_attention
 from rabbitllm.checkpoint import legacy
-from rabbitllm.checkpoint.codecs import CODECS
+from rabbitllm.checkpoint.codecs import codec_class
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout
 from rabbitllm.checkpoint.config import (
     load_config,
@@ -179,7 +179,7 @@ class Prepared:
     def codecs(self, compression: str) -> dict[str, Codec]:
         """Of the parameters that a compression encodes; what is asked for by rows stays plain."""
         found = {
-            weight.name: CODECS[compression].expected(Layout(weight.dtype, weight.shape))
+            weight.name: codec_class(compression).expected(Layout(weight.dtype, weight.shape))
             for stage in self.stages
             for weight in stage.weights
             if weight.by is None

@@ -9,7 +9,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.durable import TEMPORARY
 from rabbitllm.checkpoint.moved import DESCRIPTION, MOVED, USED_BY, points_to, read_pointer, users
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
@@ -194,7 +193,7 @@ def remove_files(store: StoreInfo) -> None:
 def _codecs(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The codecs that a description names; raises one of `MALFORMED` if it names none."""
     if "packed" in fields:  # up to format 3
-        return (Lossless.name,) * bool(fields["packed"])
+        return ("lossless",) * bool(fields["packed"])
     return tuple(map(str, fields["codecs"]))
 
 

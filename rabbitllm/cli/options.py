@@ -4,6 +4,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
+from rabbitllm.checkpoint.codecs import COMPRESSIONS
+
 if TYPE_CHECKING:
     import torch
 
@@ -54,8 +56,9 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compression",
-        choices=["lossless"],
-        help="read bfloat16 layers from disk in 3/4 of their bytes, from a layer store",
+        choices=COMPRESSIONS,
+        help="read layers from disk in fewer bytes, from a layer store; "
+        + "; ".join(f"{name}: {what}" for name, what in COMPRESSIONS.items()),
     )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code from the checkpoint"

@@ -7,16 +7,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from operator import index
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from rabbitllm.checkpoint.codecs.codec import Codec
-from rabbitllm.checkpoint.codecs.lossless import Lossless
-from rabbitllm.checkpoint.codecs.plain import Plain
+if TYPE_CHECKING:
+    from rabbitllm.checkpoint.codecs.codec import Codec
 
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Plain, Lossless)}
-
-COMPRESSIONS = tuple(name for name in CODECS if name != Plain.name)
-"""What users can ask for by name."""
+CODECS = {
+    "plain": "rabbitllm.checkpoint.codecs.plain:Plain",
+    "lossless": "rabbitllm.checkpoint.codecs.lossless:Lossless",
+}
+"""Name of a codec -> its class, which is imported when it is asked for: a command's help, which
+names compressions, does not wait for torch."""
+COMPRESSIONS = {"lossless": "bfloat16 in 3/4 of its bytes, bit for bit"}
+"""Those that users can ask for by name -> what they do."""
 
 HEADER = "rabbitllm.codecs"
 """In a file's metadata: weight name -> {"codec": its name, "dtype", "shape", and its fields}."""
@@ -25,7 +29,13 @@ HEADER_UP_TO_FORMAT_3 = "rabbitllm.packed"
 be all that is left of a checkpoint."""
 
 
-def to_header(codecs: Mapping[str, tuple[Codec, Mapping[str, Any]]]) -> dict[str, str]:
+def codec_class(name: str) -> type["Codec"]:
+    """The codec of this name; KeyError or TypeError if there is none."""
+    found: type[Codec] = resolve_name(CODECS[name])
+    return found
+
+
+def to_header(codecs: Mapping[str, tuple["Codec", Mapping[str, Any]]]) -> dict[str, str]:
     """What a file's metadata say of the weights in it.
 
     Args:
@@ -38,7 +48,7 @@ def to_header(codecs: Mapping[str, tuple[Codec, Mapping[str, Any]]]) -> dict[str
     return {HEADER: json.dumps(rows)} if rows else {}
 
 
-def from_header(metadata: Mapping[str, str]) -> dict[str, tuple[Codec, dict[str, Any]]]:
+def from_header(metadata: Mapping[str, str]) -> dict[str, tuple["Codec", dict[str, Any]]]:
     """What a file's metadata say of the weights in it; those that are not named are stored plain.
 
     Raises:
@@ -49,10 +59,10 @@ def from_header(metadata: Mapping[str, str]) -> dict[str, tuple[Codec, dict[str,
         metadata.get(HEADER_UP_TO_FORMAT_3, "{}")
     ).items():
         fields = {"lowest": lowest, "outliers": outliers}
-        rows[name] = {"codec": Lossless.name, "dtype": "BF16", "shape": shape, **fields}
+        rows[name] = {"codec": "lossless", "dtype": "BF16", "shape": shape, **fields}
     found = {}
     for name, row in rows.items():
         about = {key: row.pop(key) for key in ("dtype", "shape")}
-        codec = CODECS[row.pop("codec")]
+        codec = codec_class(row.pop("codec"))
         found[name] = codec(**{field: index(value) for field, value in row.items()}), about
     return found

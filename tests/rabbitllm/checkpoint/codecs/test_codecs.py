@@ -63,8 +63,8 @@ class Halves(Codec):
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(codecs.CODECS, Halves.name, Halves)
-    monkeypatch.setattr(codecs, "COMPRESSIONS", (*codecs.COMPRESSIONS, Halves.name))
+    monkeypatch.setitem(codecs.CODECS, Halves.name, f"{__name__}:Halves")
+    monkeypatch.setitem(codecs.COMPRESSIONS, Halves.name, "both halves")
 
 
 @pytest.fixture
@@ -132,3 +132,12 @@ def test_what_a_header_lacks_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="w_low"):
         read_header(file)
+
+
+@pytest.mark.parametrize("name", codecs.CODECS)
+def test_a_row_leads_to_the_codec_of_its_name(name: str) -> None:
+    assert codecs.codec_class(name).name == name
+
+
+def test_a_compression_is_a_codec() -> None:
+    assert codecs.COMPRESSIONS.keys() < codecs.CODECS.keys()
