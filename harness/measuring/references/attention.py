@@ -99,7 +99,7 @@ def project(model: Checkpoint, at: str, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def grouped(model: Checkpoint, ids: Tensor, mask: Tensor | None, normed: bool = False) -> Part:
-    """Llama's attention, with RoPE over whole heads, and Mistral's windows.
+    """Llama's attention, with RoPE and Mistral's windows.
 
     Args:
         model: with `layer_types`, see `windows`.

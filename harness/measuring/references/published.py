@@ -18,6 +18,7 @@ from harness.measuring.references.deepseek import deepseek_v2, deepseek_v3
 from harness.measuring.references.gemma import gemma2, gemma3, gemma3_text_part
 from harness.measuring.references.llama import llama
 from harness.measuring.references.mistral import mistral, mixtral
+from harness.measuring.references.phi import phi2, phi3, phimoe
 from harness.measuring.references.qwen2 import qwen2, qwen3
 
 FORWARDS: Mapping[str, Forward] = {
@@ -29,6 +30,9 @@ FORWARDS: Mapping[str, Forward] = {
     "llama": llama,
     "mistral": mistral,
     "mixtral": mixtral,
+    "phi": phi2,
+    "phi3": phi3,
+    "phimoe": phimoe,
     "qwen2": qwen2,
     "qwen2_moe": qwen2,
     "qwen3": qwen3,

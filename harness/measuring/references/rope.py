@@ -30,6 +30,7 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope_type": fields.get("type", "default"),
         "max_position_embeddings": context,
         "original_max_position_embeddings": config.get("original_max_position_embeddings", context),
+        "partial_rotary_factor": config.get("partial_rotary_factor", 1.0),
         **fields,
     }
 
@@ -37,11 +38,11 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def rotary(
     fields: Mapping[str, Any], width: int, positions: Tensor, neighbours: bool = False
 ) -> Turn:
-    """What turns the first `width` entries of each head; the others stay.
+    """What turns a head's entries; with a `partial_rotary_factor` only so many, the first ones.
 
     Args:
         fields: see `parameters`.
-        width: how many entries turn; an even number.
+        width: a head's entries.
         positions: [B, S].
         neighbours: entries 2i and 2i + 1 are a pair, as in the paper; else i and i + width / 2, as
             in GPT-NeoX.
@@ -49,6 +50,7 @@ def rotary(
     Raises:
         KeyError: `rope_type` is none of `SCALINGS`.
     """
+    width = int(width * fields["partial_rotary_factor"])
     length = int(positions.max()) + 1
     frequencies, scale = SCALINGS[fields["rope_type"]](fields, width, length)
     theta = (positions[..., None] * frequencies)[:, :, None]  # [B, S, 1, width / 2]
@@ -119,13 +121,15 @@ def longrope(fields: Mapping[str, Any], width: int, length: int) -> tuple[Tensor
     """LongRoPE: https://arxiv.org/abs/2402.13753; `Phi3LongRoPEScaledRotaryEmbedding`.
 
     The latter in modeling_phi3.py of https://huggingface.co/microsoft/Phi-3-mini-128k-instruct: a
-    text longer than the original context has the long factors from its first token on.
+    text longer than the original context has the long factors from its first token on. A config may
+    state the factor on the turned entries: modeling_phimoe.py of Phi-3.5-MoE-instruct.
     """
     original = fields["original_max_position_embeddings"]
-    factors = fields["long_factor" if length > original else "short_factor"]
+    kind = "long" if length > original else "short"
     stretch = fields["max_position_embeddings"] / original
     scale = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
-    return plain(fields, width, length)[0] / torch.tensor(factors), scale
+    frequencies = plain(fields, width, length)[0] / torch.tensor(fields[f"{kind}_factor"])
+    return frequencies, fields.get(f"{kind}_mscale", scale)
 
 
 SCALINGS: Mapping[str, Callable[[Mapping[str, Any], int, int], tuple[Tensor, float]]] = {

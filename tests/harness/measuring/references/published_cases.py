@@ -73,6 +73,13 @@ DEEPSEEK = TINY | {
     "qk_nope_head_dim": 10,
     "v_head_dim": 14,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 300.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+    "original_max_position_embeddings": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -309,5 +316,77 @@ CASES = {
             "tie_word_embeddings": True,
         },
         {"rope_parameters.rope_theta": 3000.0, "norm_topk_prob": True},
+    ),
+    "phi": Case(
+        "PhiForCausalLM",
+        TINY
+        | {
+            "layer_norm_eps": 0.03,
+            "rope_parameters": THETA | {"partial_rotary_factor": 0.5},
+        },
+        {
+            "layer_norm_eps": 0.3,
+            "rope_parameters.rope_theta": 3000.0,
+            "rope_parameters.partial_rotary_factor": 1.0,
+        },
+    ),
+    "phi3": Case(
+        "Phi3ForCausalLM",
+        TINY
+        | {
+            "rope_parameters": THETA,
+            "original_max_position_embeddings": 64,
+            "sliding_window": 7,
+        },
+        {"rms_norm_eps": 0.3, "rope_parameters.rope_theta": 3000.0, "sliding_window": 8},
+    ),
+    "phi3-longrope": Case(
+        "Phi3ForCausalLM",
+        TINY
+        | {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 16,
+        },
+        {
+            "max_position_embeddings": 128,
+            "rope_parameters.long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+            "original_max_position_embeddings": 24,
+        },
+    ),
+    "phi4-mini": Case(
+        "Phi3ForCausalLM",
+        TINY
+        | {
+            "hidden_size": 64,
+            "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75},
+            "original_max_position_embeddings": 16,
+            "tie_word_embeddings": True,
+        },
+        {"original_max_position_embeddings": 24},
+    ),
+    "phimoe": Case(
+        "PhimoeForCausalLM",
+        TINY
+        | {
+            "rope_parameters": LONGROPE
+            | {
+                "original_max_position_embeddings": 24,
+                "short_mscale": 1.3,
+                "long_mscale": 0.7,
+            },
+            "num_local_experts": 6,
+            "router_jitter_noise": 0.2,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "sliding_window": 7,
+        },
+        {
+            "rms_norm_eps": 0.3,
+            "router_jitter_noise": 0.1,
+            "rope_parameters.short_mscale": 1.0,
+            "rope_parameters.short_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "sliding_window": 8,
+        },
+        {"rope_parameters.original_max_position_embeddings": 16},
     ),
 }
