@@ -64,7 +64,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     try:
         from rabbitllm.serving.app import create_app
+        from rabbitllm.serving.gate import Admission
         from rabbitllm.serving.server import serve
+        from rabbitllm.serving.worker import Worker
     except ImportError as error:
         raise ImportError(f"{error}. Serving needs: pip install 'rabbitllm[serve]'") from error
     from rabbitllm.cli.answer import placement
@@ -76,14 +78,11 @@ def main(arguments: argparse.Namespace) -> int:
     host, taken = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback
     names = {"localhost", *(allowed.lower() for allowed in arguments.allowed_host)}
-    app = create_app(
-        model,
-        name,
+    admission = Admission(
         api_key=arguments.api_key,
-        waiting=arguments.queue,
-        max_new_tokens=arguments.max_new_tokens,
         hosts=names if loopback or arguments.allowed_host else None,
     )
+    app = create_app(Worker(model, arguments.queue), name, admission, arguments.max_new_tokens)
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     print(f"Serving {name} on http://{_bracketed(host)}:{taken}/v1", file=sys.stderr, flush=True)
     if not arguments.api_key and not loopback:

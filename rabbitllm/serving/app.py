@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import reprlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import torch
@@ -12,12 +12,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from rabbitllm.errors import BudgetError
-from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import context_length, encode_chat, encode_ids, encode_text
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
-from rabbitllm.serving.gate import Gate
+from rabbitllm.serving.gate import Admission, Gate
 from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
@@ -42,35 +41,25 @@ UNUSABLE = (
 """What a chat template raises at messages that it was not written for."""
 
 
-def create_app(
-    model: StreamedModel,
-    name: str,
-    *,
-    api_key: str | None,
-    waiting: int,
-    max_new_tokens: int,
-    hosts: Collection[str] | None = None,
-) -> FastAPI:
+def create_app(worker: Worker, name: str, admission: Admission, max_new_tokens: int) -> FastAPI:
     """The application.
 
     Args:
-        model: what answers.
-        name: what clients call it.
-        api_key: what they must present as a bearer token; None lets everybody in.
-        waiting: how many requests may wait while one is answered; others get status 429.
+        worker: what answers; it is closed when the application ends.
+        name: what clients call its model.
+        admission: who may ask.
         max_new_tokens: the most tokens of a chat answer whose request sets no limit.
-        hosts: see `rabbitllm.serving.gate.Gate`.
     """
-    routes = Routes(model, name, Worker(model, waiting), max_new_tokens)
+    routes = Routes(worker, name, max_new_tokens)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        routes.worker.close()
+        worker.close()
 
     app = FastAPI(title="RabbitLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
-    size = min(MOST_BYTES, BYTES + BYTES_PER_TOKEN * context_length(model))
-    app.add_middleware(Gate, api_key=api_key, hosts=hosts, body_size=size, over=routes.tidy)
+    size = min(MOST_BYTES, BYTES + BYTES_PER_TOKEN * context_length(worker.model))
+    app.add_middleware(Gate, admission=admission, body_size=size, over=routes.tidy)
     app.add_api_route("/v1/models", routes.models)
     app.add_api_route("/v1/models/{asked:path}", routes.model)
     for path, route, kind in (
@@ -92,11 +81,9 @@ def _described(kind: type[ChatRequest] | type[CompletionRequest]) -> dict[str, A
 class Routes:
     """What each route does; arguments as `create_app`."""
 
-    def __init__(
-        self, model: StreamedModel, name: str, worker: Worker, max_new_tokens: int
-    ) -> None:
-        self.worker = worker
-        self._model = model
+    def __init__(self, worker: Worker, name: str, max_new_tokens: int) -> None:
+        self._worker = worker
+        self._model = worker.model
         self._name = name
         self._max_new_tokens = max_new_tokens
         self._created = int(time.time())
@@ -105,7 +92,7 @@ class Routes:
     def tidy(self, size: int) -> None:
         """Called when a request of so many bytes is over."""
         if size > LARGE:
-            self.worker.give_back_memory()
+            self._worker.give_back_memory()
 
     async def models(self) -> dict[str, Any]:
         """GET /v1/models."""
@@ -170,13 +157,13 @@ class Routes:
         self, kind: type[Kind], body: bytes, encode: Callable[[Kind], torch.Tensor]
     ) -> tuple[Kind, Job]:
         """What a body asks for, and the generation that answers it."""
-        with self.worker.reserve() as job:
+        with self._worker.reserve() as job:
             try:
                 asked, prompt = await self._aside.run(lambda: self._understand(kind, body, encode))
             except TimeLimitError as error:
                 raise ApiError(400, f"{error} to read the request. Shorten it.") from error
             limit = asked.limit or self._max_new_tokens
-            self.worker.start(
+            self._worker.start(
                 job, prompt, asked.seed, max_new_tokens=limit, stop=asked.stop, **asked.sampling()
             )
         return asked, job

@@ -26,21 +26,32 @@ LINGER = 5.0
 
 
 @dataclass(frozen=True)
+class Admission:
+    """Who may ask.
+
+    Attributes:
+        api_key: what clients must present as a bearer token; None lets everybody in.
+        hosts: names by which browsers may ask, besides localhost and addresses; None allows all. A
+            page of somebody's else can point its own name at this machine and ask by it.
+    """
+
+    api_key: str | None
+    hosts: Collection[str] | None
+
+
+@dataclass(frozen=True)
 class Gate:
     """ASGI middleware; it hands bodies on whole.
 
     Attributes:
         app: what is behind it.
-        api_key: what clients must present as a bearer token; None lets everybody in.
-        hosts: names by which browsers may ask, besides localhost and addresses; None allows all. A
-            page of somebody's else can point its own name at this machine and ask by it.
+        admission: who may ask.
         body_size: the most bytes of a body.
         over: called when a request that was handed on is over, with the size of its body.
     """
 
     app: ASGIApp
-    api_key: str | None
-    hosts: Collection[str] | None
+    admission: Admission
     body_size: int
     over: Callable[[int], None]
 
@@ -67,7 +78,8 @@ class Gate:
 
     def _check_host(self, host: str) -> None:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        if self.hosts is not None and not _is_address(name) and name.lower() not in self.hosts:
+        hosts = self.admission.hosts
+        if hosts is not None and not _is_address(name) and name.lower() not in hosts:
             raise ApiError(
                 403,
                 f"This server is not called {name!r}. If it should be: --allowed-host {name}",
@@ -79,11 +91,12 @@ class Gate:
             raise self._too_large()
 
     def _check_key(self, headers: Headers) -> None:
-        if self.api_key is None:
+        key = self.admission.api_key
+        if key is None:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         # Starlette reads headers as Latin-1, an argument's odd bytes are surrogates.
-        shown, expected = token.strip().encode("latin-1"), os.fsencode(self.api_key)
+        shown, expected = token.strip().encode("latin-1"), os.fsencode(key)
         if scheme.lower() != "bearer" or not hmac.compare_digest(shown, expected):
             raise ApiError(401, "No valid API key was given.", "invalid_api_key")
 

@@ -64,7 +64,7 @@ class Worker:
     """
 
     def __init__(self, model: StreamedModel, waiting: int) -> None:
-        self._model = model
+        self.model = model
         self._places = waiting + 1
         self._jobs: set[Job] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rabbitllm-generate")
@@ -103,7 +103,7 @@ class Worker:
         def run() -> Answer:
             if seed is not None:
                 torch.manual_seed(seed)
-            return generate(self._model, prompt, hand_on, cancelled=job._cancelled, **options)
+            return generate(self.model, prompt, hand_on, cancelled=job._cancelled, **options)
 
         def over(_: object) -> None:
             loop.call_soon_threadsafe(self._forget, job)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rabbitllm.serving import gate as module
-from rabbitllm.serving.gate import Gate
+from rabbitllm.serving.gate import Admission, Gate
 
 KEY = "schlüssel 鍵"
 SIZE = 100
@@ -41,7 +41,7 @@ class Exchange:
             for name, text in ({"Host": "localhost"} | (headers or {})).items()
         ]
         scope = {"type": "http", "method": "POST", "path": "/", "headers": encoded}
-        gate = Gate(self._app, api_key, hosts, SIZE, self.over.append)
+        gate = Gate(self._app, Admission(api_key, hosts), SIZE, self.over.append)
         asyncio.run(gate(scope, self._receive, self._send))
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
