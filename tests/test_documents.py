@@ -69,6 +69,15 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(path), target
 
 
+def test_contributing_names_files_that_exist() -> None:
+    names = {name for name in CODE.findall((ROOT / "CONTRIBUTING.md").read_text()) if "/" in name}
+    files = {name for name in names if re.fullmatch(r"[\w./]+(/|\.\w+)", name)}
+    assert len(files) > 20
+    for name in files:
+        inside = (ROOT / package for package in ("rabbitllm", "harness"))
+        assert (ROOT / name).exists() or any(any(place.rglob(name)) for place in inside), name
+
+
 @everywhere
 def test_commands_are_understood(document: Path) -> None:
     for words in commands(document, "rabbitllm"):

@@ -1,8 +1,9 @@
-"""Imports run one way: no files import each other in a circle, and no folders."""
+"""Imports run one way, among files and among folders, and as CONTRIBUTING's pictures have it."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
@@ -13,6 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("benchmarks", "harness", "rabbitllm")
+PICTURE = re.compile(
+    r"```mermaid\s+---\s+title: (\w+)/\s+---\s+flowchart TD\n(.*?)\n *```", re.DOTALL
+)
+"""Of a package, in CONTRIBUTING: its name, and a node or arrows on each line."""
 
 Place = tuple[str, ...]
 """A file as the names that lead to it, such as ("harness", "records", "__init__")."""
@@ -98,3 +103,63 @@ def test_a_circle_is_seen(tmp_path, files, of_files, of_folders):
         path.write_text(text)
     graph = imports(tmp_path / "p")
     assert (bool(circle(graph)), bool(circle(neighbours(graph)))) == (of_files, of_folders)
+
+
+def test_the_package_needs_neither_harness_nor_benchmarks():
+    files = (ROOT / "rabbitllm").rglob("*.py")
+    packages = {name.partition(".")[0] for file in files for name in imported(file, "rabbitllm")}
+    assert "torch" in packages
+    assert not packages & {"benchmarks", "harness", "matrix", "tests"}
+
+
+# pictures
+
+
+def pictured(text: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
+    """Return what a picture says: the node of each file or folder, and the arrows among nodes."""
+    nodes, arrows = {}, set()
+    for line in text.splitlines():
+        if found := re.fullmatch(r'\s*(\w+)\["(.*)"\]', line):
+            nodes |= dict.fromkeys((name.rstrip("/") for name in found[2].split(", ")), found[1])
+        else:
+            importer, targets = line.split(" --> ")
+            arrows |= {(importer.strip(), target) for target in targets.split(" & ")}
+    return nodes, arrows
+
+
+def reduced(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """Return the arrows of a graph without those that a way along others stands for."""
+
+    def reached(start: str) -> set[str]:
+        return {start}.union(*map(reached, graph.get(start, ())))
+
+    return {
+        (start, end)
+        for start, ends in graph.items()
+        for end in ends
+        if not any(end in reached(other) for other in ends - {end})
+    }
+
+
+def test_a_way_along_others_is_no_arrow():
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}}
+    assert reduced(graph) == {("a", "b"), ("b", "c"), ("c", "d")}
+
+
+def test_contributing_has_a_picture_of_each_package_that_has_rooms():
+    found = [name for name, _ in PICTURE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))]
+    assert found == ["rabbitllm", "harness"]
+
+
+@pytest.mark.parametrize(
+    ("package", "picture"), PICTURE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+)
+def test_a_picture_shows_what_imports_what(package, picture):
+    nodes, arrows = pictured(picture)
+    files = imports(ROOT / package)
+    assert sorted(nodes) == sorted({place[1] for place in files})
+    among: dict[str, set[str]] = {}
+    for importer, targets in neighbours(files).items():
+        if len(importer) == 2:
+            among.setdefault(nodes[importer[1]], set()).update(nodes[name] for _, name in targets)
+    assert arrows == reduced({node: ends - {node} for node, ends in among.items()})
