@@ -3,8 +3,8 @@
     python -m benchmarks.cpu --folder /data/qwen2-1.5b --out cpu.jsonl --memory 1.8GB
 
 With too little: stock transformers on mapped files, accelerate's disk offload, and RabbitLLM on the
-checkpoint as it is and on a packed store of it, by turns in a cgroup of that size, each time in a
-process of its own; then RabbitLLM in turns with direct reads of the disk. With enough: stock and
+checkpoint as it is and on a compressed store of it, by turns in a cgroup of that size, each time in
+a process of its own; then RabbitLLM in turns with direct reads of the disk. With enough: stock and
 RabbitLLM in one process, in turns. Turns, because the pace of a disk wanders by half within a
 minute. The checkpoint and the store are written if absent. Greedy tokens that differ are an error,
 as in benchmarks.peers.

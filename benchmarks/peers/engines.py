@@ -139,14 +139,16 @@ PEERS: dict[str, Peer] = {
     "airllm": Peer(load_airllm, "all on disk", requirements=("airllm==4.0.0",), slower=16),
     "rabbitllm": Peer(load_streamed(device_memory="min"), "layers in host memory"),
     "rabbitllm-lossless": Peer(
-        load_streamed(compression="lossless"), "what does not fit on disk, packed", devices=("cpu",)
+        load_streamed(compression="lossless"),
+        "what does not fit on disk, compressed",
+        devices=("cpu",),
     ),
     "rabbitllm-disk": Peer(
         load_streamed(device_memory="min", host_memory="min"), "layers on disk", slower=8
     ),
     "rabbitllm-disk-lossless": Peer(
         load_streamed(device_memory="min", host_memory="min", compression="lossless"),
-        "layers on disk, packed",
+        "layers on disk, compressed",
         slower=8,
     ),
 }

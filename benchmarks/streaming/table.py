@@ -114,7 +114,7 @@ TARGETS = (
         lambda r: r["fits"]["tokens_per_second"] / r["fits"]["stock_tokens_per_second"],
     ),
     _from_disk("all layers from disk", "disk"),
-    _from_disk("all layers from disk, packed", "disk-lossless"),
+    _from_disk("all layers from disk, compressed", "disk-lossless"),
     Target(
         "prefill of 2,048 tokens",
         ("prefill", "stock-prefill", "limits"),

@@ -74,18 +74,18 @@ def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
 ) -> None:
     folder = wide(model_type, **fields)
     plain = streamed(folder, layer_shards_saving_path=tmp_path)
-    packed = streamed(folder, layer_shards_saving_path=tmp_path, compression="lossless")
-    assert packed.streaming_plan == plain.streaming_plan
+    compressed = streamed(folder, layer_shards_saving_path=tmp_path, compression="lossless")
+    assert compressed.streaming_plan == plain.streaming_plan
     expected = stock(folder)(prompt).logits
-    assert torch.equal(packed(prompt).logits, expected)
-    on_disk = tuple(f"{name}." for name in packed.streaming_plan.streamed("disk"))
+    assert torch.equal(compressed(prompt).logits, expected)
+    on_disk = tuple(f"{name}." for name in compressed.streaming_plan.streamed("disk"))
     encoded = sum(
         parameter.nbytes
-        for name, parameter in packed.named_parameters()
+        for name, parameter in compressed.named_parameters()
         if name.startswith(on_disk) and "embed" not in name and parameter.numel() >= 1 << 16
     )
-    assert torch.equal(packed(prompt).logits, expected)
-    saved = read_a_forward(plain, prompt) - read_a_forward(packed, prompt)
+    assert torch.equal(compressed(prompt).logits, expected)
+    saved = read_a_forward(plain, prompt) - read_a_forward(compressed, prompt)
     assert 0.24 * encoded < saved <= 0.25 * encoded
 
 
@@ -284,14 +284,14 @@ def test_the_command_line_plans_and_splits_with_it(
         (least,) = (line for line in lines if line.startswith("min "))
         return lines[1], float(least.split()[-3])
 
-    packing = "--compression=lossless"
-    (plain_disk, plain), (packed_disk, packed) = plan(), plan(packing)
+    option = "--compression=lossless"
+    (plain_disk, plain), (compressed_disk, compressed) = plan(), plan(option)
     assert "read in place" in plain_disk
-    assert "for a layer store" in packed_disk
-    assert 0.74 < packed / plain < 0.85
-    assert "is split in" in run("split", packing)[-1]
+    assert "for a layer store" in compressed_disk
+    assert 0.74 < compressed / plain < 0.85
+    assert "is split in" in run("split", option)[-1]
     (store,) = find_stores(tmp_path)
-    assert f"in the layer store {store.folder}" in plan(packing)[0]
+    assert f"in the layer store {store.folder}" in plan(option)[0]
 
 
 def test_what_is_expected_to_be_read_is_read(

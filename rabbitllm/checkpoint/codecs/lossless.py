@@ -79,16 +79,16 @@ class Lossless(Codec):
 
     @override
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
-        (packed,), words = stored, target.view(np.uint16)
+        (encoded,), words = stored, target.view(np.uint16)
         memory = _Scratch(scratch)
         whole = len(words) // BLOCK
         size, count = self._block_bytes(BLOCK), whole * BLOCK
-        rows, blocks = packed[: whole * size].reshape(whole, size), words[:count]
+        rows, blocks = encoded[: whole * size].reshape(whole, size), words[:count]
         for begin in range(0, whole, AT_ONCE):
             some = slice(begin, begin + AT_ONCE)
             self._decode_blocks(rows[some], blocks.reshape(whole, BLOCK)[some], memory)
         if count < len(words):
-            self._decode_blocks(packed[None, whole * size :], words[None, count:], memory)
+            self._decode_blocks(encoded[None, whole * size :], words[None, count:], memory)
 
     @classmethod
     @override
@@ -110,12 +110,12 @@ class Lossless(Codec):
             return None
         codec = cls(lowest, int(most))
         layout = Layout(weight.dtype, tuple(weight.shape))
-        packed = np.empty(codec.nbytes(layout), np.uint8)
+        encoded = np.empty(codec.nbytes(layout), np.uint8)
         size = codec._block_bytes(BLOCK)
         for number, block in enumerate(blocks):
             made = codec._encode_block(block)
-            packed[number * size : number * size + len(made)] = made
-        return codec, {"": torch.from_numpy(packed)}
+            encoded[number * size : number * size + len(made)] = made
+        return codec, {"": torch.from_numpy(encoded)}
 
     def _block_bytes(self, elements: int) -> int:
         return elements + -(-elements // 2) + 3 * self.outliers

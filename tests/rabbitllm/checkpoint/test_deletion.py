@@ -36,9 +36,9 @@ def prepared(folder: Path, dtype: str = "auto") -> Prepared:
     return prepare(folder, None, torch.device("cpu"), dtype, "auto", False)
 
 
-def delete(folder: Path, root: Path, dtype: str = "auto", packed: bool = False) -> Path:
+def delete(folder: Path, root: Path, dtype: str = "auto", compressed: bool = False) -> Path:
     """Puts a layer store in the place of a checkpoint's shards; returns its folder."""
-    located = prepared(folder, dtype).locate(root, True, "lossless" if packed else None)
+    located = prepared(folder, dtype).locate(root, True, "lossless" if compressed else None)
     return next(iter(located.values())).file.parent
 
 
@@ -68,7 +68,7 @@ def moe(copied: Copy) -> Path:
 
 @pytest.fixture
 def large(build: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
-    """A checkpoint that needs a store, and another for what of it can be packed."""
+    """A checkpoint that needs a store, and another for what of it can be compressed."""
     folder = tmp_path / "large"
     fields = {"hidden_size": 256, "intermediate_size": 288, "num_hidden_layers": 2}
     build("mixtral", torch.bfloat16, num_local_experts=2, **fields).save_pretrained(folder)
@@ -423,7 +423,7 @@ def test_shards_beside_a_copied_pointer_stay(moe: Path, root: Path, tmp_path: Pa
 
 def test_a_store_goes_once_another_has_followed_it(large: Path, root: Path) -> None:
     first = delete(large, root)
-    second = delete(large, root, packed=True)
+    second = delete(large, root, compressed=True)
     assert [found.folder for found in find_stores(root)] == [second]
     assert not first.exists()
     assert users(second) == (large,)
@@ -439,7 +439,7 @@ def test_a_copy_that_was_never_loaded_finds_the_follower(
     expected = streamed(large)(prompt).logits
     delete(large, root)
     copy = shutil.copytree(large, tmp_path / "copy")
-    second = delete(large, root, packed=True)
+    second = delete(large, root, compressed=True)
     assert torch.equal(streamed(copy)(prompt).logits, expected)
     assert sorted(users(second)) == sorted([large, copy])
 
@@ -451,12 +451,12 @@ def test_a_store_stays_for_a_copy_that_was_loaded(
     copy = shutil.copytree(large, tmp_path / "copy")
     prepared(copy).locate(root, False)
     before = weights(first)
-    delete(large, root, packed=True)
+    delete(large, root, compressed=True)
     assert weights(first) == before
     assert f"{first} stays" in caplog.text
     assert f"{copy} still has its weights there" in caplog.text
     assert users(first) == (copy,)
-    delete(copy, root, packed=True)  # made for the other folder: it is not this one's to delete
+    delete(copy, root, compressed=True)  # made for the other folder: it is not this one's to delete
     assert weights(first) == before
     assert main(["cache", "rm", first.name, "--store", str(root)]) == 0
     assert not first.exists()
@@ -477,7 +477,7 @@ def test_a_store_stays_that_a_follower_in_another_place_has_followed(
     large: Path, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = delete(large, root)
-    delete(large, tmp_path / "others", packed=True)
+    delete(large, tmp_path / "others", compressed=True)
     assert weights(first)
     assert "copies of the checkpoint's folder may still read it" in caplog.text
 
@@ -490,7 +490,7 @@ def test_a_damaged_store_is_not_followed(large: Path, root: Path) -> None:
     file.write_bytes(content)
     before = weights(first)
     with pytest.raises(CheckpointError, match=f"{file} is damaged"):
-        delete(large, root, packed=True)
+        delete(large, root, compressed=True)
     assert weights(first) == before
     assert json.loads((large / MOVED).read_text()) == {"store": str(first)}
 
@@ -510,7 +510,7 @@ def test_a_planted_pointer_deletes_no_store(large: Path, root: Path, planted: Pa
     plain = prepared(large).split(root)  # the originals are there, so nobody is in its records
     (planted / MOVED).write_text(json.dumps({"store": str(plain)}))
     before = weights(plain)
-    delete(planted, root, packed=True)
+    delete(planted, root, compressed=True)
     assert weights(plain) == before
     assert describe(plain).complete
 
@@ -525,7 +525,7 @@ def test_a_planted_pointer_deletes_no_folder(
     (thesis / DESCRIPTION).write_text(json.dumps(fields | {"checkpoint": str(planted)}))
     (planted / MOVED).write_text(json.dumps({"store": str(thesis)}))
     before = weights(thesis)
-    delete(planted, root, packed=True)
+    delete(planted, root, compressed=True)
     assert weights(thesis) == before
     assert (thesis / "chapter.txt").read_text() == "years of work"
     assert f"{thesis} stays" in caplog.text
@@ -538,7 +538,7 @@ def test_what_is_no_stores_stays_in_its_folder(
     (first / "notes.txt").write_text("mine")
     save_file({"mine": torch.ones(3)}, first / "mine.safetensors")
     with caplog.at_level(logging.WARNING):
-        delete(large, root, packed=True)
+        delete(large, root, compressed=True)
     assert sorted(path.name for path in first.iterdir()) == ["mine.safetensors", "notes.txt"]
     assert f"{first} stays" in caplog.text
 
@@ -550,7 +550,7 @@ def test_files_of_a_store_that_are_links_are_not_followed(
     elsewhere = tmp_path / "elsewhere.safetensors"
     (first / "resident.safetensors").rename(elsewhere)
     (first / "resident.safetensors").symlink_to(elsewhere)
-    delete(large, root, packed=True)
+    delete(large, root, compressed=True)
     assert not first.exists()
     assert elsewhere.is_file()
 

@@ -41,10 +41,10 @@ Tree = dict[str, bytes | str | None]
 """Path -> content, target, or None for a folder."""
 
 
-def delete(folder: Path, root: Path, packed: bool = False) -> None:
+def delete(folder: Path, root: Path, compressed: bool = False) -> None:
     """Puts a layer store in the place of a checkpoint's shards."""
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    prepared.locate(root, True, "lossless" if packed else None)
+    prepared.locate(root, True, "lossless" if compressed else None)
 
 
 @cache
@@ -281,7 +281,7 @@ def test_every_loss_of_power_leaves_one_of_two_stores(
     build("mixtral", torch.bfloat16, num_local_experts=1, **fields).save_pretrained(folder)
     delete(folder, root)
     good = contents(root, tmp_path)
-    disk = cut(tmp_path, lambda: delete(folder, root, packed=True))
+    disk = cut(tmp_path, lambda: delete(folder, root, compressed=True))
     (last,) = root.iterdir()
     assert disk.moments > 20
     good |= contents(last, tmp_path)
