@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.peers.child import PROMPT, WARM_UP, draw_prompt, moved
 from benchmarks.peers.engines import PEERS
-from rabbitllm.measure.generation import generate
+from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.limits import direct_read_bandwidth
 
 ROUNDS = 12
@@ -33,11 +33,11 @@ def turns(folder: Path) -> dict[str, Any]:
     files = sorted(folder.glob("*.safetensors"))
     model = PEERS["rabbitllm"].load(folder, "cpu", folder)
     prompt = draw_prompt(folder, PROMPT)
-    generate(model, prompt, WARM_UP)
+    time_generation(model, prompt, WARM_UP)
     reads, streamed = [read_alone(files)], []
     for _ in range(TURNS):
         before = dict(model.streaming_stats())
-        timing = generate(model, prompt, TOKENS)
+        timing = time_generation(model, prompt, TOKENS)
         streamed.append(moved(before, model.streaming_stats(), timing)["disk_gb_per_second"])
         reads.append(read_alone(files))
     shares = [2 * own / (a + b) for own, (a, b) in zip(streamed, pairwise(reads), strict=True)]
@@ -68,12 +68,14 @@ def fits(folder: Path) -> dict[str, Any]:
     names = ("stock", "rabbitllm")
     models = {name: PEERS[name].load(folder, "cpu", folder) for name in names}
     prompt = draw_prompt(folder, PROMPT)
-    tokens = {name: generate(model, prompt, WARM_UP).tokens for name, model in models.items()}
+    tokens = {
+        name: time_generation(model, prompt, WARM_UP).tokens for name, model in models.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in names}
     fastest = dict.fromkeys(names, float("inf"))
     for number in range(ROUNDS):
         for name in names[:: 1 if number % 2 else -1]:
-            timing = generate(models[name], prompt, TOKENS)
+            timing = time_generation(models[name], prompt, TOKENS)
             tokens[name] = timing.tokens
             seconds[name].append(statistics.median(timing.step_seconds))
             fastest[name] = min(fastest[name], *timing.step_seconds)

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from transformers import AutoConfig
 
 from benchmarks.peers.engines import PEERS, Peer
-from rabbitllm.measure.generation import Timing, generate
+from rabbitllm.measure.generation import Timing, time_generation
 
 PROMPT = 32
 """Tokens."""
@@ -44,10 +44,10 @@ def measure_peer(name: str, folder: Path, device: str, new_tokens: int) -> dict[
         model = peer.load(folder, target, Path(scratch))
         loaded = time.perf_counter() - begun
         prompt = draw_prompt(folder, PROMPT).to(target)
-        generate(model, prompt[:, : PROMPT // 4], WARM_UP)
+        time_generation(model, prompt[:, : PROMPT // 4], WARM_UP)
         streams = hasattr(model, "streaming_stats")
         before = dict(model.streaming_stats()) if streams else {}
-        timing = generate(model, prompt, new_tokens)
+        timing = time_generation(model, prompt, new_tokens)
         after = dict(model.streaming_stats()) if streams else {}
     figures = {
         "peer": name,

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.checkpoints import SHAPES, cyclic_prompt, write_checkpoint, write_cyclic
 from benchmarks.streaming.setups import DEVICE, SETUPS, Run, prepared, stock
-from rabbitllm.measure.generation import generate
+from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.limits import copy_bandwidth, direct_read_bandwidth
 
 READ = 4 << 30
@@ -43,7 +43,7 @@ def measure_run(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
         if repeat == run.repeats - 1 and DEVICE.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         before = dict(model.streaming_stats()) if plan else {}
-        timing = generate(model, ids, run.new_tokens, **run.options)
+        timing = time_generation(model, ids, run.new_tokens, **run.options)
     figures: dict[str, Any] = {
         "prefill_seconds": timing.prefill_seconds,
         "tokens_per_second": timing.tokens_per_second(run.batch),
@@ -71,7 +71,9 @@ def in_turns(model: Any, reference: Any, run: Run, turns: int) -> dict[str, Any]
     sides = list(zip(rates, (model, reference), strict=True))
     for turn in range(turns):
         for key, side in sides if turn % 2 else reversed(sides):
-            rates[key].append(generate(side, ids, run.new_tokens).tokens_per_second(run.batch))
+            rates[key].append(
+                time_generation(side, ids, run.new_tokens).tokens_per_second(run.batch)
+            )
     counted = {key: found[1:] for key, found in rates.items()}
     return {key: statistics.median(found) for key, found in counted.items()} | {"turns": counted}
 
@@ -102,7 +104,7 @@ def run_setup(name: str, folder: Path, out: Path) -> None:
     loaded = time.perf_counter() - begun
     reference = stock(folder) if setup.turns else None
     on_disk = name.startswith("disk")
-    generate(model, prompt_for(Run("warm-up", 8), False), 1 if on_disk else 3)
+    time_generation(model, prompt_for(Run("warm-up", 8), False), 1 if on_disk else 3)
     for run in setup.runs:
         before = disk_pace(folder) if on_disk else None
         figures = measure_run(model, run, setup.cyclic)

@@ -198,11 +198,11 @@ def _stock(prepared: "Prepared", device: "torch.device") -> Any:
 
 def _draw(arguments: argparse.Namespace) -> None:
     """Runs the model once more, with timed layers, and saves the picture."""
-    from rabbitllm.measure.generation import generate
+    from rabbitllm.measure.generation import time_generation
     from rabbitllm.measure.picture import draw
     from rabbitllm.measure.throughput import random_prompt
 
     model = load(arguments, profiling_mode=True)
-    generate(model, random_prompt(model, PICTURED), arguments.new_tokens)
+    time_generation(model, random_prompt(model, PICTURED), arguments.new_tokens)
     draw(model.streaming_stats(), arguments.picture)
     print(f"Drawn: {arguments.picture}", file=sys.stderr)

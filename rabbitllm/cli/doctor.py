@@ -151,7 +151,7 @@ def _benchmark(model_id: str) -> list[dict[str, str]]:
     import torch
 
     from rabbitllm import AutoModel
-    from rabbitllm.measure.generation import generate
+    from rabbitllm.measure.generation import time_generation
 
     rows, first = [], None
     for backend in BACKENDS:
@@ -162,8 +162,8 @@ def _benchmark(model_id: str) -> list[dict[str, str]]:
         generator = torch.Generator().manual_seed(0)
         vocabulary = model.config.get_text_config().vocab_size
         prompt = torch.randint(vocabulary, (1, PROMPT_TOKENS), generator=generator)
-        generate(model, prompt.to(model.device), 2)
-        timing = generate(model, prompt.to(model.device), NEW_TOKENS)
+        time_generation(model, prompt.to(model.device), 2)
+        timing = time_generation(model, prompt.to(model.device), NEW_TOKENS)
         first = first or timing.tokens
         rows.append(
             {

@@ -54,7 +54,7 @@ class _Clock(BaseStreamer):
         """Nothing is left to note."""
 
 
-def generate(model: Any, prompt: torch.Tensor, new_tokens: int, **options: Any) -> Timing:
+def time_generation(model: Any, prompt: torch.Tensor, new_tokens: int, **options: Any) -> Timing:
     """Greedy generation of exactly `new_tokens` after `prompt` [batch, tokens].
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rabbitllm.measure.generation import generate
+from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.limits import Limits
 
 WARM_UP = 2
@@ -70,9 +70,9 @@ def measure_throughput(
     """
     tokens, new_tokens = work.prompt_tokens, work.new_tokens
     prompt = random_prompt(model, tokens)
-    generate(model, prompt, WARM_UP)
+    time_generation(model, prompt, WARM_UP)
     before = _counters(model)
-    timings = [generate(model, prompt, new_tokens + 1) for _ in range(work.repeats)]
+    timings = [time_generation(model, prompt, new_tokens + 1) for _ in range(work.repeats)]
     after = _counters(model)
     forwards = work.repeats * (new_tokens + 1)
     read, copied = ((after[key] - before[key]) / forwards for key in MOVED)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm import StreamedModel
-from rabbitllm.measure.generation import Timing, generate
+from rabbitllm.measure.generation import Timing, time_generation
 
 
 def test_stock_and_streamed_are_measured_alike(
@@ -18,7 +18,7 @@ def test_stock_and_streamed_are_measured_alike(
     prompt: torch.Tensor,
 ) -> None:
     timings = [
-        generate(model, prompt, 5) for model in (streamed(checkpoint()), stock(checkpoint()))
+        time_generation(model, prompt, 5) for model in (streamed(checkpoint()), stock(checkpoint()))
     ]
     assert timings[0].tokens == timings[1].tokens
     for timing in timings:
@@ -38,8 +38,8 @@ def test_guessed_tokens_count_as_tokens(
     checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], prompt: torch.Tensor
 ) -> None:
     model, ids = streamed(checkpoint()), prompt[:1].repeat(1, 3)
-    plain = generate(model, ids, 12)
-    looked_up = generate(model, ids, 12, prompt_lookup_num_tokens=4)
+    plain = time_generation(model, ids, 12)
+    looked_up = time_generation(model, ids, 12, prompt_lookup_num_tokens=4)
     assert looked_up.tokens == plain.tokens
     assert plain.first == 1
     assert len(looked_up.step_seconds) <= 12 - looked_up.first
