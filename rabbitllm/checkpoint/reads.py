@@ -71,7 +71,7 @@ class Reads:
 
     @property
     def files(self) -> set[Path]:
-        """All that are read."""
+        """The files that are read from, each once."""
         return {span.file for chunk in self.chunks for span in chunk.spans}
 
 

@@ -49,7 +49,7 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
-    """The response that says it."""
+    """A response with the error's status, and the body that OpenAI's clients read."""
     return _json(error_body(str(error), code=error.code, param=error.param), error.status, headers)
 
 

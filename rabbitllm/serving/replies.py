@@ -69,12 +69,12 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, text: str, answer: Answer) -> dict[str, Any]:
-        """The whole response."""
+        """The body of a response in one piece: all of the text, and how many tokens it took."""
         choices = [_choice(self.shape.choice(text), answer.finish_reason)]
         return self._body(self.shape.whole, choices) | {"usage": usage(answer)}
 
     def chunk(self, content: dict[str, Any], reason: str | None = None) -> str:
-        """One event of a stream."""
+        """The event of a stream that adds `content`; `reason` is given by the last, as why it ended."""
         return event(self._body(self.shape.part, [_choice(content, reason)]))
 
     def counts(self, answer: Answer) -> str:

@@ -50,7 +50,7 @@ def _listed(value: Any) -> Any:
 
 
 class StreamOptions(Fields):
-    """How to stream."""
+    """A request's `stream_options`."""
 
     neutral: ClassVar[Neutral] = {"include_obfuscation": (False,)}
 

@@ -41,11 +41,11 @@ def to_header(codecs: Mapping[str, tuple["Codec", Mapping[str, Any]]]) -> dict[s
     Args:
         codecs: weight name -> how it is stored, and what else is to be known of it.
     """
-    rows = {
+    described = {
         name: {"codec": codec.name, **asdict(codec), **about}  # type: ignore[call-overload]
         for name, (codec, about) in codecs.items()
     }
-    return {HEADER: json.dumps(rows)} if rows else {}
+    return {HEADER: json.dumps(described)} if described else {}
 
 
 def from_header(metadata: Mapping[str, str]) -> dict[str, tuple["Codec", dict[str, Any]]]:
@@ -54,15 +54,15 @@ def from_header(metadata: Mapping[str, str]) -> dict[str, tuple["Codec", dict[st
     Raises:
         ValueError, TypeError, LookupError, AttributeError: they say what nobody writes.
     """
-    rows = {**json.loads(metadata.get(HEADER, "{}"))}
+    described = {**json.loads(metadata.get(HEADER, "{}"))}
     for name, (shape, lowest, outliers) in json.loads(
         metadata.get(HEADER_UP_TO_FORMAT_3, "{}")
     ).items():
         fields = {"lowest": lowest, "outliers": outliers}
-        rows[name] = {"codec": "lossless", "dtype": "BF16", "shape": shape, **fields}
+        described[name] = {"codec": "lossless", "dtype": "BF16", "shape": shape, **fields}
     found = {}
-    for name, row in rows.items():
-        about = {key: row.pop(key) for key in ("dtype", "shape")}
-        codec = codec_class(row.pop("codec"))
-        found[name] = codec(**{field: index(value) for field, value in row.items()}), about
+    for name, fields in described.items():
+        about = {key: fields.pop(key) for key in ("dtype", "shape")}
+        codec = codec_class(fields.pop("codec"))
+        found[name] = codec(**{field: index(value) for field, value in fields.items()}), about
     return found

@@ -83,10 +83,11 @@ class Lossless(Codec):
         memory = _Scratch(scratch)
         whole = len(words) // BLOCK
         size, count = self._block_bytes(BLOCK), whole * BLOCK
-        rows, blocks = encoded[: whole * size].reshape(whole, size), words[:count]
+        coded = encoded[: whole * size].reshape(whole, size)
+        blocks = words[:count].reshape(whole, BLOCK)
         for begin in range(0, whole, AT_ONCE):
             some = slice(begin, begin + AT_ONCE)
-            self._decode_blocks(rows[some], blocks.reshape(whole, BLOCK)[some], memory)
+            self._decode_blocks(coded[some], blocks[some], memory)
         if count < len(words):
             self._decode_blocks(encoded[None, whole * size :], words[None, count:], memory)
 
