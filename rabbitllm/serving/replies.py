@@ -74,7 +74,7 @@ class Reply:
         return self._body(self.shape.whole, choices) | {"usage": usage(answer)}
 
     def chunk(self, content: dict[str, Any], reason: str | None = None) -> str:
-        """The event of a stream that adds `content`; `reason` is given by the last, as why it ended."""
+        """The event of a stream that adds `content`; `reason` says why the text has ended."""
         return event(self._body(self.shape.part, [_choice(content, reason)]))
 
     def counts(self, answer: Answer) -> str:
