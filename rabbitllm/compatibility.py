@@ -22,7 +22,11 @@ PLACES = (
 )
 """Where the summary is in an installed package, and in a checkout."""
 SILENT = ("not-run", "env-error")
-WORDS = {"reference-broken": "stock fails"}
+WORDS = {
+    "reference-broken": "stock fails",
+    "stock-wrong": "stock wrong",
+    "stock-changed": "stock changed",
+}
 """Status -> what the reports call it, where that is not its own name."""
 
 

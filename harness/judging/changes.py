@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.judging.expected_failures import Expected, entries_for
-from harness.records import FAILED, Record
+from harness.records import ASTRAY, FAILED, OF_STOCK, Record
 
 Kind = Literal["regressed", "lost", "spurious", "not-comparable", "fixed", "new", "same"]
 KINDS: dict[Kind, str] = {
@@ -21,6 +21,8 @@ KINDS: dict[Kind, str] = {
     "same": "as before; a failure whose cause changed is pointed out",
 }
 """What becomes of a cell, the worst first."""
+FURTHER = 1.1
+"""How many times as far as before stock's logits are from the golden ones if they moved away."""
 WORSE: frozenset[Kind] = frozenset({"regressed", "lost"})
 State = Literal["absent", "unsupported", "good", "degraded", "bad", "unsure"]
 STATES: dict[str, State] = {
@@ -125,7 +127,9 @@ def kind_of(before: Record | None, after: Record | None) -> Kind:
         return "not-comparable"
     states = state(before), state(after)
     kind = next(kind for *pair, kind in TRANSITIONS if all(map(_fits, pair, states)))
-    return "lost" if kind == "same" and lost_checks(before, after) else kind
+    if kind == "same" and lost_checks(before, after):
+        return "lost"
+    return "regressed" if kind == "same" and further(before, after) else kind
 
 
 def state(record: Record | None) -> State:
@@ -149,12 +153,36 @@ def lost_checks(before: Record | None, after: Record | None) -> dict[str, str]:
     }
 
 
+def further(before: Record | None, after: Record | None) -> bool:
+    """Whether stock's answers, not the golden ones before, are further from them now."""
+    was, now = astray(before), astray(after)
+    if was is None or now is None:
+        return False
+    return now[0] > FURTHER * was[0] or now[1] > was[1]
+
+
+def astray(record: Record | None) -> tuple[float, float] | None:
+    """How far stock's answers are from the golden ones; None if they are not known to be.
+
+    Returns:
+        The largest difference of a logit, as a fraction of the largest, 0 if only rounding; and one
+        by the number of the first other token, 0 if there is none.
+    """
+    found = record.checks.get("golden") if record else None
+    if found is None or found.status not in ASTRAY:
+        return None
+    figures = found.figures
+    token = figures["first_other_token"]
+    return (figures["relative"] if figures["positions"] else 0.0), (1 / token if token else 0.0)
+
+
 def side_of(record: Record, found: Sequence[Expected]) -> str:
     """Whose fault a failure is: what the list says, else what the status says."""
     if found:
         return " and ".join(dict.fromkeys(entry.side for entry in found))
-    statuses = {"reference-broken": "transformers", "env-error": "environment"}
-    return statuses.get(record.status, "rabbitllm")
+    if record.status in OF_STOCK:
+        return "transformers"
+    return "environment" if record.status == "env-error" else "rabbitllm"
 
 
 def cause(record: Record, found: Sequence[Expected] = ()) -> str:
@@ -188,6 +216,10 @@ def _why(kind: Kind, before: Record | None, after: Record | None, found: Sequenc
     if kind == "not-comparable":
         other = before.check_hash != after.check_hash
         return "measured by other checks or another recipe" if other else "measured on neither side"
+    moved = further(before, after) or further(after, before)
+    if moved and before.status == after.status:
+        place = "further from" if kind == "regressed" else "nearer to"
+        return f"stock's answers changed, {place} the golden ones: {cause(after, found)}"
     if kind == "same" and before.fingerprint == after.fingerprint:
         return ""
     if kind == "same" and after.status in FAILED:

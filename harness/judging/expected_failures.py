@@ -14,7 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness.judging.pattern import fits
 from harness.matrix import MATRIX, Cell, Device, Key
-from harness.records import FAILED, Record, read_all
+from harness.records import FAILED, OF_STOCK, Record, read_all
 from harness.tables import read_rows, unknown
 
 PLACE = "matrix/expected_failures.toml"
@@ -102,8 +102,8 @@ def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:
 def judge(record: Record, entries: Iterable[Expected]) -> Record:
     """The record with the list's word on it.
 
-    A failure that entries explain in full becomes xfail, or stays reference-broken if it is stock's
-    own; a pass that an entry does not expect becomes xpass. Anything else stays as it is, and fails
+    A failure that entries explain in full becomes xfail, or stays as it is if it is stock's own;
+    a pass that an entry does not expect becomes xpass. Anything else stays as it is, and fails
     the run if it is a failure.
     """
     selecting = _selecting(record, entries)
@@ -114,7 +114,7 @@ def judge(record: Record, entries: Iterable[Expected]) -> Record:
     if not explaining:
         return record
     why = " ".join(dict.fromkeys(f"{e.why} ({e.side}; {e.link})" for e in explaining))
-    status = record.status if record.status == "reference-broken" else "xfail"
+    status = record.status if record.status in OF_STOCK else "xfail"
     return replace(record, status=status, expected=why)
 
 

@@ -1,7 +1,9 @@
 """What is known about cells, and where it is kept."""
 
 from harness.records.record import (
+    ASTRAY,
     FAILED,
+    OF_STOCK,
     SCHEMA,
     CheckResult,
     Measurement,
@@ -15,7 +17,9 @@ from harness.records.record import (
 from harness.records.store import Store, read_all, write_atomically
 
 __all__ = [
+    "ASTRAY",
     "FAILED",
+    "OF_STOCK",
     "SCHEMA",
     "CheckResult",
     "Measurement",

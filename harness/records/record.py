@@ -27,14 +27,18 @@ Status = Literal[
     "flaky",
     "unsupported",
     "reference-broken",
+    "stock-wrong",
+    "stock-changed",
     "env-error",
     "timeout",
     "crash",
     "not-run",
 ]
-FAILED = frozenset(
-    {"degraded", "fail", "flaky", "env-error", "timeout", "crash", "reference-broken"}
-)
+ASTRAY = frozenset({"stock-wrong", "stock-changed"})
+"""Statuses of releases whose own answers are not those that are committed."""
+OF_STOCK = ASTRAY | {"reference-broken"}
+"""Statuses that are about the release alone, whatever streams on it."""
+FAILED = OF_STOCK | {"degraded", "fail", "flaky", "env-error", "timeout", "crash"}
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
 JUDGED = frozenset({"xfail", "xpass"})
 """Statuses that judging gives to a record that was read."""

@@ -31,6 +31,12 @@ LOOKS: dict[str, Look] = {
     "reference-broken": Look(
         "△", "stock fails", "known", "stock transformers fails here by itself"
     ),
+    "stock-wrong": Look(
+        "≠", "stock wrong", "bad", "stock answers otherwise than the model is defined to"
+    ),
+    "stock-changed": Look(
+        "≠", "stock changed", "bad", "stock answers otherwise than another release does"
+    ),
     "unsupported": Look("-", "unsupported", "none", "this release has no such model or backend"),
     "not-run": Look("·", "not run", "none", "did not run on this machine; says nothing either way"),
     "fail": Look("✗", "fail", "bad", "a check disagrees with stock transformers"),

@@ -11,6 +11,7 @@ from harness.judging.causes import explanation
 from harness.matrix import Cell
 from harness.records import (
     FAILED,
+    OF_STOCK,
     Record,
     RecordError,
     Status,
@@ -32,8 +33,8 @@ TIME_LIMIT = 300.0
 def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
     """The record of a cell. One that fails runs again: another outcome makes it flaky.
 
-    Not what stock transformers fails at: nothing streamed then, and the list of expected failures
-    notices when it comes and goes.
+    Not what is about stock transformers alone: it is the same each time, and the list of expected
+    failures notices when it comes and goes.
 
     Args:
         cell: what to measure with the installed transformers.
@@ -45,7 +46,7 @@ def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
     if reason := unmet(cell):
         return unmeasured(cell, "not-run", reason)
     first = run_once(cell, cache, time_limit)
-    if first.status not in FAILED or first.status in ("timeout", "reference-broken"):
+    if first.status not in FAILED or first.status in {"timeout", *OF_STOCK}:
         return first
     second = run_once(cell, cache, time_limit)
     if (second.status, second.fingerprint) == (first.status, first.fingerprint):

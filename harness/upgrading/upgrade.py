@@ -16,7 +16,7 @@ from harness.judging.expected_failures import load_expected
 from harness.judging.snapshots import recorded_releases
 from harness.judging.speed import compare_speed
 from harness.matrix import ROOT, load_matrix
-from harness.records import Store
+from harness.records import ASTRAY, Store
 from harness.records.merge import merge, write
 from harness.running.run import Work, run_cells
 from harness.upgrading.target import Target
@@ -83,7 +83,7 @@ def upgrade(target: Target, check: Check) -> Comparison:
 
 
 def advice(found: Comparison) -> str:
-    """Whether to upgrade, in a sentence."""
+    """Whether to upgrade, in a sentence; where stock itself answers otherwise, in another."""
     worse = ", ".join(change.cell for change in found.worse)
     known = "; ".join(dict.fromkeys(c.why.partition(": ")[2] or c.why for c in found.worse))
     sentences = {
@@ -94,4 +94,6 @@ def advice(found: Comparison) -> str:
         4: f"Upgrade if speed matters less: {found.speed.why}.",
         5: f"Unknown: no cell could be measured on both {found.before} and {found.after}.",
     }
-    return sentences[found.exit_status]
+    answers = [c.cell for c in found.worse if c.after is not None and c.after.status in ASTRAY]
+    changed = f" Stock's own answers changed in {', '.join(answers)}." if answers else ""
+    return f"{sentences[found.exit_status]}{changed}"

@@ -29,6 +29,7 @@ def summary(tmp_path: Path) -> Path:
         cell("gemma2", "eager", "pass"),
         cell("phi", "sdpa", "fail"),
         cell("phi", "eager", "degraded"),
+        cell("phi", "flex_attention", "stock-wrong"),
         cell("phi", "sdpa", "pass", transformers="5.0.0"),
     ]
     path = tmp_path / "compatibility.json"
@@ -40,7 +41,8 @@ def test_a_release_is_summed_up_and_the_way_out_named(summary: Path) -> None:
     assert remarks("5.21.1", summary=summary) == [
         "transformers 5.21.1: 1 of 3 architectures pass everywhere",
         "gemma2 needs eager (sdpa on cpu: stock fails)",
-        "phi does not pass (sdpa on cpu: fail, eager on cpu: degraded)",
+        "phi does not pass (sdpa on cpu: fail, eager on cpu: degraded, "
+        "flex_attention on cpu: stock wrong)",
     ]
 
 

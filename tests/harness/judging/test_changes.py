@@ -25,6 +25,10 @@ REFUSED = (
         ("pass", "flaky", "regressed"),
         ("pass", "unsupported", "regressed"),
         ("pass", "reference-broken", "regressed"),
+        ("pass", "stock-wrong", "regressed"),
+        ("pass", "stock-changed", "regressed"),
+        ("stock-wrong", "pass", "fixed"),
+        ("stock-wrong", "reference-broken", "same"),
         ("pass", "not-run", "lost"),
         ("fail", "env-error", "lost"),
         ("pass", None, "lost"),
@@ -105,7 +109,11 @@ def test_a_regression_that_the_list_knows_has_its_cause_and_side(cell_record):
 
 
 def test_a_regression_that_nobody_knows_is_blamed_by_its_status(cell_record):
-    sides = {"reference-broken": "transformers", "fail": "rabbitllm", "env-error": "environment"}
+    sides = {
+        **dict.fromkeys(("reference-broken", "stock-wrong", "stock-changed"), "transformers"),
+        "fail": "rabbitllm",
+        "env-error": "environment",
+    }
     for status, side in sides.items():
         new = cell_record(status=status, message="boom\nmore", explanation="A known cause.")
         (change,) = compare([cell_record()], [new], load_expected())
@@ -118,6 +126,31 @@ def test_another_cause_of_the_same_failure_is_pointed_out(cell_record):
     new = replace(old, fingerprint="b" * 12, message="two")
     (change,) = compare([old], [new])
     assert (change.kind, change.why) == ("same", "fails for another cause than before: two")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind", "place"),
+    [
+        ((0.5, 3, None), (0.5, 3, None), "same", ""),
+        ((0.5, 3, None), (0.52, 3, None), "same", ""),
+        ((0.5, 3, None), (0.6, 3, None), "regressed", "further from"),
+        ((0.5, 3, None), (0.5, 3, 9), "regressed", "further from"),
+        ((1e-6, 0, 5), (2e-6, 0, 5), "same", ""),
+        ((1e-6, 0, 5), (1e-6, 0, 2), "regressed", "further from"),
+        ((1e-6, 0, 2), (1e-6, 0, 5), "same", "nearer to"),
+        ((0.5, 3, 2), (1e-6, 0, 2), "same", "nearer to"),
+    ],
+)
+def test_wrong_answers_that_change_are_told(before, after, kind, place, cell_record):
+    def record(relative: float, positions: int, token: int | None):
+        figures = {"relative": relative, "positions": positions, "first_other_token": token}
+        checks = {"golden": CheckResult("stock-wrong", figures)}
+        return cell_record(status="stock-wrong", checks=checks, message="golden: other answers")
+
+    (change,) = compare([record(*before)], [record(*after)])
+    assert change.kind == kind
+    why = f"stock's answers changed, {place} the golden ones: golden: other answers"
+    assert change.why == (why if place else "")
 
 
 def test_the_worst_comes_first(cell_record):

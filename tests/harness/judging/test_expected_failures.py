@@ -73,17 +73,18 @@ def test_a_pass_that_should_fail_is_an_error(cell_record):
     assert fails_run(record)
 
 
-def test_what_is_stocks_own_fault_stays_so_and_needs_an_entry(cell_record):
+@pytest.mark.parametrize("status", ["reference-broken", "stock-wrong", "stock-changed"])
+def test_what_is_stocks_own_fault_stays_so_and_needs_an_entry(cell_record, status):
     broken = cell_record(
         release="5.1.0",
-        status="reference-broken",
+        status=status,
         exception="RuntimeError",
         message="size of tensor a (14)",
         checks={},
     )
     assert fails_run(judge(broken, []))
     known = judge(broken, [replace(ENTRY, side="transformers")])
-    assert known.status == "reference-broken"
+    assert known.status == status
     assert not fails_run(known)
 
 

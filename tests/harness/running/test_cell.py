@@ -84,6 +84,13 @@ def test_a_pass_runs_once(monkeypatch, cell, tmp_path):
     assert len(left) == 1
 
 
+@pytest.mark.parametrize("status", ["reference-broken", "stock-wrong", "stock-changed"])
+def test_what_is_about_stock_alone_runs_once(monkeypatch, cell, tmp_path, status):
+    left = outcomes(monkeypatch, {"status": status}, {"status": "pass"})
+    assert run(cell(), tmp_path).status == status
+    assert len(left) == 1
+
+
 def test_a_failure_that_repeats_is_a_failure(monkeypatch, cell, tmp_path):
     outcomes(monkeypatch, FAIL, FAIL)
     assert run(cell(), tmp_path).status == "fail"

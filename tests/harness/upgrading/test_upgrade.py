@@ -61,6 +61,13 @@ def test_a_regression_is_advised_against(checking):
     )
 
 
+def test_other_answers_of_stock_are_told(checking):
+    assert advice(checking(Target("5.2.0"), status="stock-wrong")) == (
+        "Do not upgrade yet: 5.2.0 is worse in 1 of 1 cells: llama@5.2.0/sdpa/cpu. "
+        "Stock's own answers changed in llama@5.2.0/sdpa/cpu."
+    )
+
+
 def test_a_release_on_record_is_compared_with_another(checking):
     assert checking(Target("5.1.0")).before == "5.0.0"
 
