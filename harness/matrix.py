@@ -26,6 +26,7 @@ CHECKS = (
     "left_padded",
     "greedy_generation",
     "tied_head",
+    "golden",
     "speed",
 )
 """What a cell is checked for, unless its architecture's row says otherwise."""

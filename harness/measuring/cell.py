@@ -23,6 +23,8 @@ WORST_FIRST: tuple[Status, ...] = (
     "reference-broken",
     "fail",
     "degraded",
+    "stock-wrong",
+    "stock-changed",
     "unsupported",
     "pass",
     "not-run",

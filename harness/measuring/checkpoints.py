@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenizers.models import BPE
 from transformers import AutoConfig, PreTrainedModel
 
 from harness.matrix import Cell, Gguf
+from harness.measuring.golden.manifest import digest, write_checkpoint
 from harness.measuring.references import REFERENCES
 from harness.measuring.references.model import OriginalModel
 from harness.records.code import hash_code
@@ -41,8 +43,7 @@ SPLITTING: dict[str, list[Any]] = {
 def checkpoint(cell: Cell, cache: Path) -> Path:
     """A folder with the cell's checkpoint, made unless `cache` has it.
 
-    Cells that differ only in backend share it. It appears under its name only when complete,
-    whoever else makes the same one, and whenever the process stops.
+    Cells that differ only in backend share it.
     """
     here = Path(__file__)
     key = [recipe(cell.architecture), cell.dtype]
@@ -53,18 +54,48 @@ def checkpoint(cell: Cell, cache: Path) -> Path:
         # to all.
         key += [transformers.__version__, hash_code(here.parent, [here.name])]
     name = f"{cell.architecture.id}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
-    folder = cache / name
+    return made_once(cache / name, lambda folder: write(cell, folder))
+
+
+def write(cell: Cell, folder: Path) -> None:
+    """Writes the cell's checkpoint."""
+    if cell.architecture.gguf is not None:
+        write_real(cell.architecture.gguf, cell.dtype, folder)
+    elif cell.architecture.reference:
+        REFERENCES[cell.architecture.reference].write(folder, SEED)
+    else:
+        tiny_model(cell).save_pretrained(folder)
+
+
+def golden_checkpoint(architecture: str, sha256: str, cache: Path) -> Path:
+    """A folder with the architecture's golden checkpoint, made unless `cache` has it.
+
+    Args:
+        architecture: the row's id.
+        sha256: what the file must have.
+        cache: where it is kept.
+
+    Raises:
+        ValueError: the file made here has other bits, so its answers would say nothing.
+    """
+    if (found := digest(architecture)) != sha256:
+        raise ValueError(f"the golden checkpoint of {architecture} is {found}, not {sha256}")
+    name = f"golden-{architecture}-{sha256[:12]}"
+    return made_once(cache / name, lambda folder: write_checkpoint(architecture, folder))
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, which `make` fills unless it is there.
+
+    It appears under its name only when complete, whoever else makes the same one, and whenever the
+    process stops.
+    """
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f".{name}."))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        if cell.architecture.gguf is not None:
-            write_real(cell.architecture.gguf, cell.dtype, scratch)
-        elif cell.architecture.reference:
-            REFERENCES[cell.architecture.reference].write(scratch, SEED)
-        else:
-            tiny_model(cell).save_pretrained(scratch)
+        make(scratch)
         try:
             os.rename(scratch, folder)
         except OSError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,10 +103,14 @@ class Subject:
     @cached_property
     def streamed(self) -> Any:
         """The model under test, at the smallest budget that works: every block streams."""
-        from rabbitllm import AutoModel  # a broken engine is this cell's failure, not the harness's
-
         self.reference  # noqa: B018  # what is in memory before the engine's is not the engine's
         self.storages_before = set(live_storages())
+        return self.stream()
+
+    def stream(self) -> Any:
+        """Loads the model under test."""
+        from rabbitllm import AutoModel  # a broken engine is this cell's failure, not the harness's
+
         return AutoModel.from_pretrained(
             self.folder,
             device=self.cell.device,
@@ -134,13 +138,7 @@ class Subject:
     @cached_property
     def padded(self) -> dict[str, Tensor]:
         """input_ids and attention_mask [3, PROMPT]: prompts of `PADDED` lengths, left-padded."""
-        rows = [self.tokens[0, :length] for length in PADDED]
-        ids = torch.zeros(len(rows), max(PADDED), dtype=torch.long, device=self.device)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, -len(row) :] = row
-            mask[index, -len(row) :] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        return left_padded([self.tokens[0, :length] for length in PADDED])
 
     @cached_property
     def stock_uncached(self) -> Tensor:
@@ -203,6 +201,16 @@ class Subject:
             return_dict_in_generate=True,
             output_logits=True,
         )
+
+
+def left_padded(rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    """input_ids and attention_mask [rows, longest]: rows of token ids, with zeros before them."""
+    ids = rows[0].new_zeros(len(rows), max(map(len, rows)))
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, -len(row) :] = row
+        mask[index, -len(row) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def layer_length(layer: Any) -> tuple[int, int]:

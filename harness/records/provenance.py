@@ -9,8 +9,9 @@ import json
 import os
 import platform
 from functools import cache
+from glob import escape
 
-from harness.matrix import ROOT, Architecture, Cell
+from harness.matrix import GOLDEN, ROOT, Architecture, Cell
 from harness.records.code import hash_code
 
 PACKAGES = (
@@ -66,15 +67,22 @@ def recipe(architecture: Architecture) -> str:
 
 
 @cache
+def golden(architecture: str) -> str:
+    """The text of an architecture's files in matrix/golden; empty if it has none."""
+    paths = sorted(GOLDEN.glob(f"*/{escape(architecture)}.json"))
+    return "".join(path.read_text("utf-8") for path in paths)
+
+
+@cache
 def measuring_hash() -> str:
     """The hash of the measuring code: no other folder of harness/ can change a result."""
     return hash_code(ROOT / "harness" / "measuring", ["**/*.py"])
 
 
 def check_hash(cell: Cell) -> str:
-    """The hash of the measuring code and of the cell's rows."""
+    """The hash of the measuring code, of the cell's rows and of its golden files."""
     backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
-    text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}"
+    text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}{golden(cell.architecture.id)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

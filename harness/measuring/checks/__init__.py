@@ -18,7 +18,7 @@ class Outcome:
     """What a check found.
 
     Attributes:
-        status: pass, degraded, fail, unsupported, reference-broken or not-run.
+        status: pass, degraded, fail, unsupported, not-run, or one of those of stock.
         figures: what it measured.
         message: what exactly is wrong, after the check's own sentence.
     """

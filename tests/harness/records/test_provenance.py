@@ -49,6 +49,18 @@ def test_records_are_stale_where_code_that_measures_changed(checkout, file, old,
     assert checkout(file, old, new) == stale
 
 
+def test_the_check_hash_follows_the_golden_files_of_the_architecture(cell, tmp_path, monkeypatch):
+    (tmp_path / "values").mkdir()
+    (tmp_path / "values" / "llama.json").write_text("{}")
+    before = {name: check_hash(cell(name)) for name in ("llama", "llama2")}
+    monkeypatch.setattr(provenance, "golden", provenance.golden.__wrapped__)
+    assert check_hash(cell("llama")) == before["llama"]
+    monkeypatch.setattr(provenance, "GOLDEN", tmp_path)
+    other = check_hash(cell("llama"))
+    (tmp_path / "values" / "llama2.json").write_text("{}")
+    assert check_hash(cell("llama")) == other != before["llama"]
+
+
 def test_the_check_hash_follows_the_recipe(cell):
     assert check_hash(cell("llama")) != check_hash(cell("qwen2"))
     assert check_hash(cell("llama", "sdpa")) != check_hash(cell("llama", "eager"))

@@ -1,0 +1,119 @@
+"""Answers are not the golden ones.
+
+The checkpoint has the published layout and the same bits everywhere. Stock's answers to it are held
+to the committed values (matrix/golden/values): logits of a text, and tokens
+generated with a cache from prompts short and long, alone and padded. Where an independent reference
+computed the values, a release that differs is wrong; where another release did, it has changed. The
+streamed model's logits are held to stock's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.measuring.checkpoints import golden_checkpoint
+from harness.measuring.checks import Outcome
+from harness.measuring.golden.manifest import architectures
+from harness.measuring.golden.values import NEW, REFERENCE, Batch, Values, first_other, read_values
+from harness.measuring.parity import compare
+from harness.measuring.subject import Subject, left_padded, reference_side
+
+ROUNDING = 2e-5
+"""The largest difference that counts as rounding on a CPU, as a fraction of the largest logit.
+
+Backends, releases and references differ by up to 3e-6.
+"""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far answers are from what they should be.
+
+    Attributes:
+        relative: the largest difference of a logit, as a fraction of the largest.
+        positions: positions of the text where one is more than rounding.
+        first_other_token: the number of the first generated token that is another one, from 1.
+    """
+
+    relative: float
+    positions: int
+    first_other_token: int | None = None
+
+    @property
+    def beyond_rounding(self) -> bool:
+        """Whether the answers are other ones."""
+        return self.positions > 0 or self.first_other_token is not None
+
+    def __str__(self) -> str:
+        """In words."""
+        found = []
+        if self.positions:
+            found.append(
+                f"{self.positions} positions are off by up to {self.relative:.2g} of the largest "
+                "logit"
+            )
+        if self.first_other_token is not None:
+            found.append(f"generated token {self.first_other_token} is the first other one")
+        return ", ".join(found)
+
+
+def run(subject: Subject) -> Outcome:
+    """Loads the golden checkpoint both ways, reads the text, and has stock generate."""
+    name = subject.cell.architecture.id
+    if name not in architectures():
+        return Outcome("not-run", message=f"{name} has no golden checkpoint")
+    if subject.dtype != torch.float32:
+        return Outcome("not-run", message="golden values are those of float32")
+    values = read_values(name)
+    published = Subject(subject.cell, golden_checkpoint(name, values.sha256, subject.folder.parent))
+    with reference_side():
+        logits = read(published, published.reference, values)
+        batches = [generated(published, batch.prompts) for batch in values.batches]
+    streamed = compare(read(published, published.stream(), values), logits)
+    rounding = max(ROUNDING, subject.tolerance)
+    released = replace(
+        distance(logits, torch.tensor(values.logits), rounding),
+        first_other_token=first_other(batches, values.batches),
+    )
+    figures: dict[str, Any] = {"by": values.by} | asdict(released)
+    figures |= {f"streamed_{figure}": found for figure, found in streamed.items()}
+    if not subject.equal(streamed):
+        said = f"the streamed model's are not stock's: largest difference {streamed['max_abs']:.3g}"
+        return Outcome("fail", figures, said)
+    if not released.beyond_rounding:
+        return Outcome("pass", figures)
+    if values.by == REFERENCE:
+        return Outcome("stock-wrong", figures, f"stock's are not the reference's: {released}")
+    return Outcome("stock-changed", figures, f"stock's are not those of {values.by}: {released}")
+
+
+@torch.no_grad()
+def read(subject: Subject, model: Any, values: Values) -> Tensor:
+    """A model's logits of the text, [text, vocabulary], on CPU."""
+    text = torch.tensor([values.text], device=subject.device)
+    logits: Tensor = model(text, use_cache=False).logits[0].cpu()
+    return logits
+
+
+def generated(subject: Subject, prompts: tuple[tuple[int, ...], ...]) -> Batch:
+    """The prompts, and what stock generates behind them, left-padded and with a cache."""
+    inputs = left_padded([torch.tensor(row, device=subject.device) for row in prompts])
+    made = subject.generate(subject.reference, NEW, inputs).sequences[:, -NEW:]
+    return Batch(prompts, tuple(map(tuple, made.tolist())))
+
+
+def distance(logits: Tensor, due: Tensor, rounding: float) -> Distance:
+    """How far logits are from others.
+
+    Args:
+        logits: [text, vocabulary].
+        due: the right ones.
+        rounding: the largest difference that is none, as a fraction of the largest logit.
+    """
+    off = (logits - due).abs().amax(-1) / due.abs().max()
+    within = off <= rounding  # which a NaN is not
+    return Distance(off.max().item(), int((~within).sum()))
