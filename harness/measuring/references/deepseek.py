@@ -34,12 +34,11 @@ def deepseek_v3(model: Checkpoint, ids: Tensor, mask: Tensor | None) -> Tensor:
 
 def decoder(model: Checkpoint, ids: Tensor, mask: Tensor | None, route: Route) -> Tensor:
     """Logits [B, S, V]; the first layers are dense, the others have shared and routed experts."""
-    model = model.assuming(tie_word_embeddings=False, moe_layer_freq=1)
-    config = model.config
+    model = model.assuming(tie_word_embeddings=False)
 
     def feed_forward(n: int, x: Tensor) -> Tensor:
         at = f"model.layers.{n}.mlp"
-        if n < config["first_k_dense_replace"] or n % config["moe_layer_freq"]:
+        if n < model.config["first_k_dense_replace"]:
             return gated(model, at, x)
         chosen, weights = route(model, f"{at}.gate", x)
         y = mixed(x, chosen, weights, lambda i, part: gated(model, f"{at}.experts.{i}", part))

@@ -82,6 +82,31 @@ LONGROPE = {
 }
 
 
+UNSAID: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen2-tied": {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]},
+    "mistral": {"tie_word_embeddings": False},
+    "gemma2": {
+        "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "gemma3_text": {
+        "layer_types": ["sliding_attention"] * 3,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "deepseek_v3": {"tie_word_embeddings": False},
+    "phi": {"rope_parameters.partial_rotary_factor": 0.5},
+    "phi3": {"sliding_window": None},
+}
+"""What fields of config.json mean that a published one may leave out."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A tiny checkpoint that stock transformers makes.

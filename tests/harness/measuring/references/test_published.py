@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from harness.measuring.parity import compare
 from harness.measuring.references.published import Published
-from tests.harness.measuring.references.published_cases import CASES
+from tests.harness.measuring.references.published_cases import CASES, UNSAID
 
 IDS = torch.randint(3, 96, (2, 24), generator=torch.Generator().manual_seed(0))
 PADDING = 7
 TOLERANCE = 2e-5
 """Of the largest logit, for two orders of summation in float32."""
+ABSENT = object()
 MOVED = 1e-3
 """Of the largest logit: what is no rounding."""
 
@@ -58,7 +60,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def changed(folder: Path, to: Path, field: str, value: Any) -> Path:
-    """A copy of a checkpoint with another value in its config.json."""
+    """A copy of a checkpoint with another value in its config.json, or, with `ABSENT`, none."""
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())
     *outer, last = field.split(".")
@@ -66,6 +68,8 @@ def changed(folder: Path, to: Path, field: str, value: Any) -> Path:
     for name in outer:
         inner = inner[name]
     inner[last] = value
+    if value is ABSENT:
+        del inner[last]
     (to / "config.json").write_text(json.dumps(config))
     return to
 
@@ -124,6 +128,23 @@ def test_rope_is_read_from_a_published_config_too(folder, tmp_path):
     shutil.copytree(folder, published)
     (published / "config.json").write_text(json.dumps(config))
     assert torch.equal(Published(published)(IDS), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, fields in UNSAID.items() for field in fields]
+)
+def test_a_published_config_may_leave_a_field_out(name, field, folder, tmp_path):
+    stated = changed(folder, tmp_path / "stated", field, UNSAID[name][field])
+    unsaid = changed(folder, tmp_path / "unsaid", field, ABSENT)
+    assert torch.equal(Published(unsaid)(IDS), Published(stated)(IDS))
+
+
+@pytest.mark.parametrize("name", ["llama-scaled"])
+def test_a_tied_head_is_the_embedding_whatever_else_is_stored(folder, tmp_path):
+    stored = tmp_path / "stored"
+    shutil.copytree(folder, stored)
+    save_file({"lm_head.weight": torch.ones(96, 48)}, stored / "model-2.safetensors")
+    assert torch.equal(Published(stored)(IDS), Published(folder)(IDS))
 
 
 def test_an_unknown_model_type_is_refused(tmp_path):
