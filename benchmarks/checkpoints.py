@@ -90,10 +90,10 @@ def write_checkpoint(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    rest, stages = find_stages(model, model.all_tied_weights_keys, dtypes)
+    stages = find_stages(model, model.all_tied_weights_keys, dtypes)
     generator = torch.Generator(device).manual_seed(seed)
     weight_map = {}
-    for number, stage in enumerate([*stages, *([rest] if rest else [])]):
+    for number, stage in enumerate(sorted(stages, key=lambda stage: stage.pinned)):
         shard = f"model-{number:05}.safetensors"
         tensors = {}
         for weight in stage.weights:

@@ -1,34 +1,17 @@
 """`AutoModel.from_pretrained`: from a checkpoint to a stock model whose layers stream."""
 
 import os
-from functools import partial
 
 import torch
 
 from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.deprecated import accept_arguments, accept_compression
 from rabbitllm.model import StreamedModel
-from rabbitllm.prepare import Prepared, prepare
-from rabbitllm.streaming.budget import (
-    DEFAULT_SEQ_LEN,
-    free_bytes,
-    total_budget,
-    weights_budget,
-)
-from rabbitllm.streaming.ceiling import Ceiling
+from rabbitllm.prepare import prepare
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.placeholder import put_placeholders
-from rabbitllm.streaming.plan import Budget, Plan, make_plan
-from rabbitllm.streaming.room import Room
-from rabbitllm.streaming.working import (
-    CUDA_CONTEXT,
-    Work,
-    read_geometry,
-    taken_bytes,
-    working_bytes,
-)
-from rabbitllm.utils.glibc import map_large_allocations
+from rabbitllm.streaming.placement import make_room, pick_device, place, total_budget
+from rabbitllm.streaming.plan import own_memory
 
 
 class AutoModel:
@@ -104,137 +87,27 @@ class AutoModel:
             attn_implementation,
             trust_remote_code,
         )
-        model, folder = prepared.model, prepared.folder
-        generation = load_generation_config(folder)
+        model, location = prepared.model, prepared.location
+        generation = load_generation_config(location.folder)
         asked = {"device_memory": device_memory, "host_memory": host_memory}
-        setting = "host_memory" if target.type == "cpu" else "device_memory"
+        setting = "host_memory" if own_memory(target) == "host" else "device_memory"
         total = total_budget(asked[setting], target)
-        placed, plan = place(prepared, target, max_seq_len=max_seq_len, **asked | {setting: total})
-        room = make_room(placed, plan, setting, asked[setting], total, target)
-        located = prepared.locate(
-            layer_shards_saving_path, delete_original, prepared.worth_encoding(codec, plan)
+        staged, plan = place(
+            prepared.staged, target, max_seq_len=max_seq_len, **asked | {setting: total}
         )
-        progress = show_layer_progress
-        if progress is None:
-            progress = bool(plan.streamed("disk"))
+        room = make_room(staged, plan, setting, asked[setting], total, target)
+        read_again = bool(plan.streamed("disk"))
+        located = location.locate(
+            layer_shards_saving_path, delete_original, location.worth_encoding(codec, read_again)
+        )
+        progress = read_again if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, room.admit)
-        put_placeholders(model, target)
-        pipeline = stream(model, placed.base, placed.stages, located, plan, target, options)
+        pipeline = stream(model, staged.stages, located, plan, target, options)
         if room.ceiling:
-            room.ceiling.watch(stage.modules[0] for stage in placed.stages)
+            blocks = (stage for stage in staged.stages if not stage.pinned)
+            room.ceiling.watch(stage.modules[0] for stage in blocks)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = os.fspath(pretrained_model_name_or_path)
-        model.attach(plan, pipeline, room, folder, target, trust_remote_code)
+        model.attach(plan, pipeline, room, location.folder, target, trust_remote_code)
         return model
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device that an argument means: "auto" is CUDA when there is one.
-
-    Raises:
-        ValueError: neither CPU nor CUDA, or not there.
-    """
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={device!r} is not understood. Use 'auto', 'cpu' or 'cuda:0'."
-        ) from error
-    if target.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} is not supported. Use 'auto', 'cpu' or 'cuda:0'.")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={device!r} is not there: {torch.cuda.device_count()} CUDA devices. Use "
-            "'auto' or 'cpu'."
-        )
-    return torch.device("cuda", target.index or 0) if target.type == "cuda" else target
-
-
-def place(
-    prepared: Prepared,
-    device: torch.device,
-    device_memory: int | str,
-    host_memory: int | str,
-    max_seq_len: int | None,
-) -> tuple[Prepared, Plan]:
-    """Places the stages; blocks split as long as two do not fit beside what computing takes.
-
-    On CPU they also split as long as that makes the slots smaller: what streams comes from disk,
-    so room for one more resident layer is worth more than the hooks of smaller stages cost.
-
-    Args:
-        prepared: the model; it comes back with smaller stages if blocks had to split.
-        device: where it runs.
-        device_memory: budget on a CUDA device, as `AutoModel.from_pretrained` takes it.
-        host_memory: budget in host memory.
-        max_seq_len: tokens that automatic budgets keep room for.
-
-    Raises:
-        BudgetError: a budget is too small; the message states the minimum.
-        ValueError: a budget is no size.
-    """
-    host = torch.device("cpu")
-    total = total_budget(host_memory if device.type == "cpu" else device_memory, device)
-    work = Work(1, max_seq_len or DEFAULT_SEQ_LEN)
-    working = working_bytes(read_geometry(prepared.model.config), prepared.dtype, device, work)
-    for_host = None if device.type == "cpu" else total_budget(host_memory, host)
-
-    def fits(candidate: Prepared) -> bool:
-        return total == "min" or candidate.minimum_bytes() + working <= total
-
-    def plan(candidate: Prepared) -> Plan:
-        for_weights = weights_budget(total, candidate.minimum_bytes(), working)
-        base = candidate.base.nbytes if candidate.base else 0
-        return make_plan(candidate.sizes(), base, for_weights, for_host, candidate.gathered())
-
-    while not fits(prepared) and (smaller := prepared.with_largest_split()):
-        prepared = smaller
-    best = plan(prepared)
-    while device.type == "cpu" and total != "min" and best.slots:
-        smaller = prepared.with_largest_split()
-        # Parts that are always resident can make the least larger.
-        if smaller is None or smaller.minimum_bytes() > prepared.minimum_bytes():
-            break
-        finer = plan(smaller)
-        if sum(finer.slot_sizes) >= sum(best.slot_sizes):
-            break
-        prepared, best = smaller, finer
-    return prepared, best
-
-
-def make_room(
-    placed: Prepared,
-    plan: Plan,
-    setting: str,
-    asked: int | str,
-    total: Budget,
-    device: torch.device,
-) -> Room:
-    """What forwards may take beside the weights as they were placed.
-
-    Args:
-        placed: the model, as `place` gave it back.
-        plan: where its weights are.
-        setting: the argument that budgets the device that computes.
-        asked: its value.
-        total: the bytes that it means, or "min".
-        device: where the model runs.
-    """
-    geometry, dtype = read_geometry(placed.model.config), placed.dtype
-    sized = asked not in ("auto", "min")
-    ceiling = None
-    if sized and total != "min" and device.type == "cuda":
-        ceiling = Ceiling(device, total - CUDA_CONTEXT, plan.device_bytes, geometry, dtype)
-    return Room(
-        setting,
-        0 if total == "min" else total - plan.device_bytes,
-        placed.minimum_bytes(),
-        lambda work: working_bytes(geometry, dtype, device, work),
-        lambda work: taken_bytes(geometry, dtype, device, work),
-        None if sized else partial(free_bytes, device),
-        ceiling,
-        map_large_allocations if device.type == "cpu" else lambda: None,
-    )

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
-from rabbitllm.stats import Limits
+from rabbitllm.streaming.meter import Limits
 from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.room import Room
@@ -163,7 +163,8 @@ class StreamedModel(_Stock):
     def streaming_stats(self, limits: Limits | None = None) -> dict[str, Any]:
         """What was moved, waited for and computed since loading, and how fast.
 
-        See `rabbitllm.stats.Stats` for the names and units. On CUDA it waits for what is launched.
+        See `rabbitllm.streaming.meter.Stats` for the names and units. On CUDA it waits for what is
+        launched.
 
         Args:
             limits: of this machine, from `rabbitllm.measure.limits.measure_limits`: to know what

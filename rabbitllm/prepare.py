@@ -1,11 +1,8 @@
 """From a checkpoint to a model without weights, and where on disk those will come from."""
 
-import logging
 import os
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,8 +11,7 @@ from transformers import PretrainedConfig
 
 from rabbitllm.attention import build_with_attention
 from rabbitllm.checkpoint import legacy
-from rabbitllm.checkpoint.codecs import codec_class
-from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.config import (
     load_config,
     pick_dtype,
@@ -25,27 +21,24 @@ from rabbitllm.checkpoint.config import (
 )
 from rabbitllm.checkpoint.consistency import check_complete, check_shapes, repair_head_dim
 from rabbitllm.checkpoint.convert import (
-    Recipe,
     dtypes_of,
     recipes_for,
     resolve_ties,
 )
-from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.hub import resolve
 from rabbitllm.checkpoint.index import read_index
-from rabbitllm.checkpoint.inventory import StoreInfo, find_moved
-from rabbitllm.checkpoint.moved import MOVED, register
-from rabbitllm.checkpoint.proof import check_all_kept, check_bits
+from rabbitllm.checkpoint.inventory import find_moved
+from rabbitllm.checkpoint.location import Location
+from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.rehearsal import rehearse
-from rabbitllm.checkpoint.store import LayerStore, default_root
-from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
-from rabbitllm.streaming.plan import Plan, minimum_bytes
-from rabbitllm.streaming.stages import Stage, find_stages
+from rabbitllm.streaming.staged import StagedModel
+from rabbitllm.streaming.stages import find_stages
 
-logger = logging.getLogger(__name__)
+RESIDENT = "resident"
+"""The stem of the layer store's file for the stage that is named after the model: nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,170 +47,13 @@ class Prepared:
 
     Attributes:
         model: parameters on the meta device, buffers real and on the host.
-        folder: where config and tokenizer are.
-        dtype: of the weights, as far as the model does not ask for float32.
-        moved: the layer store that has taken the place of the checkpoint's shards, if one has.
-        entries: the checkpoint's tensors, by their keys.
-        recipes: how they become parameters and persistent buffers.
-        dtypes: parameter or persistent buffer -> its dtype.
-        tied: name -> the name of the parameter that it shares its values with.
-        base: the weights that are resident in any case.
-        stages: all other weights, as they load together.
+        staged: the same, and its stages.
+        location: where its weights lie.
     """
 
     model: StreamedModel
-    folder: Path
-    dtype: torch.dtype
-    moved: StoreInfo | None
-    entries: dict[str, TensorEntry]
-    recipes: list[Recipe]
-    dtypes: dict[str, torch.dtype]
-    tied: dict[str, str]
-    base: Stage | None
-    stages: list[Stage]
-
-    def locate(
-        self,
-        store_root: str | os.PathLike[str] | None,
-        delete_original: bool,
-        compression: str | None = None,
-    ) -> dict[str, TensorEntry]:
-        """Where each parameter and buffer lies: in the checkpoint as it is, or in the layer store.
-
-        Args:
-            store_root: the folder for layer stores; None is the user's cache.
-            delete_original: remove the checkpoint's shards once a store is shown to hold all of it.
-            compression: the codec of what it can store, in a layer store; None leaves it plain.
-
-        Raises:
-            CheckpointError: `delete_original`, and the store would not hold, or does not hold, all
-                that the shards do.
-        """
-        self._remember()
-        if self.readable_in_place(compression):
-            if delete_original and self.moved:
-                finish(self.folder, self.moved.folder)
-            return {
-                recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
-            }
-        if delete_original:
-            check_all_kept(self.recipes, self.dtypes, self.entries, self.folder)
-        store = self.store(store_root, compression)
-        located = store.fill(self._groups(), self.recipes)
-        if delete_original:
-            files = {entry.file for entry in self.entries.values()}
-            check = partial(
-                check_bits,
-                self.model,
-                self.recipes,
-                self.dtypes,
-                self.entries,
-                located,
-                self.tied,
-            )
-            replace_originals(self.folder, files, store.folder, self.moved, check)
-        return located
-
-    def split(
-        self, store_root: str | os.PathLike[str] | None, compression: str | None = None
-    ) -> Path:
-        """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
-        self._remember()
-        if self.moved and self.readable_in_place(compression):
-            return self.moved.folder
-        store = self.store(store_root, compression)
-        store.fill(self._groups(), self.recipes)
-        return store.folder
-
-    def with_largest_split(self) -> "Prepared | None":
-        """The same with the largest blocks split into their children; None if none can be."""
-        blocks = [
-            sum(weight.nbytes for weight in stage.weights)  # without the padding of `stage.nbytes`
-            for stage in self.stages
-            if any(list(module.children()) for module in stage.modules)
-        ]
-        if not blocks:
-            return None
-        base, stages = find_stages(self.model, self.tied, self.dtypes, max(blocks) - 1)
-        return replace(self, base=base, stages=stages)
-
-    def sizes(self) -> dict[str, int]:
-        """Stage name -> bytes of its buffer."""
-        return {stage.name: stage.nbytes for stage in self.stages}
-
-    def stored(self, compression: str | None = None) -> list[Stage]:
-        """The stages as they are going to be stored with that compression, as a rule."""
-        here = {
-            recipe.targets[0]: self.entries[recipe.sources[0][0]].codec
-            for recipe in self.recipes
-            if recipe.converter is None
-        }
-        codecs = self.codecs(compression) if compression and not self.is_encoded() else here
-        return [stage.stored(codecs) for stage in self.stages]
-
-    def gathered(self) -> set[str]:
-        """The names of stages that need no slot: of all their weights only rows are needed."""
-        return {stage.name for stage in self.stages if stage.streamed() is None}
-
-    def minimum_bytes(self) -> int:
-        """The least bytes of weights on the device that the model can run with."""
-        return minimum_bytes(self.sizes(), self.base.nbytes if self.base else 0, self.gathered())
-
-    def store(
-        self, root: str | os.PathLike[str] | None, compression: str | None = None
-    ) -> LayerStore:
-        """The layer store of this checkpoint, filled or not."""
-        return LayerStore(
-            Path(root or default_root()).expanduser(),
-            self.folder,
-            self.entries,
-            self.model,
-            self.dtypes,
-            self.codecs(compression) if compression else {},
-        )
-
-    def codecs(self, compression: str) -> dict[str, Codec]:
-        """Of the parameters that a compression encodes; what is asked for by rows stays plain."""
-        found = {
-            weight.name: codec_class(compression).expected(Layout(weight.dtype, weight.shape))
-            for stage in self.stages
-            for weight in stage.weights
-            if weight.by is None
-        }
-        return {name: codec for name, codec in found.items() if codec}
-
-    def readable_in_place(self, compression: str | None = None) -> bool:
-        """Whether every parameter lies on disk as it is wanted, under whatever name."""
-        to_encode = bool(compression and self.codecs(compression)) and not self.is_encoded()
-        return not to_encode and all(
-            recipe.converter is None
-            and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
-            for recipe in self.recipes
-        )
-
-    def is_encoded(self) -> bool:
-        """Whether an encoded store took the place of the checkpoint's own shards."""
-        return self.moved is not None and bool(self.moved.codecs)
-
-    def worth_encoding(self, compression: str | None, plan: Plan) -> str | None:
-        """The compression, where something comes from disk or a store is needed anyway."""
-        return compression if plan.streamed("disk") or not self.readable_in_place() else None
-
-    def _remember(self) -> None:
-        """Has the store that stands in for the shards know of this folder, so that it stays."""
-        if self.moved:
-            try:
-                register(self.moved.folder, self.folder)
-            except OSError as error:  # where nothing can be written, nothing can be deleted
-                logger.debug("%s does not record its use: %s", self.moved.folder, error)
-
-    def _groups(self) -> dict[str, list[str]]:
-        """File stem -> names of what it holds: a file for each stage, and one for the rest."""
-        groups = {stage.name: [weight.name for weight in stage.weights] for stage in self.stages}
-        state = self.model.state_dict()
-        rest = [weight.name for weight in self.base.weights] if self.base else []
-        rest += [name for name, _ in self.model.named_buffers() if name in state]
-        return groups | {"resident": rest} if rest else groups
+    staged: StagedModel
+    location: Location
 
 
 def prepare(
@@ -263,10 +99,24 @@ def prepare(
         model = build(config, trial.active_attention_implementation)
     model.all_tied_weights_keys = trial.all_tied_weights_keys
     dtypes = dtypes_of(model, weights_dtype)
-    base, stages = find_stages(model, tied, dtypes)
-    return Prepared(
-        model, folder, weights_dtype, moved, entries, recipes, dtypes, tied, base, stages
+    stages = find_stages(model, tied, dtypes)
+    location = Location(
+        folder=folder,
+        moved=moved,
+        entries=entries,
+        recipes=recipes,
+        model=model,
+        dtypes=dtypes,
+        tied=tied,
+        groups={stage.name or RESIDENT: [w.name for w in stage.weights] for stage in stages},
+        whole={
+            weight.name: Layout(weight.dtype, weight.shape)
+            for stage in stages
+            for weight in stage.weights
+            if weight.by is None
+        },
     )
+    return Prepared(model, StagedModel(model, weights_dtype, dtypes, tied, stages), location)
 
 
 def _skeleton(

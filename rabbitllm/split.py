@@ -52,4 +52,5 @@ def find_or_create_local_splitted_path(
         "auto",
         trust_remote_code,
     )
-    return prepared.folder, prepared.split(layer_shards_saving_path, codec)
+    location = prepared.location
+    return location.folder, location.split(layer_shards_saving_path, codec)

@@ -58,9 +58,10 @@ def measure_run(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
         for wire, key in (("disk", "bytes_from_disk"), ("device", "bytes_to_device")):
             figures[key] = (after[key] - before[key]) / forwards
             figures[f"{wire}_gb_per_second"] = figures[key] * steps / 1e9
-        tiers = {tier: len(plan.on(tier)) for tier in ("device", "host", "disk")}
-        figures |= {"tiers": tiers, "slot_sizes": plan.slot_sizes}
-        figures |= {"device_bytes": plan.device_bytes, "host_bytes": plan.host_bytes}
+        tiers = {memory: len(plan.away(memory)) for memory in ("host", "disk")}
+        tiers["device"] = len(plan.resident())
+        figures |= {"tiers": tiers, "slot_sizes": plan.slot_sizes[DEVICE]}
+        figures |= {"device_bytes": plan.device_bytes[DEVICE], "host_bytes": plan.host_bytes}
     return figures
 
 
@@ -81,7 +82,7 @@ def in_turns(model: Any, reference: Any, run: Run, turns: int) -> dict[str, Any]
 def limits(folder: Path) -> dict[str, Any]:
     """The link: copies as large as the largest stage."""
     gpu = DEVICE.type == "cuda"
-    copies = copy_bandwidth(DEVICE, max(prepared(folder).sizes().values())) if gpu else {}
+    copies = copy_bandwidth(DEVICE, max(prepared(folder).staged.sizes.values())) if gpu else {}
     name = torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}"
     return {"scenario": "limits", "device_name": name} | copies
 

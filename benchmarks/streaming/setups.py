@@ -100,14 +100,14 @@ def budget(folder: Path, share: float, tokens: int = TOKENS) -> dict[str, int]:
         share: 0 to 1.
         tokens: that it keeps room for besides.
     """
-    model = prepared(folder)
-    sizes, rows = model.sizes(), model.gathered()
-    layers = [size for name, size in sizes.items() if ".layers." in name]
-    others = [size for name, size in sizes.items() if ".layers." not in name and name not in rows]
+    staged = prepared(folder).staged
+    layers = [size for name, size in staged.sizes.items() if ".layers." in name]
+    slots = [stage for stage in staged.stages if not stage.slotless]
+    others = [stage.nbytes for stage in slots if ".layers." not in stage.name]
     kept = round(share * len(layers)) + 2  # two take turns
-    working = working_bytes(read_geometry(model.model.config), model.dtype, DEVICE, Work(1, tokens))
-    base = model.base.nbytes if model.base else 0
-    return {MEMORY: base + sum(others) + kept * max(layers) + working, "max_seq_len": tokens}
+    geometry = read_geometry(staged.model.config)
+    working = working_bytes(geometry, staged.dtype, DEVICE, Work(1, tokens))
+    return {MEMORY: sum(others) + kept * max(layers) + working, "max_seq_len": tokens}
 
 
 SETUPS: dict[str, Setup] = {

@@ -43,7 +43,7 @@ def answer_aloud(
 def placement(model: StreamedModel) -> str:
     """What is resident, and what streams from where."""
     plan = model.streaming_plan
-    kept = f"{len(plan.on('device'))} of {len(plan.tiers)} parts resident on {model.device}"
+    kept = f"{len(plan.resident())} of {len(plan.places)} parts resident on {model.device}"
     hosted, on_disk = len(plan.streamed("host")), len(plan.streamed("disk"))
     moving = [f"{hosted} from host memory"] if hosted else []
     moving += [f"{on_disk} from disk"] if on_disk else []

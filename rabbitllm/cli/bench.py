@@ -53,18 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
-    from rabbitllm.auto import pick_device, place
     from rabbitllm.measure.limits import measure_limits
+    from rabbitllm.streaming.placement import pick_device, place
 
     device = pick_device(arguments.device)
     _check_picture(arguments.picture)
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
     budgets = arguments.device_memory, arguments.host_memory, arguments.max_seq_len
-    _, plan = place(prepared, device, *budgets)
-    codec = prepared.worth_encoding(arguments.compression, plan)
-    located = prepared.locate(arguments.store, False, codec)
-    limits = measure_limits(device, prepared.dtype, sorted({e.file for e in located.values()}))
+    _, plan = place(prepared.staged, device, *budgets)
+    location = prepared.location
+    codec = location.worth_encoding(arguments.compression, bool(plan.streamed("disk")))
+    located = location.locate(arguments.store, False, codec)
+    limits = measure_limits(
+        device, prepared.staged.dtype, sorted({e.file for e in located.values()})
+    )
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
     results = _measure(load(arguments), "streamed", arguments, prepared, limits)
     _free_memory(device)
@@ -109,7 +112,6 @@ def _measure(
     model: Any, runs: str, arguments: argparse.Namespace, prepared: "Prepared", limits: "Limits"
 ) -> "list[tuple[dict[str, str], Throughput]]":
     """Both tests of a model, each with what it is called."""
-    from rabbitllm.cli.plan import computed_bytes
     from rabbitllm.measure.throughput import Workload, measure_throughput
 
     print(f"Running {arguments.model}, {runs}", file=sys.stderr)
@@ -119,7 +121,7 @@ def _measure(
         "runs": runs,
         "attention": str(model.config._attn_implementation),
     }
-    tests = measure_throughput(model, work, limits, computed_bytes(prepared))
+    tests = measure_throughput(model, work, limits, prepared.staged.computed_bytes)
     return [(labels, test) for test in tests]
 
 
@@ -176,11 +178,12 @@ def _stock_fits(prepared: "Prepared", device: "torch.device") -> bool:
     """Whether there is a stock model of this checkpoint, and memory for all of it."""
     from rabbitllm.checkpoint.config import read_fields
     from rabbitllm.checkpoint.legacy import row_of
-    from rabbitllm.streaming.budget import total_budget
+    from rabbitllm.streaming.placement import total_budget
 
-    total = sum(prepared.sizes().values()) + (prepared.base.nbytes if prepared.base else 0)
     free = total_budget("auto", device)
-    return row_of(read_fields(prepared.folder)) is None and ROOM * total < int(free)
+    return row_of(read_fields(prepared.location.folder)) is None and (
+        ROOM * prepared.staged.nbytes < int(free)
+    )
 
 
 def _stock(prepared: "Prepared", device: "torch.device") -> Any:
@@ -189,8 +192,8 @@ def _stock(prepared: "Prepared", device: "torch.device") -> Any:
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        prepared.folder,
-        dtype=prepared.dtype,
+        prepared.location.folder,
+        dtype=prepared.staged.dtype,
         attn_implementation=prepared.model.active_attention_implementation,
     )
     return model.to(device).eval()

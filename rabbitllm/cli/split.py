@@ -28,12 +28,12 @@ def main(arguments: argparse.Namespace) -> int:
 
     from rabbitllm.utils.memory import format_size
 
-    prepared = prepare_only(arguments, torch.device("cpu"))
-    located = prepared.locate(arguments.store, arguments.delete_original, arguments.compression)
+    location = prepare_only(arguments, torch.device("cpu")).location
+    located = location.locate(arguments.store, arguments.delete_original, arguments.compression)
     files = {entry.file for entry in located.values()}
     size = format_size(sum(file.stat().st_size for file in files))
     for folder in sorted({file.parent for file in files}):
-        if prepared.readable_in_place(arguments.compression):
+        if location.readable_in_place(arguments.compression):
             print(f"{arguments.model} is read in place from {folder} ({size}): nothing to split")
         else:
             print(f"{arguments.model} is split in {folder} ({len(files)} files, {size})")

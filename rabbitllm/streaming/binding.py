@@ -1,33 +1,33 @@
-"""Puts parameters in their places in the modules, and says which are there."""
+"""Puts weights in their places in the modules, and says which are there."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from torch import nn
+import torch
 
-from rabbitllm.streaming.stages import Stage
+from rabbitllm.streaming.weights import Stage
 
-Parameters: TypeAlias = dict[str, nn.Parameter | None]
-"""Those of one module, by attribute, as the module itself holds them."""
-Places: TypeAlias = tuple[tuple[tuple[Parameters, str], ...], ...]
+Held: TypeAlias = dict[str, torch.Tensor | None]
+"""The parameters, or buffers, of one module by attribute, as the module itself holds them."""
+Bindings: TypeAlias = tuple[tuple[tuple[Held, str], ...], ...]
 """Of each weight of a stage: where it is bound."""
 
 
-def places(stage: Stage) -> Places:
+def bindings(stage: Stage) -> Bindings:
     """Where the stage's weights are bound, in the order of its weights."""
     return tuple(
-        tuple((module._parameters, attribute) for module, attribute in weight.owners)
+        tuple((getattr(owner.module, weight.kind), owner.attribute) for owner in weight.owners)
         for weight in stage.weights
     )
 
 
-def bound(where: Places) -> list[nn.Parameter | None]:
-    """The parameters that are bound there at the moment."""
-    return [parameters[attribute] for (parameters, attribute), *_ in where]
+def bound(where: Bindings) -> list[torch.Tensor | None]:
+    """The tensors that are bound there at the moment."""
+    return [held[attribute] for (held, attribute), *_ in where]
 
 
-def bind(where: Places, parameters: Sequence[nn.Parameter | None]) -> None:
-    """Makes `parameters` those of the modules."""
-    for owners, parameter in zip(where, parameters, strict=True):
+def bind(where: Bindings, tensors: Sequence[torch.Tensor | None]) -> None:
+    """Makes `tensors` those of the modules."""
+    for owners, tensor in zip(where, tensors, strict=True):
         for held, attribute in owners:
-            held[attribute] = parameter
+            held[attribute] = tensor

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rabbitllm.errors import BudgetError
-from rabbitllm.streaming.stages import ALIGNMENT, Stage
+from rabbitllm.streaming.weights import ALIGNMENT, Stage, Weight
 
 HUGE_PAGE = 2 << 20
 
@@ -56,14 +56,22 @@ def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:
 
 
 @torch.inference_mode(False)
-def as_parameters(stage: Stage, buffer: torch.Tensor) -> list[nn.Parameter]:
-    """The stage's parameters, in the order of its weights, as views of a buffer laid out for it."""
+def views(stage: Stage, buffer: torch.Tensor) -> list[torch.Tensor]:
+    """The stage's weights, in the order of its weights, as views of a buffer laid out for it."""
     return [
-        nn.Parameter(
+        as_held(
+            weight,
             buffer[weight.offset : weight.offset + weight.nbytes]
             .view(weight.dtype)
             .view(weight.shape),
-            requires_grad=False,
         )
         for weight in stage.weights
     ]
+
+
+@torch.inference_mode(False)
+def as_held(weight: Weight, values: torch.Tensor) -> torch.Tensor:
+    """The values as modules hold that weight: a parameter, or a buffer as it is."""
+    if weight.kind == "_buffers":
+        return values
+    return nn.Parameter(values, requires_grad=False)

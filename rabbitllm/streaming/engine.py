@@ -1,6 +1,6 @@
 """Puts a model's weights where the plan says, and starts the pipeline for those that stream."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,109 +12,134 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import TensorEntry
-from rabbitllm.streaming.binding import bind, places
-from rabbitllm.streaming.buffers import as_parameters, host_buffer
+from rabbitllm.streaming.binding import bind, bindings
+from rabbitllm.streaming.crossing import move_inputs
+from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.gather import Gather
+from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
-from rabbitllm.streaming.plan import Plan
-from rabbitllm.streaming.stages import Stage
-from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer, Transfer
+from rabbitllm.streaming.placeholder import put_placeholders
+from rabbitllm.streaming.plan import Plan, own_memory, staging_sizes
+from rabbitllm.streaming.weights import Stage
 from rabbitllm.streaming.workarounds import keep_rows_single
 
 
 def stream(
     model: PreTrainedModel,
-    base: Stage | None,
-    stages: list[Stage],
+    stages: Sequence[Stage],
     entries: Mapping[str, TensorEntry],
     plan: Plan,
     device: torch.device,
     options: Options,
 ) -> Pipeline:
-    """Makes a model on the meta device ready to run on `device`; returns what runs its forward.
+    """Makes a model on the meta device ready to run; returns what runs its forward.
 
     Args:
         model: its parameters are on the meta device, its buffers on the host.
-        base: the weights that are resident in any case.
-        stages: all others.
+        stages: all its weights.
         entries: where each parameter and persistent buffer lies on disk.
-        plan: which of the stages stay on the device.
-        device: a CPU or CUDA device.
+        plan: where each stage is, and which device computes it.
+        device: that of the inputs, and of what is in no stage.
         options: see `Options`.
     """
-    reader, meter = Reader(entries), Meter(device, options.profiling)
+    meter = Meter(options.profiling)
     codecs = {name: entry.codec for name, entry in entries.items()}
-    _load_buffers(model, reader, device)
-    head = model.get_output_embeddings()
-    if device.type == "cpu" and isinstance(head, nn.Linear):
-        keep_rows_single(head)
-    resident = [stage for stage in stages if plan.tiers[stage.name] == "device"]
-    streamed = []
+    devices = dict.fromkeys([device, *(place.device for place in plan.places.values())])
+    _place_buffers(model, stages, plan, device)
+    _prepare_head(model, device)
     for stage in stages:
-        if stage in resident:
-            continue
-        _gather(stage, reader, device)
-        if left := stage.streamed():
-            streamed.append(left.stored(codecs))
-    hosted = [stage for stage in streamed if plan.tiers[stage.name] == "host"]
-    on_disk = [stage.nbytes for stage in streamed if plan.tiers[stage.name] == "disk"]
-    transfer: Transfer = (
-        CudaTransfer(reader, meter, device, on_disk)
-        if device.type == "cuda"
-        else CpuTransfer(reader, meter)
-    )
+        put_placeholders(stage, plan.places[stage.name].device)
     with ExitStack() as undoing:
-        undoing.callback(transfer.close)
-        to_load = [*([base] if base else []), *resident]
-        with _progress(sum(stage.nbytes for stage in [*to_load, *hosted])) as bar:
-            for stage in to_load:
-                if device.type == "cpu" and not streamed:
-                    views = [reader.view(weight.name) for weight in stage.weights]
-                    bind(places(stage), [nn.Parameter(view, requires_grad=False) for view in views])
-                else:
-                    target = transfer.allocate(stage.nbytes)
-                    bind(places(stage), as_parameters(stage, _load(stage, transfer, target)))
-                bar.update(stage.nbytes)
-            for stage in hosted:
-                assert isinstance(transfer, CudaTransfer), "a CPU has no host tier"
-                transfer.keep(stage)
-                bar.update(stage.nbytes)
-        for stage in streamed:
-            if plan.tiers[stage.name] == "disk":
-                transfer.open(stage)
-        slots = [transfer.slot(nbytes) for nbytes in plan.slot_sizes]
-        pipeline = Pipeline(streamed, slots, transfer, meter, options)
+        transfers: dict[torch.device, Transfer] = {}
+        for each in devices:
+            transfers[each] = DEVICES[each.type](Reader(entries), meter, each)
+            undoing.callback(transfers[each].close)
+        resident = [stage for stage in stages if plan.places[stage.name].resident]
+        moving = [stage for stage in stages if not plan.places[stage.name].resident]
+        _gather(moving, plan, transfers)
+        streamed = [left.stored(codecs) for stage in moving if (left := stage.streamed())]
+        _load(resident, streamed, plan, transfers)
+        if len(devices) > 1:
+            move_inputs(model, stages, plan, device)
+        pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options)
         pipeline.start()
-        undoing.pop_all()  # the pipeline's end closes it from here on
+        undoing.pop_all()  # the pipeline's end closes them from here on
     return pipeline
 
 
-def _gather(stage: Stage, reader: Reader, device: torch.device) -> None:
-    """Has the stage's weights that are asked for by rows come from disk by rows."""
-    for (module, by), weights in stage.gathered().items():
-        for weight in weights:
-            reader.files.open(reader.entries[weight.name].file)
-        rows = {weight.owners[0][1]: partial(reader.read_rows, weight.name) for weight in weights}
-        Gather(module, rows, by, device)
+def _place_buffers(
+    model: nn.Module, stages: Iterable[Stage], plan: Plan, device: torch.device
+) -> None:
+    """Has buffers that no checkpoint holds lie where they are computed with."""
+    home = {
+        inner: plan.places[stage.name].device
+        for stage in stages
+        for module in (() if stage.pinned else stage.modules)
+        for inner in module.modules()
+    }
+    for module in model.modules():
+        for attribute, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[attribute] = buffer.to(home.get(module, device))
 
 
-def _load(stage: Stage, transfer: Transfer, target: torch.Tensor) -> torch.Tensor:
-    if target.device.type == "cpu":
-        transfer.read(stage, target)
-    else:
-        source = host_buffer(stage.nbytes)
-        transfer.read(stage, source)
-        target.copy_(source)
-    return target
+def _prepare_head(model: PreTrainedModel, device: torch.device) -> None:
+    head = model.get_output_embeddings()
+    if own_memory(device) == "host" and isinstance(head, nn.Linear):
+        keep_rows_single(head)
 
 
-def _load_buffers(model: nn.Module, reader: Reader, device: torch.device) -> None:
-    """Persistent buffers from the checkpoint, and every buffer to the device."""
-    for name, buffer in list(model.named_buffers()):
-        path, _, attribute = name.rpartition(".")
-        value = reader.read(name) if name in reader.entries else buffer
-        model.get_submodule(path)._buffers[attribute] = value.to(device)
+def _gather(
+    stages: Iterable[Stage], plan: Plan, transfers: Mapping[torch.device, Transfer]
+) -> None:
+    """Has the weights that are asked for by rows come from disk by rows."""
+    for stage in stages:
+        device = plan.places[stage.name].device
+        reader = transfers[device].reader
+        for (module, by), weights in stage.gathered().items():
+            for weight in weights:
+                reader.files.open(reader.entries[weight.name].file)
+            rows = {w.owners[0].attribute: partial(reader.read_rows, w.name) for w in weights}
+            Gather(module, rows, by, device)
+
+
+def _load(
+    resident: Sequence[Stage],
+    streamed: Sequence[Stage],
+    plan: Plan,
+    transfers: Mapping[torch.device, Transfer],
+) -> None:
+    """Brings what stays to its device, and makes what streams ready to come."""
+    crowded = {plan.places[stage.name].device for stage in streamed}
+    hosted = [stage for stage in streamed if plan.places[stage.name].memory == "host"]
+    with _progress(sum(stage.nbytes for stage in [*resident, *hosted])) as bar:
+        for stage in resident:
+            device = plan.places[stage.name].device
+            bind(bindings(stage), transfers[device].resident(stage, device not in crowded))
+            bar.update(stage.nbytes)
+        for stage in streamed:
+            place = plan.places[stage.name]
+            transfers[place.device].open(stage, place.memory)
+            if place.memory == "host":
+                bar.update(stage.nbytes)
+
+
+def _lanes(
+    streamed: Sequence[Stage], plan: Plan, transfers: Mapping[torch.device, Transfer]
+) -> dict[Lane, list[Stage]]:
+    """Each device's slots, and the stages that take turns in them."""
+    lanes = {}
+    for device, transfer in transfers.items():
+        stages = [stage for stage in streamed if plan.places[stage.name].device == device]
+        on_disk = [s.nbytes for s in stages if plan.places[s.name].memory == "disk"]
+        sizes = plan.slot_sizes.get(device, ())
+        slots = [
+            transfer.slot(*pair) for pair in zip(sizes, staging_sizes(sizes, on_disk), strict=True)
+        ]
+        lanes[Lane(transfer, slots)] = stages
+    return lanes
 
 
 def _progress(total: int) -> "tqdm[Any]":

@@ -3,7 +3,7 @@
 What happens around each stage of a forward:
 
     acquire    before its modules run: takes the slot that holds the stage, or loads the stage into
-               the slot whose own is needed last; has the device wait for it; binds its parameters
+               the slot whose own is needed last; has the device wait for it; binds its weights
     forward    the modules' own
     release    behind it: binds what stands in while they are away, and marks the slot as computed,
                which the next load into it waits for
@@ -25,7 +25,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -34,11 +34,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rabbitllm.streaming.binding import bind, bound, places
+from rabbitllm.streaming.binding import Bindings, bind, bindings, bound
+from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Mark, Meter
-from rabbitllm.streaming.ring import Ring
-from rabbitllm.streaming.stages import Stage
-from rabbitllm.streaming.transfer import Slot, Transfer
+from rabbitllm.streaming.weights import Stage
 
 
 @dataclass(frozen=True)
@@ -74,44 +74,46 @@ class _Run:
 
 
 class Pipeline:
-    """Runs a model with the `stages` streaming through `slots`.
+    """Runs a model of which stages stream, each through a slot of the device that computes it.
 
     Args:
-        stages: the streamed stages, in the order of the modules: the first guess at the forward's.
-            Their parameters are on the meta device while they are idle.
-        slots: two or more buffers, unless no stage streams; each stage fits one of them at least.
-        transfer: fills them.
+        lanes: the devices' slots, that of the model's inputs first, and the stages that stream
+            through each, in the order of the modules: the first guess at the forward's. Their
+            weights are placeholders while they are idle.
         meter: counts what happens.
         options: see `Options`.
     """
 
     def __init__(
-        self,
-        stages: list[Stage],
-        slots: list[Slot],
-        transfer: Transfer,
-        meter: Meter,
-        options: Options,
+        self, lanes: Mapping[Lane, Sequence[Stage]], meter: Meter, options: Options
     ) -> None:
         self.meter = meter
-        self._slots = slots
-        self._transfer = transfer
+        self._lanes = list(lanes)
         self._options = options
-        self._places = {stage.alone(): places(stage) for stage in stages}
-        self._idle = {stage: bound(where) for stage, where in self._places.items()}
-        self._ring = Ring(self._places)
+        self._lane_of: dict[Stage, Lane] = {}
+        self._bindings: dict[Stage, Bindings] = {}
+        self._idle: dict[Stage, list[torch.Tensor | None]] = {}
         self._running: dict[Stage, _Run] = {}
         self._settled = True  # no forward is under way, nor was one cut off
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
         self._bar: tqdm[Any] | None = None
         self._inherited = False  # by a fork, and not used since
-        for stage, alone in zip(stages, self._places, strict=True):
-            for module in stage.modules:
-                module.register_forward_pre_hook(_calling(self.acquire, alone))
-                module.register_forward_hook(_calling(self.release, alone), always_call=True)
-        weakref.finalize(self, transfer.close)
+        for lane, stages in lanes.items():
+            lane.ring.learn([self._hook(stage, lane) for stage in stages])
+            weakref.finalize(self, lane.transfer.close)
         _PIPELINES.add(self)
+
+    def _hook(self, stage: Stage, lane: Lane) -> Stage:
+        """Has the stage's modules call the pipeline; returns what it calls the stage by."""
+        alone = stage.alone()
+        self._lane_of[alone] = lane
+        self._bindings[alone] = bindings(stage)
+        self._idle[alone] = bound(self._bindings[alone])
+        for module in stage.modules:
+            module.register_forward_pre_hook(_calling(self.acquire, alone))
+            module.register_forward_hook(_calling(self.release, alone), always_call=True)
+        return alone
 
     def start(self) -> None:
         """Begins to load the first stages, so that the first forward finds them."""
@@ -131,52 +133,53 @@ class Pipeline:
         self._take_over()
         with self._turn:
             self._options.admit(args, kwargs)
-            self._transfer.check()
+            self._check()
             self._settle()
             self._settled, self._seen = False, []
             self.meter.settle()
-            begun = self.meter.mark()
+            clock = self._lanes[0].transfer
+            begun = clock.mark()
             try:
                 with self._bar_over_stages() as self._bar:
                     output = forward(*args, **kwargs)
                 if self._seen:
-                    self._ring.learn(self._seen)
+                    self._learn(self._seen)
                     self._prefetch()
-                self._transfer.check()
+                self._check()
                 self._settled = not self._running
                 return output
             finally:
                 self._seen = self._bar = None
                 self._settle()
-                self.meter.forward(begun, self.meter.mark(), _sequences(args, kwargs))
+                self.meter.forward(begun, clock.mark(), _sequences(args, kwargs))
 
     def acquire(self, stage: Stage) -> None:
-        """Puts the stage's parameters in place, waiting for them if need be."""
+        """Puts the stage's weights in place, waiting for them if need be."""
         self._take_over()
         self._refuse_twice(stage)
         self._settled = False
         if self._seen is not None:
             self._seen.append(stage)
-        self._ring.advance(stage)
-        slot = self._holder(stage) or self._load(stage)
-        begun = self.meter.mark()
-        self._transfer.wait(slot)
-        arrived = self.meter.mark()
+        lane = self._lane_of[stage]
+        slot = lane.take(stage, self._busy())
+        begun = lane.transfer.mark()
+        lane.transfer.wait(slot)
+        arrived = lane.transfer.mark()
         self.meter.wait(stage.name, begun, arrived)
         self._running[stage] = _Run(slot, arrived, threading.get_ident())
-        bind(self._places[stage], slot.parameters_of(stage))
+        bind(self._bindings[stage], slot.tensors_of(stage))
         self._prefetch()
 
     def release(self, stage: Stage) -> None:
-        """Takes the parameters away; the slot is free once the device has run what was launched."""
+        """Takes the weights away; the slot is free once the device has run what was launched."""
         if stage not in self._running:
             return  # its pre-hook failed; torch calls this hook all the same
-        run = self._running[stage]
-        bind(self._places[stage], self._idle[stage])
-        self._transfer.computed(run.slot)
+        run, transfer = self._running[stage], self._lane_of[stage].transfer
+        bind(self._bindings[stage], self._idle[stage])
+        transfer.computed(run.slot)
         del self._running[stage]
         if self._options.profiling:
-            self.meter.compute(stage.name, run.begun, self.meter.mark())
+            self.meter.compute(stage.name, run.begun, transfer.mark())
         if self._bar is not None:
             self._bar.update()
         self._prefetch()
@@ -187,7 +190,7 @@ class Pipeline:
         That thread may be in the midst of a forward, which then is finished in both processes.
         """
         self._inherited = True
-        if not self._transfer.survives_fork:
+        if not all(lane.transfer.survives_fork for lane in self._lanes):
             # Not to be freed, even at exit: torch ends a process that frees a parent's event.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
             return
@@ -197,18 +200,15 @@ class Pipeline:
             self._turn, self._seen, self._bar = threading.RLock(), None, None
         here = threading.get_ident()
         self._running = {stage: run for stage, run in self._running.items() if run.thread == here}
-        busy = {run.slot for run in self._running.values()}
-        for slot in self._slots:
-            slot.filling = threading.Lock()
-            if slot not in busy:
-                slot.load = None
+        for lane in self._lanes:
+            lane.inherit(self._busy())
         self._settled = False
-        self._transfer.inherit()
 
     def _take_over(self) -> None:
         """What must be done before the first use behind a fork."""
         if self._inherited:
-            self._transfer.take_over()
+            for lane in self._lanes:
+                lane.transfer.take_over()
             self._inherited = False
 
     def _refuse_twice(self, stage: Stage) -> None:
@@ -230,56 +230,38 @@ class Pipeline:
         if self._settled:
             return
         for stage, idle in self._idle.items():
-            bind(self._places[stage], idle)
-        for slot in self._slots:
-            self._transfer.computed(slot)
+            bind(self._bindings[stage], idle)
+        for lane in self._lanes:
+            lane.settle()
         self._running.clear()
         self._settled = True
 
-    def _upcoming(self) -> list[Stage]:
-        """The stages that come next, nearest first, as many as there are slots."""
-        return self._ring.ahead(len(self._slots))
+    def _check(self) -> None:
+        """Raises CheckpointError if a file whose weights are used in place is not what it was."""
+        for lane in self._lanes:
+            lane.transfer.check()
+
+    def _learn(self, seen: Sequence[Stage]) -> None:
+        """Takes the order of a forward that has just run."""
+        for lane in self._lanes:
+            if order := [stage for stage in seen if self._lane_of[stage] is lane]:
+                lane.ring.learn(order)
 
     def _prefetch(self) -> None:
-        if not self._options.prefetching:
-            return
-        upcoming = self._upcoming()
-        for position, stage in enumerate(upcoming):
-            if self._holder(stage):
-                continue
-            keep = {slot for slot in map(self._holder, upcoming[:position]) if slot}
-            free = next((slot for slot in self._free(stage) if slot not in keep), None)
-            if free is not None:
-                self._transfer.start(stage, free)
+        if self._options.prefetching:
+            for lane in self._lanes:
+                lane.prefetch(self._busy())
 
-    def _load(self, stage: Stage) -> Slot:
-        """Loads a stage that was not foreseen, into the slot whose stage is needed last."""
-        rank = {ahead.name: position for position, ahead in enumerate(self._upcoming())}
-        free = self._free(stage)
-        if not free:
-            raise RuntimeError(
-                f"No slot is free for {stage.name}: more stages run inside one another than there "
-                "are slots."
-            )
-        slot = max(
-            free,
-            key=lambda slot: rank.get(slot.stage.name, len(rank)) if slot.stage else len(rank) + 1,
-        )
-        self._transfer.start(stage, slot)
-        return slot
-
-    def _free(self, stage: Stage) -> list[Slot]:
-        """The slots that are large enough for the stage and that no running one is in."""
-        busy = {run.slot for run in self._running.values()}
-        return [s for s in self._slots if s not in busy and stage.nbytes <= s.buffer.numel()]
-
-    def _holder(self, stage: Stage) -> Slot | None:
-        return next((slot for slot in self._slots if slot.stage is stage), None)
+    def _busy(self) -> set[Slot]:
+        """The slots that a running stage is in."""
+        return {run.slot for run in self._running.values()}
 
     def _bar_over_stages(self) -> "AbstractContextManager[tqdm[Any] | None]":
         if not self._options.progress:
             return nullcontext()
-        total = len(self._ring)  # disable=None: where there is no terminal
+        total = sum(
+            len(lane.ring) for lane in self._lanes
+        )  # disable=None: where there is no terminal
         return tqdm(total=total, desc="Layers", unit="layer", leave=False, disable=None)
 
 

@@ -1,4 +1,4 @@
-"""What stands in a streamed parameter's place while its weights are elsewhere."""
+"""What stands in a streamed weight's place while its weights are elsewhere."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 from typing_extensions import override
+
+from rabbitllm.streaming.binding import bind, bindings
+from rabbitllm.streaming.weights import Stage
 
 METADATA = (torch.Tensor.detach, torch.Tensor.requires_grad_)
 """Functions that give a tensor without computing with it; state dicts and freezing need them."""
@@ -69,15 +72,12 @@ class Placeholder(nn.Parameter):
         )
 
 
-def put_placeholders(model: nn.Module, home: torch.device) -> None:
-    """Makes every parameter on the meta device a `Placeholder`; shared ones stay shared."""
-    made: dict[int, Placeholder] = {}
-    for path, module in model.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or not parameter.is_meta:
-                continue
-            if id(parameter) not in made:
-                made[id(parameter)] = Placeholder(parameter, requires_grad=False)
-                made[id(parameter)].home = home
-                made[id(parameter)].path = f"{path}.{name}"
-            module._parameters[name] = made[id(parameter)]
+def put_placeholders(stage: Stage, home: torch.device) -> None:
+    """Has placeholders stand in for the stage's weights, which are going to be used on `home`."""
+    tensors = []
+    for weight in stage.weights:
+        empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+        placeholder = Placeholder(empty, requires_grad=False)
+        placeholder.home, placeholder.path = home, weight.name
+        tensors.append(placeholder)
+    bind(bindings(stage), tensors)

@@ -5,14 +5,16 @@ as the largest streamed stages, so that an outsize stage takes one outsize slot.
 spread evenly among the streamed ones: while they compute, the next streamed stage travels.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+import torch
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.utils.memory import format_size
 
-Tier = Literal["device", "host", "disk"]
+Memory = Literal["device", "host", "disk"]
 Budget = int | Literal["min"]
 SLOTS = 2
 """One stage computes while the next one arrives. More gain nothing: with 2, 3, 4 and 8 of them a 7B
@@ -20,100 +22,144 @@ model streams at 53.9, 53.7, 53.9 and 53.7 GB/s of 53.4 (H100, PCIe 5), so room 
 better a resident stage's."""
 
 
+class Part(Protocol):
+    """What a plan has to know of a stage; see `rabbitllm.streaming.weights.Stage`."""
+
+    @property
+    def name(self) -> str:
+        """By which the plan calls it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its buffer."""
+
+    @property
+    def pinned(self) -> bool:
+        """It is resident in any case."""
+
+    @property
+    def slotless(self) -> bool:
+        """It takes no slot where it is not resident."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage's stored weights lie, and the device that computes with them.
+
+    Attributes:
+        memory: a CUDA device's own, the host's (pinned for a CUDA device), or the disk.
+        device: the one that computes.
+    """
+
+    memory: Memory
+    device: torch.device
+
+    @property
+    def resident(self) -> bool:
+        """The weights lie where they are computed with: they do not move."""
+        return self.memory == own_memory(self.device)
+
+
+def own_memory(device: torch.device) -> Memory:
+    """The memory that a device computes from: for a CPU, the host's."""
+    return "host" if device.type == "cpu" else "device"
+
+
 @dataclass(frozen=True)
 class Plan:
     """Where every stage's weights live.
 
     Attributes:
-        tiers: stage name -> "device" (always resident), "host" (pinned memory) or "disk".
-        slot_sizes: bytes of the buffers on the device in which streamed stages take turns, the
-            largest first; none when no stage streams.
-        device_bytes: most bytes of weights on the device at any time, slots included.
-        host_bytes: bytes of weights kept in host memory for a CUDA device, staging buffers
+        places: stage name -> its place, in the order of the forward, the pinned stage first.
+        slot_sizes: device -> bytes of the buffers in which its streamed stages take turns, the
+            largest first; none when no stage streams there.
+        device_bytes: device -> most bytes of weights on it at any time, slots included.
+        host_bytes: bytes of weights kept in host memory for other devices, staging buffers
             included.
-        gathered: the stages on disk that take no slot: only rows of their weights come.
+        slotless: the stages on disk that take no slot: only rows of their weights come.
     """
 
-    tiers: Mapping[str, Tier]
-    slot_sizes: tuple[int, ...]
-    device_bytes: int
+    places: Mapping[str, Place]
+    slot_sizes: Mapping[torch.device, tuple[int, ...]]
+    device_bytes: Mapping[torch.device, int]
     host_bytes: int
-    gathered: frozenset[str] = frozenset()
+    slotless: frozenset[str] = frozenset()
 
     @property
     def slots(self) -> int:
-        """How many streamed stages can have weights on the device at the same time."""
-        return len(self.slot_sizes)
+        """How many streamed stages can have weights on the devices at the same time."""
+        return sum(map(len, self.slot_sizes.values()))
 
-    def on(self, *tiers: Tier) -> list[str]:
-        """The names of the stages on these tiers."""
-        return [name for name, tier in self.tiers.items() if tier in tiers]
+    def resident(self) -> list[str]:
+        """The names of the stages that do not move."""
+        return [name for name, place in self.places.items() if place.resident]
 
-    def streamed(self, *tiers: Tier) -> list[str]:
-        """The names of the stages that come from these tiers to take their turn in a slot."""
-        return [name for name in self.on(*tiers) if name not in self.gathered]
+    def away(self, *memories: Memory) -> list[str]:
+        """The names of the others that lie in these memories."""
+        return [
+            name
+            for name, place in self.places.items()
+            if place.memory in memories and not place.resident
+        ]
+
+    def streamed(self, *memories: Memory) -> list[str]:
+        """The names of the stages that come from these memories to take their turn in a slot."""
+        return [name for name in self.away(*memories) if name not in self.slotless]
 
 
 def make_plan(
-    stages: Mapping[str, int],
-    base_bytes: int,
+    stages: Sequence[Part],
+    device: torch.device,
     device_budget: Budget,
     host_budget: Budget | None,
-    gathered: Collection[str] = (),
 ) -> Plan:
-    """Places every stage.
+    """Places every stage, to be computed with on one device.
 
     Args:
-        stages: stage name -> bytes, in the order of the forward.
-        base_bytes: what is resident in any case.
+        stages: in the order of the forward.
+        device: that computes.
         device_budget: bytes of weights that may lie on the device; "min" is the least that works.
         host_budget: bytes of weights that may lie in host memory on their way; "min" is what
             staging needs. None when the device is the host: what streams is read from disk straight
             into the slots.
-        gathered: names of stages that take no slot when they are not resident.
 
     Raises:
         BudgetError: a budget is too small; the message states the minimum.
     """
-    minimum = minimum_bytes(stages, base_bytes, gathered)
+    minimum = minimum_bytes(stages)
     budget = minimum if device_budget == "min" else device_budget
     if budget < minimum:
         raise BudgetError(
             f"A budget of {format_size(budget)} for weights is too small: this model needs at "
-            "least "
-            f"{format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free memory."
+            f"least {format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free "
+            "memory."
         )
-    resident = _resident(stages, base_bytes, budget, gathered)
-    streamed = {n: size for n, size in stages.items() if n not in resident and n not in gathered}
+    resident = _resident(stages, budget)
+    slotless = {stage.name for stage in stages if stage.slotless} - resident
+    streamed = {s.name: s.nbytes for s in stages if s.name not in resident | slotless}
     slot_sizes = _slot_sizes(streamed.values())
     hosted = _hosted(streamed, host_budget)
-    tiers: dict[str, Tier] = {}
-    for name in stages:
-        away: Tier = "host" if name in hosted else "disk"
-        tiers[name] = "device" if name in resident else away
     on_disk = [size for name, size in streamed.items() if name not in hosted]
-    staging = 0 if host_budget is None else sum(staging_sizes(slot_sizes, on_disk))
-    if host_budget is not None and host_budget != "min" and staging > host_budget:
-        raise BudgetError(
-            f"A host budget of {format_size(host_budget)} is too small: what streams from "
-            f"disk passes through at least {format_size(staging)} ({staging} bytes) there."
-        )
+    staging = 0 if host_budget is None else _staging(slot_sizes, on_disk, host_budget)
+    memories: dict[str, Memory] = {stage.name: "disk" for stage in stages}
+    memories.update(dict.fromkeys(hosted, "host"))
+    memories.update(dict.fromkeys(resident, own_memory(device)))
+    kept = sum(stage.nbytes for stage in stages if stage.name in resident)
     return Plan(
-        tiers=tiers,
-        slot_sizes=slot_sizes,
-        device_bytes=base_bytes + sum(stages[name] for name in resident) + sum(slot_sizes),
+        places={name: Place(memory, device) for name, memory in memories.items()},
+        slot_sizes={device: slot_sizes},
+        device_bytes={device: kept + sum(slot_sizes)},
         host_bytes=sum(streamed[name] for name in hosted) + staging,
-        gathered=frozenset(gathered) - resident,
+        slotless=frozenset(slotless),
     )
 
 
-def minimum_bytes(
-    stages: Mapping[str, int], base_bytes: int, gathered: Collection[str] = ()
-) -> int:
+def minimum_bytes(stages: Sequence[Part]) -> int:
     """The smallest device budget in bytes: the slots, or everything where that is less."""
-    movable = {name: size for name, size in stages.items() if name not in gathered}
+    pinned = sum(stage.nbytes for stage in stages if stage.pinned)
+    movable = _movable(stages)
     kept = [_kept(movable, limit) for limit in movable.values()]
-    return base_bytes + min(kept, default=0)
+    return pinned + min(kept, default=0)
 
 
 def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[int]) -> list[int]:
@@ -132,6 +178,26 @@ def spread(names: list[str], count: int) -> set[str]:
     return {name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total}
 
 
+def _staging(slot_sizes: Collection[int], on_disk: Collection[int], budget: Budget) -> int:
+    """Bytes of all staging buffers.
+
+    Raises:
+        BudgetError: the host's budget is less.
+    """
+    staging = sum(staging_sizes(slot_sizes, on_disk))
+    if budget != "min" and staging > budget:
+        raise BudgetError(
+            f"A host budget of {format_size(budget)} is too small: what streams from "
+            f"disk passes through at least {format_size(staging)} ({staging} bytes) there."
+        )
+    return staging
+
+
+def _movable(stages: Sequence[Part]) -> dict[str, int]:
+    """Stage name -> bytes, of those that stream through slots unless they are resident."""
+    return {stage.name: stage.nbytes for stage in stages if not stage.pinned and not stage.slotless}
+
+
 def _kept(movable: Mapping[str, int], limit: int) -> int:
     """Bytes on the device when what is larger than `limit` stays and the others take turns."""
     small = [size for size in movable.values() if size <= limit]
@@ -143,18 +209,20 @@ def _slot_sizes(streamed: Collection[int]) -> tuple[int, ...]:
     return tuple(sorted(streamed, reverse=True)[:SLOTS])
 
 
-def _resident(
-    stages: Mapping[str, int], base_bytes: int, budget: int, gathered: Collection[str]
-) -> set[str]:
-    """The resident set that leaves the fewest bytes to stream, for a sufficient budget.
+def _resident(stages: Sequence[Part], budget: int) -> set[str]:
+    """The resident set that leaves the fewest bytes to stream, for a sufficient budget."""
+    if sum(stage.nbytes for stage in stages) <= budget:
+        return {stage.name for stage in stages}
+    pinned = {stage.name: stage.nbytes for stage in stages if stage.pinned}
+    return pinned.keys() | _kept_of(_movable(stages), budget - sum(pinned.values()))
+
+
+def _kept_of(movable: Mapping[str, int], room: int) -> set[str]:
+    """Which of the stages that can stream stay, in so many bytes for them and the slots.
 
     Slots are as large as the largest streamed stage, so keeping an outsize one (a head, as a rule)
     can pay for itself: every size is tried as the limit above which a stage stays.
     """
-    room = budget - base_bytes
-    if sum(stages.values()) <= room:
-        return set(stages)
-    movable = {name: size for name, size in stages.items() if name not in gathered}
     if sum(movable.values()) <= room:
         return set(movable)
     best, fewest = set(movable), sum(movable.values()) + 1

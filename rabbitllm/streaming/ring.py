@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rabbitllm.streaming.stages import Stage
+from rabbitllm.streaming.weights import Stage
 
 
 class Ring:

@@ -5,13 +5,9 @@ from typing import Any
 
 import torch
 
-CUDA_CONTEXT = 800 << 20
-"""Bytes that a process takes on a CUDA device outside of torch's allocator: kernels, handles.
-Measured: 622 MiB behind loading, 790 MiB behind `generate` (H100, torch 2.11, CUDA 13.0)."""
-CUDA_WORKSPACE = 128 << 20
-"""Bytes that cuBLAS and the allocator's own rounding take on a CUDA device."""
-CPU_WORKSPACE = 64 << 20
-"""Bytes that the readers' buffers and the allocator's own rounding take on a CPU."""
+from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.plan import own_memory
+
 FLOAT = torch.float32.itemsize
 HOLES = 1.2
 """What allocators take for what is asked of them: freed memory of another size is kept, unused."""
@@ -142,22 +138,23 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     mixtral, qwen3 MoE, deepseek v3 and gpt2; prompts and batches of 800 to 6,000 tokens, peaks of
     40 to 1,200 MiB, float32 and bfloat16), this is 1.1 to 2 times the peak without the workspace.
     """
-    workspace = CUDA_CONTEXT + CUDA_WORKSPACE if device.type == "cuda" else CPU_WORKSPACE
+    kind = DEVICES[device.type]
     cache = geometry.cached(work) * dtype.itemsize
-    return cache + passing_bytes(geometry, dtype, device, work) + workspace
+    return cache + passing_bytes(geometry, dtype, device, work) + kind.outside + kind.workspace
 
 
 def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, work: Work) -> int:
     """Bytes of `working_bytes` that are taken for a while, one layer's after the other's."""
     new, total = work.sequences * work.new, work.sequences * (work.new + work.past)
-    cuda = device.type == "cuda"
-    stepwise = geometry.eager or (geometry.narrow and not cuda)
+    on_host = own_memory(device) == "host"
+    stepwise = geometry.eager or (geometry.narrow and on_host)
     repeated = 2 * geometry.width if stepwise or 2 * geometry.width > geometry.kept else 0
     logits = work.sequences * work.logits * geometry.vocabulary
     asked = logits * (3 if geometry.capped else 1) + work.sequences * work.logits * geometry.hidden
     sampled = work.sequences * geometry.vocabulary
     floats = 2 * new * geometry.hidden + 4 * sampled + (2 * logits if work.scored else 0)
-    head = 0 if cuda else _head_copies(dtype, work) * geometry.vocabulary * geometry.hidden
+    copies = _head_copies(dtype, work) if on_host else 0
+    head = copies * geometry.vocabulary * geometry.hidden
     pairs = new * (work.new + work.past)
     score = geometry.heads * (dtype.itemsize + 2 * FLOAT) if stepwise else 0
     mask = dtype.itemsize + 3 if stepwise or geometry.masked(work) else 0
@@ -171,8 +168,8 @@ def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
 
 def taken_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, work: Work) -> int:
     """Bytes of `working_bytes` that are taken before the forward begins: the cache so far."""
-    outside = CUDA_CONTEXT if device.type == "cuda" else 0
-    return geometry.cached(replace(work, new=0)) * dtype.itemsize + outside
+    cache = geometry.cached(replace(work, new=0)) * dtype.itemsize
+    return cache + DEVICES[device.type].outside
 
 
 def _head_copies(dtype: torch.dtype, work: Work) -> int:

@@ -26,9 +26,10 @@ import rabbitllm
 from rabbitllm import BudgetError, CheckpointError, StreamedModel
 from rabbitllm.checkpoint.index import read_index
 from rabbitllm.checkpoint.store import LayerStore
-from rabbitllm.streaming.stages import ALIGNMENT
+from rabbitllm.streaming.weights import ALIGNMENT
 from tests.patience import PATIENCE
 
+CPU = torch.device("cpu")
 ARCHITECTURES = ["llama", "llama-tied", "mixtral", "gemma2", "phi", "deepseek_v3"]
 LAYERS = [f"model.layers.{i}" for i in range(4)]
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
@@ -37,7 +38,7 @@ GREEDY = {"max_new_tokens": 8, "do_sample": False}
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets hold weights alone: no room is kept for the cache and activations."""
-    monkeypatch.setattr("rabbitllm.auto.working_bytes", lambda *_: 0)
+    monkeypatch.setattr("rabbitllm.streaming.placement.working_bytes", lambda *_: 0)
 
 
 def layer_bytes(model: PreTrainedModel, prefix: str) -> int:
@@ -51,12 +52,12 @@ def layer_bytes(model: PreTrainedModel, prefix: str) -> int:
 
 def check_residency(model: StreamedModel) -> None:
     """The planned stages hold weights, and no others do."""
-    tiers = model.streaming_plan.tiers
+    plan = model.streaming_plan
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        stage = next((stage for stage in tiers if name.startswith(f"{stage}.")), None)
-        resident = stage is None or tiers[stage] == "device"
+        stage = next((each for each in plan.places if name.startswith(f"{each}.")), None)
         if name == "lm_head.weight" and stage is None:  # tied: it goes with the embedding
-            resident = tiers.get("model.embed_tokens", "device") == "device"
+            stage = "model.embed_tokens" if "model.embed_tokens" in plan.places else None
+        resident = stage is None or plan.places[stage].resident
         assert parameter.is_meta != resident, name
 
 
@@ -105,7 +106,7 @@ def test_logits_and_tokens_are_those_of_stock(
     budget: int | str = memory
     if memory == "some":
         least = streamed(folder).streaming_plan
-        budget = least.device_bytes + least.slot_sizes[0] * 3 // 2
+        budget = least.device_bytes[CPU] + least.slot_sizes[CPU][0] * 3 // 2
     model = streamed(folder, host_memory=budget, attn_implementation="eager")
     on_disk = [
         name for name in model.streaming_plan.streamed("disk") if name.startswith("model.layers.")
@@ -141,7 +142,7 @@ def test_what_fits_is_mapped_and_as_good_as_stock(
     model = streamed(folder, host_memory="auto", attn_implementation="eager")
     reference = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     torch.testing.assert_close(model(prompt).logits, reference(prompt).logits)
-    assert set(model.streaming_plan.tiers.values()) == {"device"}
+    assert not model.streaming_plan.away("host", "disk")
     assert not any(parameter.is_meta for parameter in model.parameters())
     assert model.streaming_stats()["bytes_from_disk"] == 0
     assert model.streaming_stats()["forwards"] == 1
@@ -170,8 +171,11 @@ def test_weights_of_odd_sizes_lie_where_every_kernel_may_be_chosen(
 ) -> None:
     build("llama", hidden_size=40, intermediate_size=37).save_pretrained(tmp_path)
     least = streamed(tmp_path).streaming_plan
-    model = streamed(tmp_path, host_memory=least.device_bytes + least.slot_sizes[0] * 3 // 2)
-    assert set(model.streaming_plan.tiers.values()) >= {"device", "disk"}
+    model = streamed(
+        tmp_path, host_memory=least.device_bytes[CPU] + least.slot_sizes[CPU][0] * 3 // 2
+    )
+    assert model.streaming_plan.away("disk")
+    assert any(".layers." in name for name in model.streaming_plan.resident())
     addresses = watch_addresses(model)
     model(prompt)
     assert addresses == {0}
@@ -403,8 +407,8 @@ def test_the_stated_minimum_works_and_splits_blocks_bit_for_bit(
         streamed(folder, host_memory=least - 1)
     model = streamed(folder, host_memory=least)
     plan = model.streaming_plan
-    assert plan.device_bytes <= least < streamed(folder).streaming_plan.device_bytes
-    assert plan.tiers["model.layers.2.mlp.up_proj"] == "disk"
+    assert plan.device_bytes[CPU] <= least < streamed(folder).streaming_plan.device_bytes[CPU]
+    assert "model.layers.2.mlp.up_proj" in plan.away("disk")
     assert torch.equal(model(prompt).logits, stock(folder)(prompt).logits)
     check_residency(model)
 
@@ -416,15 +420,15 @@ def test_a_budget_between_splits_blocks_and_holds(
     prompt: torch.Tensor,
     exact: None,
 ) -> None:
-    whole = streamed(checkpoint()).streaming_plan.device_bytes
+    whole = streamed(checkpoint()).streaming_plan.device_bytes[CPU]
     model = streamed(checkpoint(), host_memory=whole - 1)
-    assert model.streaming_plan.device_bytes < whole
+    assert model.streaming_plan.device_bytes[CPU] < whole
     assert any(
         name.startswith("model.layers.1.mlp") for name in model.streaming_plan.streamed("disk")
     )
     assert torch.equal(model(prompt).logits, stock(checkpoint())(prompt).logits)
     again = streamed(checkpoint(), host_memory=whole)
-    assert again.streaming_plan.device_bytes <= whole
+    assert again.streaming_plan.device_bytes[CPU] <= whole
     reference = stock(checkpoint())
     moved = sum(layer_bytes(reference, name) for name in again.streaming_plan.streamed("disk"))
     assert 0 < moved < sum(layer_bytes(reference, name) for name in LAYERS)  # slots are smaller
@@ -434,8 +438,8 @@ def test_a_budget_may_be_written_with_its_unit(
     checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel]
 ) -> None:
     plan = streamed(checkpoint(), host_memory="1GiB").streaming_plan
-    assert set(plan.tiers.values()) == {"device"}
-    assert plan.device_bytes < 2**30
+    assert not plan.away("host", "disk")
+    assert plan.device_bytes[CPU] < 2**30
 
 
 @pytest.mark.parametrize(
@@ -662,6 +666,6 @@ def test_a_model_without_blocks_is_resident_and_equals_stock(
 ) -> None:
     build("openai-gpt", n_layer=4, n_head=4, n_embd=64).save_pretrained(tmp_path)
     model = streamed(tmp_path)
-    assert not model.streaming_plan.tiers
+    assert list(model.streaming_plan.places) == [""]
     with torch.no_grad():
         assert torch.equal(model(prompt).logits, stock(tmp_path)(prompt).logits)

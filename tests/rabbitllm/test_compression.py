@@ -23,6 +23,8 @@ from rabbitllm.utils import find_or_create_local_splitted_path
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3}
 """So that a layer's weights are worth encoding."""
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def wide(
@@ -100,14 +102,12 @@ def test_what_stays_resident_is_decoded_too(
     options["layer_shards_saving_path"] = tmp_path
     smallest = streamed(llama, **options)
     least = smallest.streaming_plan
-    room = least.slot_sizes[0] * 3 // 2
-    working = working_bytes(
-        read_geometry(smallest.config), torch.bfloat16, torch.device("cpu"), Work(1, 64)
-    )
-    model = streamed(llama, host_memory=least.device_bytes + room + working, **options)
+    room = least.slot_sizes[CPU][0] * 3 // 2
+    working = working_bytes(read_geometry(smallest.config), torch.bfloat16, CPU, Work(1, 64))
+    model = streamed(llama, host_memory=least.device_bytes[CPU] + room + working, **options)
     plan = model.streaming_plan
     assert plan.streamed("disk")
-    assert any(name.startswith("model.layers.") for name in plan.on("device"))
+    assert any(name.startswith("model.layers.") for name in plan.resident())
     assert torch.equal(model(prompt).logits, stock(llama)(prompt).logits)
 
 
@@ -231,7 +231,9 @@ def test_an_encoded_store_may_follow_a_plain_one_and_is_guarded_like_it(
     model = streamed(folder, layer_shards_saving_path=tmp_path)
     assert torch.equal(model(prompt).logits, expected)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    sizes = {stage.name: stage.stored_nbytes for stage in prepared.stored()}
+    codecs = prepared.location.codecs()
+    stages = (stage.stored(codecs) for stage in prepared.staged.stages)
+    sizes = {stage.name: stage.stored_nbytes for stage in stages}
     expected_bytes = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected_bytes, rel=2e-3)
 
@@ -299,6 +301,8 @@ def test_what_is_expected_to_be_read_is_read(
 ) -> None:
     model = streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
-    sizes = {stage.name: stage.stored_nbytes for stage in prepared.stored("lossless")}
+    codecs = prepared.location.codecs("lossless")
+    stages = (stage.stored(codecs) for stage in prepared.staged.stages)
+    sizes = {stage.name: stage.stored_nbytes for stage in stages}
     expected = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)

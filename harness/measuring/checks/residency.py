@@ -46,12 +46,13 @@ class Watch:
 def run(subject: Subject) -> Outcome:
     """Watches one forward."""
     model, plan = subject.streamed, subject.streamed.streaming_plan
+    planned = plan.device_bytes[subject.device]
     names = list(text_blocks(model))
     watch = Watch(model, names)
     with hooked(model, names, watch), torch.no_grad():
         model(subject.prompt, use_cache=False)
     left = [name for name in names if holds_weights(model.get_submodule(name))]
-    left = [name for name in left if plan.tiers.get(name) != "device"]
+    left = [name for name in left if name not in plan.resident()]
     new = live_storages()
     kept = sum(size for address, size in new.items() if address not in subject.storages_before)
     buffers = sum(buffer.nbytes for buffer in model.buffers() if not buffer.is_meta)
@@ -64,20 +65,18 @@ def run(subject: Subject) -> Outcome:
         wrong.append(
             f"{watch.most_blocks} blocks held weights at once, {plan.slots} slots are planned"
         )
-    if watch.most_bytes > plan.device_bytes:
-        wrong.append(f"{watch.most_bytes:,} bytes were bound, {plan.device_bytes:,} are planned")
+    if watch.most_bytes > planned:
+        wrong.append(f"{watch.most_bytes:,} bytes were bound, {planned:,} are planned")
     if left:
         wrong.append(f"after the forward {', '.join(left)} still hold weights")
-    if subject.device.type == "cpu" and kept > plan.device_bytes + buffers + SLACK:
-        wrong.append(
-            f"after the forward {kept:,} bytes are held, {plan.device_bytes:,} are planned"
-        )
+    if subject.device.type == "cpu" and kept > planned + buffers + SLACK:
+        wrong.append(f"after the forward {kept:,} bytes are held, {planned:,} are planned")
     figures = {
         "most_blocks": watch.most_blocks,
         "slots": plan.slots,
         "most_bytes": watch.most_bytes,
         "kept_bytes": kept,
-        "planned_bytes": plan.device_bytes,
+        "planned_bytes": planned,
     }
     return verdict(not wrong, figures, "; ".join(wrong))
 

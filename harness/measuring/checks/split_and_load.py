@@ -6,12 +6,16 @@ that was asked for, and its plan streams every block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import rabbitllm
 from harness.measuring.checkpoints import stock_class
 from harness.measuring.checks import Outcome, verdict
 from harness.measuring.contract import blocks
 from harness.measuring.subject import Subject
 from rabbitllm.families import family_of
+from rabbitllm.streaming.plan import Place
+from rabbitllm.streaming.stages import REST
 
 
 def run(subject: Subject) -> Outcome:
@@ -19,7 +23,7 @@ def run(subject: Subject) -> Outcome:
     row, model = subject.cell.architecture, subject.streamed
     plan, names = model.streaming_plan, list(blocks(model))
     family = family_of(row.model_type)
-    resident = [name for name in names if not _streams(name, plan.tiers)]
+    resident = [name for name in names if not _streams(name, plan.places)]
     wrong = []
     if not isinstance(model, stock_class(subject.cell)):
         wrong.append(f"{type(model).__name__} is no {row.model_class}")
@@ -37,15 +41,15 @@ def run(subject: Subject) -> Outcome:
         wrong.append(f"{', '.join(resident)} do not stream")
     figures = {
         "blocks": len(names),
-        "stages": len(plan.tiers),
+        "stages": len(plan.places.keys() - {REST}),
         "slots": plan.slots,
-        "device_bytes": plan.device_bytes,
+        "device_bytes": plan.device_bytes[subject.device],
         "weight_bytes": sum(p.nbytes for p in model.parameters()),
     }
     return verdict(not wrong, figures, "; ".join(wrong))
 
 
-def _streams(block: str, tiers: dict[str, str]) -> bool:
+def _streams(block: str, places: Mapping[str, Place]) -> bool:
     """Whether a block's stage, or the stages that it was split into, all stream."""
-    own = [tier for name, tier in tiers.items() if name == block or name.startswith(f"{block}.")]
-    return bool(own) and "device" not in own
+    own = [place for name, place in places.items() if f"{name}.".startswith(f"{block}.")]
+    return bool(own) and not any(place.resident for place in own)

@@ -18,4 +18,4 @@ def test_a_budget_holds_a_share_of_the_layers(
     layer = sum(sizes.values()) / 4
     assert (streamed > 0) == (streaming_layers > 0)
     assert (streaming_layers - 2) * layer < streamed <= streaming_layers * layer or not streamed
-    assert model.streaming_plan.tiers["lm_head"] == "device"
+    assert model.streaming_plan.places["lm_head"].resident

@@ -20,8 +20,8 @@ from harness.measuring.contract import text_blocks
 from harness.records import FAILED
 from rabbitllm import prepare
 from rabbitllm.streaming import engine, pipeline
+from rabbitllm.streaming.devices import CudaTransfer, Transfer
 from rabbitllm.streaming.pipeline import Pipeline
-from rabbitllm.streaming.transfer import CudaTransfer, Transfer
 
 Patch = pytest.MonkeyPatch
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -138,7 +138,7 @@ def head_dim_of_the_modules(patch: Patch) -> None:
 
 
 def rounded_frequencies(patch: Patch) -> None:
-    original = engine._load_buffers
+    original = engine._place_buffers
 
     def changed(model: nn.Module, *rest: Any) -> None:
         original(model, *rest)
@@ -146,7 +146,7 @@ def rounded_frequencies(patch: Patch) -> None:
             if name.endswith("inv_freq"):
                 buffer.copy_(buffer.bfloat16())
 
-    patch.setattr(engine, "_load_buffers", changed)
+    patch.setattr(engine, "_place_buffers", changed)
 
 
 def tie_lost(patch: Patch) -> None:
@@ -185,7 +185,8 @@ def prefetch_one_off(patch: Patch) -> None:
 
     def init(self: Pipeline, *given: Any) -> None:
         original(self, *given)
-        ring = list(self._ring.ahead(len(self._ring)))
+        order = self._lanes[0].ring
+        ring = order.ahead(len(order))
         following.update(zip(map(id, ring), ring[1:] + ring[:1], strict=True))
 
     def change(original: Any, transfer: Transfer, stage: Any, buffer: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from harness.sweep import measure as module
 from harness.sweep.measure import SweepError, stream_type
 from harness.sweep.rules import Field, Rules, Type, load_rules
-from rabbitllm.streaming.pipeline import Pipeline
+from rabbitllm.streaming.lane import Lane
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_another_token_fails():
 
 def test_stale_weights_fail(rules, tmp_path, monkeypatch):
     """The engine broken: a slot is taken for whatever it is asked for."""
-    monkeypatch.setattr(Pipeline, "_holder", lambda self, stage: self._slots[0])
+    monkeypatch.setattr(Lane, "_holder", lambda self, stage: self.slots[0])
     assert stream_type("llama", rules, tmp_path).outcome == "fails"
 
 

@@ -208,7 +208,7 @@ def test_tied_names_that_differ_in_the_checkpoint_stay_apart(
     configure(folder, tie_word_embeddings=True)
     model = streamed(folder)
     assert f"{HEAD} and {EMBEDDING} differ in the checkpoint: not tied." in caplog.text
-    assert model.streaming_plan.tiers.keys() >= {"model.embed_tokens", "lm_head"}
+    assert model.streaming_plan.places.keys() >= {"model.embed_tokens", "lm_head"}
     reference = stock(folder)
     assert model.all_tied_weights_keys == reference.all_tied_weights_keys == {}
     assert torch.equal(model(prompt).logits, reference(prompt).logits)
@@ -234,7 +234,7 @@ def test_one_tensor_serves_both_tied_names(
     rewrite(folder, place)
     assert read_index(folder).keys() & {EMBEDDING, HEAD} == set(present)
     model = streamed(folder)
-    assert "lm_head" not in model.streaming_plan.tiers
+    assert "lm_head" not in model.streaming_plan.places
     expected = stock(checkpoint("llama-tied"))(prompt).logits
     assert torch.equal(model(prompt).logits, expected)
     assert "not tied" not in caplog.text

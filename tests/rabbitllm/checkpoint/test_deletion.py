@@ -38,7 +38,9 @@ def prepared(folder: Path, dtype: str = "auto") -> Prepared:
 
 def delete(folder: Path, root: Path, dtype: str = "auto", compressed: bool = False) -> Path:
     """Puts a layer store in the place of a checkpoint's shards; returns its folder."""
-    located = prepared(folder, dtype).locate(root, True, "lossless" if compressed else None)
+    located = prepared(folder, dtype).location.locate(
+        root, True, "lossless" if compressed else None
+    )
     return next(iter(located.values())).file.parent
 
 
@@ -98,7 +100,7 @@ def test_deleted_originals_are_read_from_the_store(
         assert torch.equal(again(prompt).logits, expected)
     assert weights(store) == before
     assert list(root.iterdir()) == [store]
-    assert prepared(moe).split(root) == store
+    assert prepared(moe).location.split(root) == store
 
 
 def test_shards_and_their_index_go(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_tensor_that_two_shards_hold_is_named(
 def test_a_bit_that_has_turned_in_the_store_keeps_the_originals(
     moe: Path, root: Path, stem: str
 ) -> None:
-    store = prepared(moe).split(root)
+    store = prepared(moe).location.split(root)
     before, file = weights(moe), store / f"{stem}.safetensors"
     content = bytearray(file.read_bytes())
     content[-100] ^= 0x40
@@ -230,7 +232,7 @@ def test_a_bit_that_has_turned_in_the_store_keeps_the_originals(
 def test_other_values_under_a_right_checksum_keep_the_originals(
     moe: Path, root: Path, stem: str, name: str, source: str
 ) -> None:
-    store = prepared(moe).split(root)
+    store = prepared(moe).location.split(root)
     before = weights(moe)
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -246,7 +248,7 @@ def test_other_values_under_a_right_checksum_keep_the_originals(
 def test_what_is_computed_on_the_way_keeps_the_originals(
     moe: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = prepared(moe).recipes
+    recipes = prepared(moe).location.recipes
     (recipe,) = (r for r in recipes if "model.layers.1.mlp.experts.down_proj" in r.targets)
     operation = type(recipe.converter.operations[0])
     original = operation.convert
@@ -299,7 +301,7 @@ def test_a_shard_that_was_replaced_meanwhile_stays(
     def replaced(*_: object) -> None:
         os.utime(moe / WEIGHTS, ns=(1, 1))
 
-    monkeypatch.setattr("rabbitllm.prepare.check_bits", replaced)
+    monkeypatch.setattr("rabbitllm.checkpoint.location.check_bits", replaced)
     delete(moe, root)
     assert (moe / WEIGHTS).is_file()
 
@@ -367,7 +369,7 @@ def test_a_link_to_the_checkpoints_folder_is_that_checkpoint(
     (tmp_path / "link").symlink_to(moe)
     store = delete(tmp_path / "link", root)
     assert weights(moe) == {}
-    prepared(moe).split(root)
+    prepared(moe).location.split(root)
     assert users(store) == (moe,)
 
 
@@ -382,8 +384,8 @@ def test_a_deletion_that_was_stopped_is_finished(
         patch.setattr("rabbitllm.checkpoint.deletion._delete", lambda *_: None)
         store = delete(moe, root)
     assert weights(moe) == before
-    assert prepared(moe).moved is not None
-    prepared(moe).locate(root, False)
+    assert prepared(moe).location.moved is not None
+    prepared(moe).location.locate(root, False)
     assert weights(moe) == before  # nobody asked
     delete(moe, root)
     assert weights(moe) == {}
@@ -449,7 +451,7 @@ def test_a_store_stays_for_a_copy_that_was_loaded(
 ) -> None:
     first = delete(large, root)
     copy = shutil.copytree(large, tmp_path / "copy")
-    prepared(copy).locate(root, False)
+    prepared(copy).location.locate(root, False)
     before = weights(first)
     delete(large, root, compressed=True)
     assert weights(first) == before
@@ -507,7 +509,8 @@ def planted(large: Path, tmp_path: Path) -> Path:
 
 
 def test_a_planted_pointer_deletes_no_store(large: Path, root: Path, planted: Path) -> None:
-    plain = prepared(large).split(root)  # the originals are there, so nobody is in its records
+    # The originals are there, so nobody is in its records.
+    plain = prepared(large).location.split(root)
     (planted / MOVED).write_text(json.dumps({"store": str(plain)}))
     before = weights(plain)
     delete(planted, root, compressed=True)
@@ -519,7 +522,7 @@ def test_a_planted_pointer_deletes_no_folder(
     large: Path, root: Path, planted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     thesis = root / "thesis"
-    shutil.copytree(prepared(large).split(tmp_path / "others"), thesis)
+    shutil.copytree(prepared(large).location.split(tmp_path / "others"), thesis)
     (thesis / "chapter.txt").write_text("years of work")
     fields = json.loads((thesis / DESCRIPTION).read_text())
     (thesis / DESCRIPTION).write_text(json.dumps(fields | {"checkpoint": str(planted)}))
@@ -569,7 +572,7 @@ def test_another_process_that_was_faster_is_no_error(
         delete(moe, root)
         replace_originals(*arguments)
 
-    monkeypatch.setattr("rabbitllm.prepare.replace_originals", late)
+    monkeypatch.setattr("rabbitllm.checkpoint.location.replace_originals", late)
     delete(moe, root)
     assert torch.equal(streamed(moe)(prompt).logits, expected)
     (store,) = root.iterdir()

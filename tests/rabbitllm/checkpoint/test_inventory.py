@@ -50,7 +50,7 @@ def test_a_missing_file_or_description_makes_it_incomplete(store: Path) -> None:
 def test_the_only_copy_is_known_as_such(copied: Callable[..., Path], tmp_path: Path) -> None:
     folder = copied("mixtral")
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    prepared.locate(tmp_path / "stores", delete_original=True)
+    prepared.location.locate(tmp_path / "stores", delete_original=True)
     (found,) = find_stores(tmp_path / "stores")
     assert found.only_copy
     assert found.source == folder

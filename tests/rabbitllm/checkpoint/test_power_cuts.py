@@ -44,7 +44,7 @@ Tree = dict[str, bytes | str | None]
 def delete(folder: Path, root: Path, compressed: bool = False) -> None:
     """Puts a layer store in the place of a checkpoint's shards."""
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    prepared.locate(root, True, "lossless" if compressed else None)
+    prepared.location.locate(root, True, "lossless" if compressed else None)
 
 
 @cache
@@ -240,9 +240,9 @@ def loaded(folder: Path, root: Path) -> dict[str, torch.Tensor]:
     """What a checkpoint's folder loads as, deleting afresh."""
     delete(folder, root)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    assert prepared.moved is not None
+    assert prepared.location.moved is not None
     assert not list(folder.glob("*.safetensors"))
-    return {k: t for file in prepared.moved.held for k, t in load_file(file).items()}
+    return {k: t for file in prepared.location.moved.held for k, t in load_file(file).items()}
 
 
 def check_outcomes(disk: Disk, folder: Path, root: Path, good: Mapping[str, bytes]) -> None:

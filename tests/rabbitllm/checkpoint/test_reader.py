@@ -17,7 +17,7 @@ from rabbitllm.checkpoint.codecs.lossless import BLOCK, Lossless
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import DECODERS, Reader
 from rabbitllm.checkpoint.tensors import read_header
-from rabbitllm.streaming.stages import ALIGNMENT, Stage, Weight
+from rabbitllm.streaming.weights import ALIGNMENT, Stage, Weight
 
 Tensors = dict[str, torch.Tensor]
 UNTOUCHED = 0xA5

@@ -10,7 +10,6 @@ import torch
 from rabbitllm import StreamedModel
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.cli import plan as plan_module
-from rabbitllm.cli.plan import computed_bytes
 from rabbitllm.measure.limits import Limits
 from rabbitllm.prepare import prepare
 from rabbitllm.utils.memory import format_size
@@ -63,8 +62,8 @@ def test_the_least_budget_is_what_the_engine_then_does(
     resident, disk, most, moved, speed = rows(out)["min"]
     assert status == 0
     assert resident == "-"
-    assert disk.endswith(f"({len(plan.on('disk'))})")
-    assert most == format_size(plan.device_bytes)
+    assert disk.endswith(f"({len(plan.away('disk'))})")
+    assert most == format_size(plan.device_bytes[model.device])
     assert moved == format_size(reads[1] - reads[0])
     assert speed == "?"
 
@@ -124,35 +123,33 @@ def test_a_filled_store_is_found(
 def test_a_token_is_multiplied_with_its_own_experts_only(
     checkpoint: Callable[..., Path],
 ) -> None:
-    prepared = prepare(checkpoint("mixtral"), None, torch.device("cpu"), "auto", "auto", False)
-    sizes = {w.name: w.nbytes for stage in prepared.stages for w in stage.weights}
-    base = prepared.base.nbytes if prepared.base else 0
+    staged = prepare(checkpoint("mixtral"), None, torch.device("cpu"), "auto", "auto", False).staged
+    sizes = {w.name: w.nbytes for stage in staged.stages for w in stage.weights}
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
-    rows = sum(size for name, size in sizes.items() if name in ("model.embed_tokens.weight",))
-    looked_up = rows if prepared.gathered() else 0
+    looked_up = sum(stage.nbytes for stage in staged.stages if stage.slotless)
     assert experts
-    expected = base + sum(sizes.values()) - looked_up - experts / 2  # two of four experts
-    assert computed_bytes(prepared) == expected
+    expected = sum(sizes.values()) - looked_up - experts / 2  # two of four experts
+    assert staged.computed_bytes == expected
 
 
-def test_on_a_gpu_host_memory_is_a_tier_of_its_own(checkpoint: Callable[..., Path]) -> None:
-    prepared = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False)
-    layer = prepared.sizes()["model.layers.0"]
+def test_on_a_gpu_host_memory_is_another(checkpoint: Callable[..., Path]) -> None:
+    staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
+    layer = staged.sizes["model.layers.0"]
     cuda = torch.device("cuda:0")
     arguments = argparse.Namespace(
         device_memory="min", host_memory=str(6 * layer), max_seq_len=None
     )
-    plans = {budget: plan for budget, _, plan in plan_module._plans(prepared, cuda, arguments)}
+    plans = {budget: plan for budget, _, plan in plan_module._plans(staged, cuda, arguments)}
     assert next(iter(plans)) == "min"
     assert "100% of the weights" in plans
     least = plans["min"]
-    assert least.on("host")
+    assert least.away("host")
     assert not plans["100% of the weights"].streamed("host", "disk")
     limits = Limits(disk=1e-3, pinned=2e-3, compute=1e9)
-    row = plan_module._row("min", prepared, least, cuda, limits, None)
-    hosted = sum(prepared.sizes()[name] for name in least.on("host"))
-    on_disk = sum(prepared.sizes()[name] for name in least.streamed("disk"))
-    assert row["host memory"] == f"{format_size(hosted)} ({len(least.on('host'))})"
+    row = plan_module._row("min", staged, least, limits, {})
+    hosted = sum(staged.sizes[name] for name in least.away("host"))
+    on_disk = sum(staged.sizes[name] for name in least.streamed("disk"))
+    assert row["host memory"] == f"{format_size(hosted)} ({len(least.away('host'))})"
     assert row["moved a token"] == format_size(hosted + on_disk)
     seconds = max(on_disk / 1e6, (hosted + on_disk) / 2e6)
     assert float(row["tokens/s, at best"]) == pytest.approx(1 / seconds, abs=0.01)

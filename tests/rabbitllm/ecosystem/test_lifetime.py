@@ -105,8 +105,9 @@ def parts_of(model: PreTrainedModel) -> list[weakref.ref[Any]]:
     parts: list[Any] = [*model.modules(), *model.parameters(), *model.buffers()]
     if isinstance(model, StreamedModel):
         pipeline = model._pipeline
-        parts += [pipeline, pipeline.meter, pipeline._transfer, pipeline._transfer.reader]
-        parts += [slot.buffer for slot in pipeline._slots]
+        (lane,) = pipeline._lanes
+        parts += [pipeline, pipeline.meter, lane, lane.transfer, lane.transfer.reader]
+        parts += [slot.buffer for slot in lane.slots]
     return [weakref.ref(part) for part in parts]
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from rabbitllm import BudgetError
-from rabbitllm.streaming.buffers import as_parameters, host_buffer, pinned_buffer
-from rabbitllm.streaming.stages import ALIGNMENT, Stage, Weight
+from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
+from rabbitllm.streaming.weights import ALIGNMENT, Stage, Weight
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 4096, 1_000_003])
@@ -34,7 +34,7 @@ def test_alignment_suits_the_widest_vector_instructions() -> None:
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_parameters_are_views_of_their_places(inference: bool) -> None:
+def test_weights_are_views_of_their_places(inference: bool) -> None:
     float32, half = torch.randn(3, 5), torch.randn(7).half()
     stage = Stage(
         "stage",
@@ -42,14 +42,19 @@ def test_parameters_are_views_of_their_places(inference: bool) -> None:
         (
             Weight("a", (), torch.float32, float32.shape, 0),
             Weight("b", (), torch.float16, half.shape, ALIGNMENT),
+            Weight("c", (), torch.int8, torch.Size((2,)), 2 * ALIGNMENT, kind="_buffers"),
         ),
     )
     buffer = host_buffer(stage.nbytes)
+    buffer[2 * ALIGNMENT :] = 7
     with torch.inference_mode(inference):
-        a, b = as_parameters(stage, buffer)
+        a, b, c = views(stage, buffer)
     buffer[: float32.nbytes] = float32.flatten().view(torch.uint8)
     buffer[ALIGNMENT : ALIGNMENT + half.nbytes] = half.view(torch.uint8)
     assert torch.equal(a, float32)
     assert torch.equal(b, half)
+    assert isinstance(a, nn.Parameter)
+    assert type(c) is torch.Tensor
+    assert c.tolist() == [7, 7]
     assert not a.requires_grad
     assert not a.is_inference()

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from rabbitllm import AutoModel, StreamedModel
-from rabbitllm.streaming.transfer import CpuTransfer, CudaTransfer
+from rabbitllm.streaming.devices import CpuTransfer, CudaTransfer
 from tests.patience import PATIENCE
 
 pytestmark = [

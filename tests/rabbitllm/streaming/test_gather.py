@@ -14,9 +14,8 @@ from rabbitllm.prepare import prepare
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.placeholder import put_placeholders
-from rabbitllm.streaming.plan import make_plan
-from rabbitllm.streaming.stages import Stage
+from rabbitllm.streaming.plan import Place, make_plan
+from rabbitllm.streaming.weights import Stage
 
 CPU = torch.device("cpu")
 MIXTURES = ["mixtral", "qwen3_moe", "deepseek_v3"]
@@ -162,20 +161,20 @@ def test_experts_that_are_asked_by_routes_stream_without_their_weights(
 ) -> None:
     folder = checkpoint(architecture)
     prepared = prepare(folder, None, CPU, "auto", "eager", False)
-    located = prepared.locate(tmp_path, delete_original=False)
-    stages = [asked_by_routes(stage) for stage in prepared.stages]
-    left = {stage.name: part.nbytes for stage in stages if (part := stage.streamed())}
-    plan = make_plan(left, prepared.base.nbytes if prepared.base else 0, "min", None)
-    plan = replace(plan, tiers={stage.name: "disk" for stage in stages})
-    put_placeholders(prepared.model, CPU)
-    pipeline = stream(prepared.model, prepared.base, stages, located, plan, CPU, Options())
+    located = prepared.location.locate(tmp_path, delete_original=False)
+    stages = [asked_by_routes(stage) for stage in prepared.staged.stages]
+    left = [part for stage in stages if (part := stage.streamed())]
+    places = {stage.name: Place("disk", CPU) for stage in stages}
+    plan = make_plan(left, CPU, "min", None)
+    plan = replace(plan, places=places | plan.places)
+    pipeline = stream(prepared.model, stages, located, plan, CPU, Options())
     model = stock(folder, attn_implementation="eager")
     for ids in (prompt, prompt[:1, :1]):
         output = pipeline.run(type(model).forward, (prepared.model, ids))
         assert torch.equal(output.logits, model(ids).logits)
     experts = [name for name in located if ".experts." in name]
     assert experts
-    read = sum(stage.nbytes for stage in stages) - sum(left.values())
+    read = sum(stage.nbytes for stage in stages) - sum(stage.nbytes for stage in left)
     assert read >= sum(located[name].nbytes for name in experts)
 
 

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from rabbitllm import AutoModel
-from rabbitllm.streaming import binding, pipeline, ring, transfer
+from rabbitllm.streaming import binding, lane, pipeline, ring
+from rabbitllm.streaming.devices import cpu, transfer
 
-PLACES = {os.path.realpath(module.__file__) for module in (binding, pipeline, ring, transfer)}
+PLACES = {
+    os.path.realpath(module.__file__) for module in (binding, cpu, lane, pipeline, ring, transfer)
+}
 SPACING = {True: 16, False: 128}
 """Of how many lines, and of how many instructions, one is interrupted beside the first of each."""
 

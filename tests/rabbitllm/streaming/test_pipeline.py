@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer
+from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
-from rabbitllm.streaming.stages import Stage, Weight
-from rabbitllm.streaming.transfer import Load, Slot, Transfer
+from rabbitllm.streaming.weights import Owner, Stage, Weight
 from tests.patience import PATIENCE
 
 WIDTH = 4
@@ -32,9 +34,27 @@ class Store(Transfer):
         self.started: list[str] = []
         self.broken = broken
 
+    @staticmethod
     @override
-    def allocate(self, nbytes: int) -> torch.Tensor:
-        return torch.zeros(nbytes, dtype=torch.uint8)
+    def count() -> int:
+        return 1
+
+    @staticmethod
+    @override
+    def free(device: torch.device) -> int:
+        return 0
+
+    @override
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    @override
+    def resident(self, stage: Stage, in_place: bool) -> list[torch.Tensor]:
+        return [self.truth[weight.name] for weight in stage.weights]
+
+    @override
+    def slot(self, nbytes: int, staging: int = 0) -> Slot:
+        return Slot(torch.zeros(nbytes, dtype=torch.uint8))
 
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
@@ -124,17 +144,17 @@ INPUT = torch.randn(3, WIDTH)
 def stages_of(model: Toy) -> list[Stage]:
     shape = torch.Size((WIDTH, WIDTH))
     return [
-        Stage(name, (block,), (Weight(name, ((block, "weight"),), torch.float32, shape, 0),))
+        Stage(name, (block,), (Weight(name, (Owner(block, "weight"),), torch.float32, shape, 0),))
         for name, block in model.blocks.items()
     ]
 
 
 def run(model: Toy, slots: int = 2, broken: str = "", **options: bool) -> tuple[Store, Pipeline]:
     store = Store(model, broken)
-    buffers = [Slot(store.allocate(NBYTES)) for _ in range(slots)]
-    meter = Meter(torch.device("cpu"), options.get("profiling", False))
+    buffers = [store.slot(NBYTES) for _ in range(slots)]
+    meter = Meter(options.get("profiling", False))
     model.pipeline = pipeline = Pipeline(
-        stages_of(model), buffers, store, meter, Options(**options)
+        {Lane(store, buffers): stages_of(model)}, meter, Options(**options)
     )
     pipeline.start()
     return store, pipeline
@@ -147,11 +167,17 @@ def run_with_outsize(model: Toy, name: str) -> tuple[Store, Pipeline]:
         replace(s, weights=(replace(s.weights[0], offset=2 * NBYTES),)) if s.name == name else s
         for s in stages
     ]
-    slots = [Slot(store.allocate(nbytes)) for nbytes in (3 * NBYTES, NBYTES)]
-    meter = Meter(torch.device("cpu"))
-    model.pipeline = pipeline = Pipeline(stages, slots, store, meter, Options())
+    slots = [store.slot(nbytes) for nbytes in (3 * NBYTES, NBYTES)]
+    meter = Meter()
+    model.pipeline = pipeline = Pipeline({Lane(store, slots): stages}, meter, Options())
     pipeline.start()
     return store, pipeline
+
+
+def slots_of(pipeline: Pipeline) -> Sequence[Slot]:
+    """Those of its only device."""
+    (lane,) = pipeline._lanes
+    return lane.slots
 
 
 def check(model: Toy, times: int = 1) -> None:
@@ -219,7 +245,7 @@ def test_only_the_running_stage_has_weights() -> None:
 def test_a_weight_in_place_is_a_view_of_a_slot() -> None:
     model = Toy(4)
     _, pipeline = run(model)
-    buffers = {slot.buffer.data_ptr() for slot in pipeline._slots}
+    buffers = {slot.buffer.data_ptr() for slot in slots_of(pipeline)}
     used: set[int] = set()
     for block in model.blocks.values():
         block.register_forward_hook(lambda m, *_: used.add(m.weight.data_ptr()), prepend=True)
@@ -276,7 +302,7 @@ def test_an_outsize_stage_has_one_slot_and_the_others_any(blocks: int, outsize: 
     store.take()
     check(model)
     assert len(store.take()) <= blocks  # nothing is loaded twice
-    assert pipeline._slots[1].stage is None or pipeline._slots[1].stage.name != name
+    assert slots_of(pipeline)[1].stage is None or slots_of(pipeline)[1].stage.name != name
     model.order = model.order[::-1]
     check(model, 3)
 
@@ -496,3 +522,40 @@ def test_profiling_times_every_stage() -> None:
     waits = [times.wait for times in pipeline.meter.stats.stages.values()]
     assert sum(waits) == pytest.approx(pipeline.meter.stats.wait_seconds)
     assert all(times.compute > 0 for times in pipeline.meter.stats.stages.values())
+
+
+@pytest.mark.parametrize("order", ["", "43210", "0011", "2", "02413"])
+def test_each_device_prefetches_its_own_stages(order: str) -> None:
+    model = Toy(6, order)
+    stores = [Store(model, ""), Store(model, "")]
+    stages = stages_of(model)
+    lanes = {
+        Lane(store, [store.slot(NBYTES) for _ in range(2)]): stages[i::2]
+        for i, store in enumerate(stores)
+    }
+    model.pipeline = Pipeline(lanes, Meter(), Options())
+    model.pipeline.start()
+    assert [store.take() for store in stores] == [["0", "2"], ["1", "3"]]
+    check(model, 3)
+    for store in stores:
+        store.take()
+    check(model)
+    for i, store in enumerate(stores):
+        own = sorted({name for name in model.order if int(name) % 2 == i})
+        # Where all of them find a slot they stay.
+        assert sorted(store.take()) == (own if len(own) > 2 else [])
+
+
+def test_a_forward_that_leaves_a_device_out_does_not_take_its_order_away() -> None:
+    model = Toy(6)
+    stores = [Store(model, ""), Store(model, "")]
+    stages = stages_of(model)
+    first, second = (Lane(store, [store.slot(NBYTES) for _ in range(2)]) for store in stores)
+    model.pipeline = Pipeline({first: stages[:3], second: stages[3:]}, Meter(), Options())
+    check(model, 2)
+    model.order = "012"
+    check(model, 2)
+    model.order = "012345"
+    stores[1].take()
+    check(model)
+    assert sorted(stores[1].take()) == list("345")

@@ -6,12 +6,14 @@ from torch import nn
 from torch.nn import functional
 
 from rabbitllm.streaming.placeholder import put_placeholders
+from rabbitllm.streaming.weights import Owner, Stage, Weight
 
 
 @pytest.fixture
 def idle() -> nn.Parameter:
     model = nn.Sequential(nn.Linear(4, 4, device="meta"))
-    put_placeholders(model, torch.device("cpu"))
+    weight = Weight("0.weight", (Owner(model[0], "weight"),), torch.float32, torch.Size((4, 4)))
+    put_placeholders(Stage("0", (model[0],), (weight,)), torch.device("cpu"))
     return model[0].weight
 
 

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
+import torch
 
 from rabbitllm import BudgetError
 from rabbitllm.streaming.plan import (
     SLOTS,
+    Budget,
+    Place,
     Plan,
     make_plan,
     minimum_bytes,
@@ -15,7 +20,25 @@ from rabbitllm.streaming.plan import (
     staging_sizes,
 )
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+REST = ""
 BLOCKS = {f"model.layers.{i}": 100 for i in range(12)}
+
+
+@dataclass
+class Part:
+    """A stage as plans see it."""
+
+    name: str
+    nbytes: int
+    pinned: bool = False
+    slotless: bool = False
+
+
+def parts(sizes: Mapping[str, int], base: int = 0, slotless: Collection[str] = ()) -> list[Part]:
+    """Stages of these sizes, behind a pinned one of `base` bytes, if that is any."""
+    pinned = [Part(REST, base, pinned=True)] if base else []
+    return pinned + [Part(name, size, slotless=name in slotless) for name, size in sizes.items()]
 
 
 class Case:
@@ -27,20 +50,21 @@ class Case:
         self.stages = {
             f"model.layers.{i}": source.choice(sizes) for i in range(source.randint(1, 9))
         }
-        self.gathered: set[str] = set()
+        self.slotless: set[str] = set()
         if source.random() < 0.5:
             self.stages = {"model.embed_tokens": source.randint(10, 900)} | self.stages
             if source.random() < 0.7:
-                self.gathered = {"model.embed_tokens"}
+                self.slotless = {"model.embed_tokens"}
         if source.random() < 0.5:
             self.stages |= {"lm_head": source.randint(10, 900)}
         self.base = source.choice((0, 17))
-        self.minimum = minimum_bytes(self.stages, self.base, self.gathered)
+        self.parts = parts(self.stages, self.base, self.slotless)
+        self.minimum = minimum_bytes(self.parts)
         self.total = self.base + sum(self.stages.values())
         self.budgets = range(self.minimum, self.total + 1, 7)
 
-    def plan(self, device: int | str = "min", host: int | str | None = None) -> Plan:
-        return make_plan(self.stages, self.base, device, host, self.gathered)  # type: ignore[arg-type]
+    def plan(self, device: Budget = "min", host: Budget | None = None) -> Plan:
+        return make_plan(self.parts, CUDA if host is not None else CPU, device, host)
 
     def moved(self, plan: Plan) -> int:
         return sum(self.stages[name] for name in plan.streamed("host", "disk"))
@@ -53,9 +77,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def needed(case: Case, plan: Plan) -> int:
     """What the device holds at most, counted anew."""
-    resident = sum(case.stages[name] for name in plan.on("device"))
+    resident = sum(case.stages[name] for name in plan.resident() if name != REST)
     largest = sorted((case.stages[name] for name in plan.streamed("host", "disk")), reverse=True)
-    assert plan.slot_sizes == tuple(largest[:SLOTS])
+    assert plan.slot_sizes == {CPU: tuple(largest[:SLOTS])}
     assert plan.slots == (SLOTS if largest else 0)
     return case.base + resident + sum(largest[:SLOTS])
 
@@ -63,17 +87,18 @@ def needed(case: Case, plan: Plan) -> int:
 def test_every_stage_has_one_place_and_the_budget_holds(case: Case) -> None:
     for budget in case.budgets:
         plan = case.plan(budget)
-        assert list(plan.tiers) == list(case.stages)
-        assert set(plan.tiers.values()) <= {"device", "disk"}
-        assert plan.gathered == case.gathered.difference(plan.on("device"))
-        assert plan.streamed("disk") == [n for n in plan.on("disk") if n not in case.gathered]
-        assert plan.device_bytes == needed(case, plan) <= budget
+        assert list(plan.places) == [part.name for part in case.parts]
+        assert set(plan.places.values()) <= {Place("host", CPU), Place("disk", CPU)}
+        assert plan.slotless == case.slotless.difference(plan.resident())
+        assert plan.streamed("disk") == [n for n in plan.away("disk") if n not in case.slotless]
+        assert plan.device_bytes == {CPU: needed(case, plan)}
+        assert plan.device_bytes[CPU] <= budget
         assert plan.host_bytes == 0
 
 
 def test_the_minimum_works_and_less_does_not(case: Case) -> None:
     least = case.plan("min")
-    assert least.device_bytes == case.minimum
+    assert least.device_bytes[CPU] == case.minimum
     assert case.plan(case.minimum) == least
     message = rf"at least .* \({case.minimum} bytes\)\. Raise it; where it is 'auto', free memory\."
     with pytest.raises(BudgetError, match=message):
@@ -81,7 +106,7 @@ def test_the_minimum_works_and_less_does_not(case: Case) -> None:
 
 
 def test_the_minimum_is_the_least_of_all_choices_of_residents(case: Case) -> None:
-    movable = [name for name in case.stages if name not in case.gathered]
+    movable = [name for name in case.stages if name not in case.slotless]
     costs = []
     for choice in range(2 ** len(movable)):
         streamed = [case.stages[n] for i, n in enumerate(movable) if choice >> i & 1]
@@ -92,28 +117,28 @@ def test_the_minimum_is_the_least_of_all_choices_of_residents(case: Case) -> Non
 
 def test_what_fits_does_not_stream(case: Case) -> None:
     plan = case.plan(case.total)
-    assert set(plan.tiers.values()) == {"device"}
-    assert (plan.slot_sizes, plan.device_bytes) == ((), case.total)
+    assert set(plan.places.values()) == {Place("host", CPU)}
+    assert (plan.slot_sizes, plan.device_bytes) == ({CPU: ()}, {CPU: case.total})
     if case.minimum < case.total:
-        assert case.plan(case.total - 1).on("device") != list(case.stages)
+        assert case.plan(case.total - 1).resident() != list(plan.places)
 
 
 def test_more_memory_never_streams_more(case: Case) -> None:
     moved = [case.moved(case.plan(budget)) for budget in case.budgets]
     assert moved == sorted(moved, reverse=True)
-    assert len(moved) == 1 or moved[0] > 0 or case.gathered
+    assert len(moved) == 1 or moved[0] > 0 or case.slotless
 
 
-def test_the_host_tier_keeps_its_budget(case: Case) -> None:
-    staging = sum(case.plan("min").slot_sizes)
+def test_host_memory_keeps_its_budget(case: Case) -> None:
+    staging = sum(case.plan("min").slot_sizes[CPU])
     for budget in range(staging, staging + case.total, 11):
         plan = case.plan("min", budget)
-        hosted = sum(case.stages[name] for name in plan.on("host"))
+        hosted = sum(case.stages[name] for name in plan.away("host"))
         on_disk = [case.stages[name] for name in plan.streamed("disk")]
-        fits = ([size for size in on_disk if size <= slot] for slot in plan.slot_sizes)
+        fits = ([size for size in on_disk if size <= slot] for slot in plan.slot_sizes[CUDA])
         staging = sum(max(sizes, default=0) for sizes in fits)
         assert plan.host_bytes == hosted + staging <= budget
-        assert plan.device_bytes == case.minimum
+        assert plan.device_bytes == {CUDA: case.minimum}
         assert not on_disk or hosted < case.moved(plan)
 
 
@@ -125,36 +150,36 @@ def test_host_memory_for_all_leaves_nothing_on_disk(case: Case) -> None:
 
 def test_the_least_host_memory_is_what_staging_needs(case: Case) -> None:
     plan = case.plan("min", "min")
-    assert plan.on("host") == []
-    assert plan.host_bytes == sum(plan.slot_sizes)
+    assert plan.away("host") == []
+    assert plan.host_bytes == sum(plan.slot_sizes[CUDA])
 
 
 @pytest.mark.parametrize("host", [0, 1, 199])
 def test_host_memory_that_staging_exceeds_is_refused(host: int) -> None:
     with pytest.raises(BudgetError, match="200 bytes"):
-        make_plan(BLOCKS, 0, "min", host)
+        make_plan(parts(BLOCKS), CUDA, "min", host)
 
 
 def test_a_middle_budget_keeps_stages_evenly_spread() -> None:
-    plan = make_plan(BLOCKS, 50, 50 + SLOTS * 100 + 4 * 100, None)
-    resident = [i for i, name in enumerate(BLOCKS) if plan.tiers[name] == "device"]
+    plan = make_plan(parts(BLOCKS, 50), CPU, 50 + SLOTS * 100 + 4 * 100, None)
+    resident = [i for i, name in enumerate(BLOCKS) if plan.places[name].resident]
     assert len(resident) == 4
     assert {b - a for a, b in pairwise(resident)} == {3}
 
 
 def test_a_large_head_stays_when_that_leaves_room_for_more() -> None:
     stages = BLOCKS | {"lm_head": 900}
-    plan = make_plan(stages, 0, 1700, None)
-    assert plan.tiers["lm_head"] == "device"
-    assert plan.slot_sizes == (100, 100)
-    assert len(plan.on("disk")) == 6
+    plan = make_plan(parts(stages), CPU, 1700, None)
+    assert plan.places["lm_head"].resident
+    assert plan.slot_sizes == {CPU: (100, 100)}
+    assert len(plan.away("disk")) == 6
 
 
 def test_one_outsize_stage_takes_one_outsize_slot() -> None:
-    plan = make_plan(BLOCKS | {"lm_head": 900}, 0, "min", None)
-    assert plan.slot_sizes == (900, 100)
-    assert plan.device_bytes == 1000
-    assert plan.on("device") == []
+    plan = make_plan(parts(BLOCKS | {"lm_head": 900}), CPU, "min", None)
+    assert plan.slot_sizes == {CPU: (900, 100)}
+    assert plan.device_bytes == {CPU: 1000}
+    assert plan.resident() == []
 
 
 def test_staging_is_for_what_is_on_disk_and_fits_the_slot() -> None:
@@ -164,30 +189,42 @@ def test_staging_is_for_what_is_on_disk_and_fits_the_slot() -> None:
 
 
 def test_what_is_gathered_takes_no_slot_and_comes_to_the_device_last() -> None:
-    stages = {"model.embed_tokens": 5000} | BLOCKS
-    assert minimum_bytes(stages, 0, {"model.embed_tokens"}) == 200
-    for budget, tier in ((200, "disk"), (1200, "disk"), (6199, "disk"), (6200, "device")):
-        plan = make_plan(stages, 0, budget, None, {"model.embed_tokens"})
-        assert plan.tiers["model.embed_tokens"] == tier
-        assert plan.gathered == ({"model.embed_tokens"} if tier == "disk" else set())
-        assert plan.streamed("device", "disk") == list(BLOCKS if tier == "disk" else stages)
+    sizes = {"model.embed_tokens": 5000} | BLOCKS
+    stages = parts(sizes, slotless={"model.embed_tokens"})
+    assert minimum_bytes(stages) == 200
+    for budget, resident in ((200, False), (1200, False), (6199, False), (6200, True)):
+        plan = make_plan(stages, CPU, budget, None)
+        assert plan.places["model.embed_tokens"].resident == resident
+        assert plan.slotless == (set() if resident else {"model.embed_tokens"})
+        assert plan.resident() + plan.streamed("disk") == list(sizes if resident else BLOCKS)
 
 
-def test_a_model_without_stages_is_all_base() -> None:
-    plan = make_plan({}, 40, 40, None)
-    assert (plan.tiers, plan.slot_sizes, plan.device_bytes) == ({}, (), 40)
-    assert make_plan({}, 40, "min", 0) == plan
+def test_a_model_without_stages_is_all_pinned() -> None:
+    stages = parts({}, 40)
+    plan = make_plan(stages, CUDA, 40, "min")
+    assert plan.places == {REST: Place("device", CUDA)}
+    assert (plan.slot_sizes, plan.device_bytes) == ({CUDA: ()}, {CUDA: 40})
+    assert make_plan(stages, CUDA, "min", 0) == plan
     with pytest.raises(BudgetError, match="40 bytes"):
-        make_plan({}, 40, 39, None)
+        make_plan(stages, CPU, 39, None)
 
 
-def test_stages_by_tier() -> None:
-    tiers = {"a": "device", "b": "host", "c": "disk", "d": "disk", "e": "disk"}
-    plan = Plan(tiers, (1, 1), 1, 1, frozenset("d"))  # type: ignore[arg-type]
-    assert plan.on("disk") == ["c", "d", "e"]
-    assert plan.on("device", "host") == ["a", "b"]
+def test_what_lies_where_it_is_computed_is_resident() -> None:
+    places = {
+        "a": Place("device", CUDA),
+        "b": Place("host", CUDA),
+        "c": Place("disk", CUDA),
+        "d": Place("host", CPU),
+        "e": Place("disk", CPU),
+        "f": Place("disk", CPU),
+    }
+    plan = Plan(places, {CUDA: (1, 1), CPU: (1,)}, {CUDA: 3, CPU: 2}, 1, frozenset("f"))
+    assert plan.resident() == ["a", "d"]
+    assert plan.away("disk") == ["c", "e", "f"]
+    assert plan.away("host") == ["b"]
     assert plan.streamed("disk") == ["c", "e"]
     assert plan.streamed("host", "disk") == ["b", "c", "e"]
+    assert plan.slots == 3
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 28, 61])

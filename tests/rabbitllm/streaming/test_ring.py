@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from rabbitllm.streaming.ring import Ring
-from rabbitllm.streaming.stages import Stage
+from rabbitllm.streaming.weights import Stage
 
 A, B, C, D = (Stage(name, (nn.Identity(),), ()) for name in "ABCD")
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rabbitllm.streaming import stages as stages_module
-from rabbitllm.streaming.stages import ALIGNMENT, Stage, find_stages
+from rabbitllm.streaming.stages import REST, find_stages
+from rabbitllm.streaming.weights import ALIGNMENT, Stage
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 LAYERS = [f"model.layers.{i}" for i in range(4)]
@@ -20,9 +21,11 @@ TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 def find(
     model: PreTrainedModel, tied: dict[str, str] | None = None, limit: int | None = None
 ) -> tuple[Stage | None, dict[str, Stage]]:
+    """The pinned stage, if there is one, and the others."""
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    base, stages = find_stages(model, tied or {}, dtypes, limit)
-    return base, {stage.name: stage for stage in stages}
+    stages = {stage.name: stage for stage in find_stages(model, tied or {}, dtypes, limit)}
+    assert [name for name, stage in stages.items() if stage.pinned] == [REST] * (REST in stages)
+    return stages.pop(REST, None), stages
 
 
 def names(stage: Stage | None) -> list[str]:
@@ -56,7 +59,7 @@ def test_every_block_is_a_stage_and_every_weight_is_in_one(
         for path, candidate in model.named_modules()
         if candidate is module
     ]
-    assert sorted(owned) == sorted(n for n, _ in model.named_parameters(remove_duplicate=False))
+    assert sorted(owned) == sorted(model.state_dict())
 
 
 def test_a_large_embedding_and_head_are_stages_in_the_order_of_the_forward(

@@ -13,10 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
+from rabbitllm.streaming.devices import CpuTransfer, CudaTransfer
 from rabbitllm.streaming.working import (
-    CPU_WORKSPACE,
-    CUDA_CONTEXT,
-    CUDA_WORKSPACE,
     HOLES,
     Work,
     read_geometry,
@@ -40,7 +38,7 @@ GEOMETRY = {
 def working(model_type: str, work: Work, attention: str = "sdpa", **fields: Any) -> int:
     config = AutoConfig.for_model(model_type, **fields)
     config._attn_implementation = attention
-    return working_bytes(read_geometry(config), torch.bfloat16, CPU, work) - CPU_WORKSPACE
+    return working_bytes(read_geometry(config), torch.bfloat16, CPU, work) - CpuTransfer.workspace
 
 
 def test_a_prefill_takes_the_sum_of_its_parts() -> None:
@@ -74,10 +72,10 @@ def test_what_is_taken_before_is_the_cache_and_the_context() -> None:
     work = Work(2, 7, past=20, logits=7)
     cache = 2 * 20 * 3 * 2 * 2 * 32 * 2
     assert taken_bytes(geometry, torch.bfloat16, CPU, work) == cache
-    assert taken_bytes(geometry, torch.bfloat16, CUDA, work) == cache + CUDA_CONTEXT
+    assert taken_bytes(geometry, torch.bfloat16, CUDA, work) == cache + CudaTransfer.outside
     on_cuda = working_bytes(geometry, torch.bfloat16, CUDA, work)
     on_cpu = working_bytes(geometry, torch.bfloat16, CPU, work)
-    assert on_cuda - on_cpu == CUDA_CONTEXT + CUDA_WORKSPACE - CPU_WORKSPACE
+    assert on_cuda - on_cpu == CudaTransfer.outside + CudaTransfer.workspace - CpuTransfer.workspace
 
 
 def test_work_that_is_cut_ends_where_the_whole_does() -> None:
@@ -184,7 +182,7 @@ def test_the_estimate_holds_what_a_forward_takes_and_not_much_more(
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         taken, estimated = pool.apply(measure, (family, attention, WORKS[attention, kind]))
     assert taken > 20 << 20, "nothing worth measuring"
-    assert taken <= estimated <= 2.2 * taken + CPU_WORKSPACE
+    assert taken <= estimated <= 2.2 * taken + CpuTransfer.workspace
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's own count of memory")
@@ -201,4 +199,4 @@ def test_copies_of_a_head_and_steps_behind_it_are_counted(
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         taken, estimated = pool.apply(measure, (family, attention, work, torch.bfloat16))
     assert taken > 150 << 20, "nothing worth measuring"
-    assert taken <= estimated <= 2.2 * taken + CPU_WORKSPACE
+    assert taken <= estimated <= 2.2 * taken + CpuTransfer.workspace

@@ -19,7 +19,7 @@ from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, elemen
 from rabbitllm.checkpoint.inventory import damaged, find_stores
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import read_header
-from rabbitllm.streaming.stages import Stage, Weight
+from rabbitllm.streaming.weights import Stage, Weight
 
 MASK = 7
 

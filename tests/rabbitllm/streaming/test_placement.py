@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from rabbitllm.streaming import budget as budget_module
-from rabbitllm.streaming.budget import free_bytes, total_budget, weights_budget
-from rabbitllm.streaming.working import CUDA_CONTEXT
+from rabbitllm.streaming.devices import CudaTransfer, cpu
+from rabbitllm.streaming.placement import free_bytes, total_budget, weights_budget
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -21,13 +20,14 @@ def test_a_size_is_itself_and_min_stays() -> None:
 
 
 def test_auto_takes_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_module, "available_host_memory", lambda: 1000)
+    monkeypatch.setattr(cpu, "available_host_memory", lambda: 1000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9999))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     assert total_budget("auto", CPU) == free_bytes(CPU) == 900
+    outside = CudaTransfer.outside
     # What torch holds unused is free, and the budget is for the process's context as well.
-    assert total_budget("auto", CUDA) == free_bytes(CUDA) + CUDA_CONTEXT == 2250 + CUDA_CONTEXT
+    assert total_budget("auto", CUDA) == free_bytes(CUDA) + outside == 2250 + outside
 
 
 @pytest.mark.parametrize(

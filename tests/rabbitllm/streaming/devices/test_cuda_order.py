@@ -20,12 +20,12 @@ from torch import nn
 from typing_extensions import override
 
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.streaming import transfer
 from rabbitllm.streaming.buffers import host_buffer
+from rabbitllm.streaming.devices import CudaTransfer, cuda
+from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
-from rabbitllm.streaming.stages import Stage, Weight
-from rabbitllm.streaming.transfer import CudaTransfer
+from rabbitllm.streaming.weights import Owner, Stage, Weight
 
 WIDTH = 16
 NBYTES = WIDTH * WIDTH * 4
@@ -148,8 +148,8 @@ class Memory(torch.Tensor):
 class Simulated(CudaTransfer):
     """Brings the weights of a toy model."""
 
-    def __init__(self, truth: dict[str, torch.Tensor], on_disk: Sequence[int]) -> None:
-        super().__init__(Reader({}), Meter(torch.device("cpu")), torch.device("cuda", 0), on_disk)
+    def __init__(self, truth: dict[str, torch.Tensor]) -> None:
+        super().__init__(Reader({}), Meter(), torch.device("cuda", 0))
         self.truth = truth
 
     @override
@@ -163,8 +163,8 @@ class Simulated(CudaTransfer):
         buffer.copy_(self.truth[stage.name].view(torch.uint8).reshape(-1))
 
     @override
-    def disk_bytes(self, stage: Stage) -> int:
-        return stage.nbytes
+    def mark(self) -> float:
+        return 0.0
 
 
 class Block(nn.Module):
@@ -201,15 +201,15 @@ class Toy:
         self.blocks = {name: Block() for name in self.truth}
         shape = torch.Size((WIDTH, WIDTH))
         stages = [
-            Stage(name, (block,), (Weight(name, ((block, "weight"),), torch.float32, shape),))
+            Stage(name, (block,), (Weight(name, (Owner(block, "weight"),), torch.float32, shape),))
             for name, block in self.blocks.items()
         ]
-        moving = Simulated(self.truth, [NBYTES for _ in on_disk])
+        moving = Simulated(self.truth)
         for stage in stages:
             if stage.name not in on_disk:
-                moving.keep(stage)
-        slots = [moving.slot(NBYTES) for _ in range(2)]
-        self.pipeline = Pipeline(stages, slots, moving, moving.meter, Options())
+                moving.open(stage, "host")
+        slots = [moving.slot(NBYTES, NBYTES if on_disk else 0) for _ in range(2)]
+        self.pipeline = Pipeline({Lane(moving, slots): stages}, moving.meter, Options())
         self.pipeline.start()
 
     def launch(self, order: str) -> list[torch.Tensor]:
@@ -244,8 +244,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     monkeypatch.setattr(torch.cuda, "Event", made.event)
     monkeypatch.setattr(torch.cuda, "stream", made.using)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current)
-    monkeypatch.setattr(transfer, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
-    monkeypatch.setattr(transfer, "COPY", NBYTES // 3)
+    monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
+    monkeypatch.setattr(cuda, "COPY", NBYTES // 3)
     return made
 
 

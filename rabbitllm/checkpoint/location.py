@@ -1,0 +1,163 @@
+"""Where a model's weights lie on disk: in the checkpoint as it is, or in the layer store."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from rabbitllm.checkpoint.codecs import codec_class
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.deletion import finish, replace_originals
+from rabbitllm.checkpoint.inventory import StoreInfo
+from rabbitllm.checkpoint.moved import register
+from rabbitllm.checkpoint.proof import check_all_kept, check_bits
+from rabbitllm.checkpoint.store import LayerStore, default_root
+from rabbitllm.checkpoint.tensors import TensorEntry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Location:
+    """A checkpoint on disk, and how its tensors become a model's weights.
+
+    Attributes:
+        folder: where config and tokenizer are.
+        moved: the layer store that has taken the place of the checkpoint's shards, if one has.
+        entries: the checkpoint's tensors, by their keys.
+        recipes: how they become parameters and persistent buffers.
+        model: whose weights they are, on the meta device.
+        dtypes: parameter or persistent buffer -> its dtype.
+        tied: name -> the name of the parameter that it shares its values with.
+        groups: file stem -> the names that a layer store keeps there together.
+        whole: name -> layout of what is always read whole: what may be encoded.
+    """
+
+    folder: Path
+    moved: StoreInfo | None
+    entries: Mapping[str, TensorEntry]
+    recipes: list[Recipe]
+    model: PreTrainedModel
+    dtypes: dict[str, torch.dtype]
+    tied: dict[str, str]
+    groups: Mapping[str, list[str]]
+    whole: Mapping[str, Layout]
+
+    def locate(
+        self,
+        store_root: str | os.PathLike[str] | None,
+        delete_original: bool,
+        compression: str | None = None,
+    ) -> dict[str, TensorEntry]:
+        """Where each parameter and buffer lies; fills the layer store if it is needed.
+
+        Args:
+            store_root: the folder for layer stores; None is the user's cache.
+            delete_original: remove the checkpoint's shards once a store is shown to hold all of it.
+            compression: the codec of what it can store, in a layer store; None leaves it plain.
+
+        Raises:
+            CheckpointError: `delete_original`, and the store would not hold, or does not hold, all
+                that the shards do.
+        """
+        self._remember()
+        if self.readable_in_place(compression):
+            if delete_original and self.moved:
+                finish(self.folder, self.moved.folder)
+            return {
+                recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
+            }
+        if delete_original:
+            check_all_kept(self.recipes, self.dtypes, self.entries, self.folder)
+        store = self.store(store_root, compression)
+        located = store.fill(self.groups, self.recipes)
+        if delete_original:
+            files = {entry.file for entry in self.entries.values()}
+            check = partial(
+                check_bits,
+                self.model,
+                self.recipes,
+                self.dtypes,
+                self.entries,
+                located,
+                self.tied,
+            )
+            replace_originals(self.folder, files, store.folder, self.moved, check)
+        return located
+
+    def split(
+        self, store_root: str | os.PathLike[str] | None, compression: str | None = None
+    ) -> Path:
+        """Fills the layer store, even for a checkpoint readable in place; returns its folder."""
+        self._remember()
+        if self.moved and self.readable_in_place(compression):
+            return self.moved.folder
+        store = self.store(store_root, compression)
+        store.fill(self.groups, self.recipes)
+        return store.folder
+
+    def store(
+        self, root: str | os.PathLike[str] | None, compression: str | None = None
+    ) -> LayerStore:
+        """The layer store of this checkpoint, filled or not."""
+        return LayerStore(
+            Path(root or default_root()).expanduser(),
+            self.folder,
+            self.entries,
+            self.model,
+            self.dtypes,
+            self._encodes(compression) if compression else {},
+        )
+
+    def codecs(self, compression: str | None = None) -> dict[str, Codec]:
+        """How weights are going to be stored with that compression, as a rule; others are plain."""
+        if compression and not self._is_encoded():
+            return self._encodes(compression)
+        return {
+            recipe.targets[0]: self.entries[recipe.sources[0][0]].codec
+            for recipe in self.recipes
+            if recipe.converter is None
+        }
+
+    def readable_in_place(self, compression: str | None = None) -> bool:
+        """Whether every parameter lies on disk as it is wanted, under whatever name."""
+        to_encode = bool(compression and self._encodes(compression)) and not self._is_encoded()
+        return not to_encode and all(
+            recipe.converter is None
+            and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
+            for recipe in self.recipes
+        )
+
+    def worth_encoding(self, compression: str | None, read_again: bool) -> str | None:
+        """The compression, where it pays.
+
+        Args:
+            compression: what is asked for.
+            read_again: some of the weights come from disk in every forward. Where none does, only
+                a store that is needed anyway is encoded.
+        """
+        return compression if read_again or not self.readable_in_place() else None
+
+    def _encodes(self, compression: str) -> dict[str, Codec]:
+        """Of the weights that a compression encodes."""
+        codec = codec_class(compression)
+        found = {name: codec.expected(layout) for name, layout in self.whole.items()}
+        return {name: codec for name, codec in found.items() if codec}
+
+    def _is_encoded(self) -> bool:
+        """Whether an encoded store took the place of the checkpoint's own shards."""
+        return self.moved is not None and bool(self.moved.codecs)
+
+    def _remember(self) -> None:
+        """Has the store that stands in for the shards know of this folder, so that it stays."""
+        if self.moved:
+            try:
+                register(self.moved.folder, self.folder)
+            except OSError as error:  # where nothing can be written, nothing can be deleted
+                logger.debug("%s does not record its use: %s", self.moved.folder, error)

@@ -1,0 +1,65 @@
+"""Streaming on a CPU: from disk straight into the slots."""
+
+import time
+from concurrent.futures import Future
+
+import torch
+from typing_extensions import override
+
+from rabbitllm.streaming.buffers import as_held, host_buffer, views
+from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
+from rabbitllm.streaming.meter import Mark
+from rabbitllm.streaming.weights import Stage
+from rabbitllm.utils.memory import available_host_memory
+
+
+class CpuTransfer(Transfer):
+    """Reads from disk straight into the slots, on threads."""
+
+    workspace = 64 << 20
+
+    @staticmethod
+    @override
+    def count() -> int:
+        return 1
+
+    @staticmethod
+    @override
+    def free(device: torch.device) -> int:
+        return available_host_memory()
+
+    @override
+    def mark(self) -> Mark:
+        return time.perf_counter()
+
+    @override
+    def resident(self, stage: Stage, in_place: bool) -> list[torch.Tensor]:
+        if in_place:
+            return [as_held(weight, self.reader.view(weight.name)) for weight in stage.weights]
+        buffer = host_buffer(stage.nbytes)
+        self.read(stage, buffer)
+        return views(stage, buffer)
+
+    @override
+    def slot(self, nbytes: int, staging: int) -> Slot:
+        buffer = host_buffer(nbytes)
+        buffer.zero_()  # takes the memory, so that who asks what is free does not count it
+        return Slot(buffer)
+
+    @override
+    def _begin(self, load: Load, slot: Slot) -> Future[None]:
+        self.meter.load(load.stage.name, from_disk=load.stage.stored_nbytes)
+        return self._workers.submit(self._fill, load, slot)
+
+    def _fill(self, load: Load, slot: Slot) -> None:
+        with slot.filling:
+            if slot.load is load:
+                self._timed_read(load.stage, slot.buffer)
+
+    @override
+    def wait(self, slot: Slot) -> None:
+        arrive(slot)
+
+    @override
+    def computed(self, slot: Slot) -> None:
+        """Nothing to record: on CPU a forward that returned has run."""

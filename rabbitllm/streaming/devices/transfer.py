@@ -1,0 +1,239 @@
+"""What moves weights towards a device, and what streaming has to know of its type."""
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.checkpoint.reads import Reads
+from rabbitllm.streaming.buffers import views
+from rabbitllm.streaming.meter import Mark, Meter
+from rabbitllm.streaming.plan import SLOTS, Memory
+from rabbitllm.streaming.weights import Stage
+from rabbitllm.utils.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+WORKERS = "rabbitllm-stream"
+
+
+@dataclass(eq=False)
+class Load:
+    """One stage's way into a slot.
+
+    Attributes:
+        stage: what is loaded.
+        arrival: done when a host thread has nothing left to do for it. None until the load is
+            sure to happen: an interrupt may fall before that, and then nothing may count on it.
+    """
+
+    stage: Stage
+    arrival: Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """The load never began, or ended in an error: the slot does not hold its stage."""
+        if self.arrival is None:
+            return True
+        return self.arrival.done() and self.arrival.exception() is not None
+
+
+@dataclass(eq=False)
+class Slot:
+    """A buffer on the device that streamed stages take turns in.
+
+    Attributes:
+        buffer: uint8, as large as the largest stage that it takes.
+        staging: pinned memory that stages on disk pass through on their way to a CUDA device.
+        load: the last that was started; earlier ones are void.
+        filling: held by whoever writes the buffer, so that a load which nobody waits for any more
+            cannot mix with the next one.
+        tensors: stage name -> its weights as views of this buffer, made once.
+    """
+
+    buffer: torch.Tensor
+    staging: torch.Tensor | None = None
+    load: Load | None = None
+    filling: threading.Lock = field(default_factory=threading.Lock)
+    tensors: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage whose weights it holds or is receiving."""
+        return None if self.load is None or self.load.failed else self.load.stage
+
+    def tensors_of(self, stage: Stage) -> list[torch.Tensor]:
+        """The stage's weights in this slot, in the order of `stage.weights`."""
+        if stage.name not in self.tensors:
+            self.tensors[stage.name] = views(stage, self.buffer)
+        return self.tensors[stage.name]
+
+
+class Transfer(ABC):
+    """Moves stages to one device, into slots, in the background and in the order asked for.
+
+    Args:
+        reader: of the checkpoint; nobody else's.
+        meter: counts what happens.
+        device: of the type that the class is for.
+
+    Attributes:
+        outside: bytes that a process takes on the device outside of torch's allocator.
+        workspace: bytes that computing takes in any case, rounding of the allocator included.
+        survives_fork: a forked process can go on with it.
+    """
+
+    outside: ClassVar[int] = 0
+    workspace: ClassVar[int]
+    survives_fork = True
+
+    def __init__(self, reader: Reader, meter: Meter, device: torch.device) -> None:
+        self.reader = reader
+        self.meter = meter
+        self.device = device
+        self._reads: dict[str, Reads] = {}
+        # A thread for each slot: where stages come from disk, the reads of the next one line up
+        # behind those of the one that is arriving.
+        self._workers = Workers(SLOTS, WORKERS)
+
+    @staticmethod
+    @abstractmethod
+    def count() -> int:
+        """How many devices of the type there are."""
+
+    @staticmethod
+    @abstractmethod
+    def free(device: torch.device) -> int:
+        """Bytes of its memory that can be taken: what torch holds unused counts."""
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """This moment: on a device that runs behind the host, when it gets here."""
+
+    def check(self) -> None:
+        """Raises CheckpointError if a file whose weights are used in place is not what it was."""
+        self.reader.files.check_mapped()
+
+    def inherit(self) -> None:
+        """In a process that was just forked: threads, and the locks they hold, stayed behind."""
+        self._workers = Workers(SLOTS, WORKERS)
+        self.reader.begin()
+
+    def take_over(self) -> None:
+        """Before the first use in a forked process. torch's own threads stayed behind, too.
+
+        Raises:
+            RuntimeError: the device cannot be used there.
+        """
+        if torch.get_num_threads() > 1:
+            logger.warning(
+                "This process was forked, and torch's threads stay with the process that started "
+                "them: it computes with one from here on. Start it by 'spawn', and load the model "
+                "there, to have %d.",
+                torch.get_num_threads(),
+            )
+            torch.set_num_threads(1)
+
+    def close(self) -> None:
+        """Stops what is under way; on return nothing writes into a slot any more."""
+        self.reader.workers.cancel()
+        self._workers.close()
+        self.reader.workers.close()
+
+    def open(self, stage: Stage, memory: Memory) -> None:
+        """Makes a stage ready to come from the disk, or from host memory.
+
+        Its files are opened: it is read as they are now, whatever replaces them.
+
+        Raises:
+            BudgetError: host memory for it cannot be had.
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+            OSError: a file cannot be opened.
+        """
+        assert memory == "disk", f"{self.device} has no other memory for what moves"
+        self._reads[stage.name] = self.reader.cut(stage.offsets, direct=True)
+
+    def read(self, stage: Stage, buffer: torch.Tensor) -> None:
+        """Fills a buffer with a stage's weights, as the stage lays them out.
+
+        Args:
+            stage: what to read.
+            buffer: uint8 in host memory, at least `stage.nbytes`.
+
+        Raises:
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+        """
+        once = stage.name not in self._reads
+        reads = self.reader.cut(stage.offsets, direct=False) if once else self._reads[stage.name]
+        self.reader.fill(buffer, reads)
+
+    @abstractmethod
+    def resident(self, stage: Stage, in_place: bool) -> list[torch.Tensor]:
+        """The weights of a stage that stays on the device, in the order of its weights.
+
+        Args:
+            stage: which.
+            in_place: the memory may be the checkpoint's files', mapped, where the device can use
+                it.
+
+        Raises:
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+        """
+
+    @abstractmethod
+    def slot(self, nbytes: int, staging: int) -> Slot:
+        """An empty slot.
+
+        Args:
+            nbytes: of the largest stage that it is to take.
+            staging: bytes of the largest of them that comes from disk.
+        """
+
+    def start(self, stage: Stage, slot: Slot) -> None:
+        """Begins to fill `slot`, and returns; what was in it may still compute on the device.
+
+        An interrupt may end it anywhere. First the slot lets go of what it held, last it counts on
+        what comes.
+        """
+        slot.load = load = Load(stage)
+        load.arrival = self._begin(load, slot)
+
+    @abstractmethod
+    def _begin(self, load: Load, slot: Slot) -> Future[None]:
+        """Has `slot` filled, unless another load was started by the time its turn comes."""
+
+    @abstractmethod
+    def wait(self, slot: Slot) -> None:
+        """Whatever is computed from now on sees the stage that `slot` was last started with."""
+
+    @abstractmethod
+    def computed(self, slot: Slot) -> None:
+        """The stage in `slot` is launched to its end: once that has run, overwrite it."""
+
+    def _timed_read(self, stage: Stage, buffer: torch.Tensor) -> None:
+        begun = time.perf_counter()
+        self.read(stage, buffer)
+        self.meter.read(stage.name, begun, time.perf_counter())
+
+
+def arrive(slot: Slot) -> None:
+    """Waits for what the slot was last started with, and raises its error."""
+    load = slot.load
+    assert load is not None, "nothing was started"
+    assert load.arrival is not None, "nothing can be waited for"
+    wait([load.arrival])
+    if load.failed:
+        _handed_over(load).result()
+
+
+def _handed_over(load: Load) -> Future[None]:
+    """The end of a failed load, which forgets it: its error's traceback holds the whole model."""
+    arrival, load.arrival = load.arrival, None
+    assert arrival is not None
+    return arrival

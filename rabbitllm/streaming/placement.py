@@ -1,0 +1,181 @@
+"""Where weights go: from what the user allows to a plan, and to the room that forwards have.
+
+What computing itself needs comes off a budget first; what is left is for weights.
+"""
+
+import logging
+from functools import partial
+
+import torch
+
+from rabbitllm.streaming.ceiling import Ceiling
+from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.plan import Budget, Plan, make_plan, own_memory
+from rabbitllm.streaming.room import Room
+from rabbitllm.streaming.staged import StagedModel
+from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes
+from rabbitllm.utils.glibc import map_large_allocations
+from rabbitllm.utils.memory import format_size, parse_size
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SEQ_LEN = 4096
+"""Tokens that budgets keep room for when no `max_seq_len` is given."""
+FREE_SHARE = 0.9
+"""Fraction of the free memory that "auto" takes: others need to breathe."""
+HOST = torch.device("cpu")
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device that an argument means: "auto" is CUDA when there is one.
+
+    Raises:
+        ValueError: neither CPU nor CUDA, or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not understood. Use 'auto', 'cpu' or 'cuda:0'."
+        ) from error
+    if target.type not in DEVICES:
+        raise ValueError(f"device={device!r} is not supported. Use 'auto', 'cpu' or 'cuda:0'.")
+    if own_memory(target) == "host":
+        return HOST
+    index, count = target.index or 0, DEVICES[target.type].count()
+    if index >= count:
+        raise ValueError(
+            f"device={device!r} is not there: {count} {target.type.upper()} devices. Use 'auto' or "
+            "'cpu'."
+        )
+    return torch.device(target.type, index)
+
+
+def total_budget(asked: int | str, device: torch.device) -> Budget:
+    """Bytes for everything in one memory: a size, most of what is free for "auto", or "min".
+
+    Raises:
+        ValueError: not a size.
+    """
+    if asked == "min":
+        return "min"
+    if asked != "auto":
+        return parse_size(asked)
+    # A budget is for all that the process takes, of which its context is there already.
+    return free_bytes(device) + DEVICES[device.type].outside
+
+
+def free_bytes(device: torch.device) -> int:
+    """Most of what is free at this moment."""
+    return int(DEVICES[device.type].free(device) * FREE_SHARE)
+
+
+def weights_budget(total: Budget, minimum: int, working: int) -> Budget:
+    """What is left of a budget for the weights.
+
+    Args:
+        total: bytes for everything, or "min".
+        minimum: bytes that the weights need in any case.
+        working: bytes for the cache and activations.
+    """
+    if total == "min":
+        return "min"
+    if minimum <= total < minimum + working:
+        logger.warning(
+            "A memory budget of %s leaves %s for the cache and activations, which may need %s. "
+            "Raise it, or lower max_seq_len: longer prompts go through in chunks, a pass of the "
+            "model each, or are refused.",
+            format_size(total),
+            format_size(total - minimum),
+            format_size(working),
+        )
+    return max(min(minimum, total), total - working)
+
+
+def place(
+    staged: StagedModel,
+    device: torch.device,
+    device_memory: int | str,
+    host_memory: int | str,
+    max_seq_len: int | None,
+) -> tuple[StagedModel, Plan]:
+    """Places the stages; blocks split as long as two do not fit beside what computing takes.
+
+    On CPU they also split as long as that makes the slots smaller: what streams comes from disk,
+    so room for one more resident layer is worth more than the hooks of smaller stages cost.
+
+    Args:
+        staged: the model; it comes back with smaller stages if blocks had to split.
+        device: where it runs.
+        device_memory: budget on a CUDA device, as `AutoModel.from_pretrained` takes it.
+        host_memory: budget in host memory.
+        max_seq_len: tokens that automatic budgets keep room for.
+
+    Raises:
+        BudgetError: a budget is too small; the message states the minimum.
+        ValueError: a budget is no size.
+    """
+    on_host = own_memory(device) == "host"
+    total = total_budget(host_memory if on_host else device_memory, device)
+    work = Work(1, max_seq_len or DEFAULT_SEQ_LEN)
+    working = working_bytes(read_geometry(staged.model.config), staged.dtype, device, work)
+    for_host = None if on_host else total_budget(host_memory, HOST)
+
+    def fits(candidate: StagedModel) -> bool:
+        return total == "min" or candidate.minimum_bytes + working <= total
+
+    def plan(candidate: StagedModel) -> Plan:
+        for_weights = weights_budget(total, candidate.minimum_bytes, working)
+        return make_plan(candidate.stages, device, for_weights, for_host)
+
+    while not fits(staged) and (smaller := staged.with_largest_split()):
+        staged = smaller
+    best = plan(staged)
+    while on_host and total != "min" and best.slot_sizes[device]:
+        smaller = staged.with_largest_split()
+        # Parts that are always resident can make the least larger.
+        if smaller is None or smaller.minimum_bytes > staged.minimum_bytes:
+            break
+        finer = plan(smaller)
+        if sum(finer.slot_sizes[device]) >= sum(best.slot_sizes[device]):
+            break
+        staged, best = smaller, finer
+    return staged, best
+
+
+def make_room(
+    placed: StagedModel,
+    plan: Plan,
+    setting: str,
+    asked: int | str,
+    total: Budget,
+    device: torch.device,
+) -> Room:
+    """What forwards may take beside the weights as they were placed.
+
+    Args:
+        placed: the model, as `place` gave it back.
+        plan: where its weights are.
+        setting: the argument that budgets the device that computes.
+        asked: its value.
+        total: the bytes that it means, or "min".
+        device: where the model runs.
+    """
+    geometry, dtype = read_geometry(placed.model.config), placed.dtype
+    sized = asked not in ("auto", "min")
+    ceiling = None
+    if sized and total != "min" and device.type == "cuda":
+        most = total - DEVICES[device.type].outside
+        ceiling = Ceiling(device, most, plan.device_bytes[device], geometry, dtype)
+    return Room(
+        setting,
+        0 if total == "min" else total - plan.device_bytes[device],
+        placed.minimum_bytes,
+        lambda work: working_bytes(geometry, dtype, device, work),
+        lambda work: taken_bytes(geometry, dtype, device, work),
+        None if sized else partial(free_bytes, device),
+        ceiling,
+        map_large_allocations if own_memory(device) == "host" else lambda: None,
+    )

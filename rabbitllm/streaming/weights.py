@@ -1,0 +1,144 @@
+"""What streams: weights, and the stages in which they come and go together."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.plain import PLAIN
+
+ALIGNMENT = 256
+"""Bytes. Weights start on such a boundary: kernels choose by alignment, and so change bits."""
+
+
+Kind = Literal["_parameters", "_buffers"]
+"""Which of a module's own dictionaries a weight is in."""
+
+
+class Owner(NamedTuple):
+    """Where a weight is bound: the module that computes with it, and its name there."""
+
+    module: nn.Module
+    attribute: str
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One parameter or persistent buffer, wherever it is used.
+
+    Attributes:
+        name: its first name in the model.
+        owners: every place it is bound in; several when tied.
+        dtype: the dtype it has in the model.
+        shape: the shape it has in the model.
+        offset: bytes from the start of its stage's buffer, a multiple of `ALIGNMENT`.
+        by: which argument of the first owner's forward names the rows, slices along dimension 0,
+            that the forward needs; None where it needs the whole. Other owners need the whole.
+        kind: what it is to its owners.
+        codec: how it is stored.
+    """
+
+    name: str
+    owners: tuple[Owner, ...]
+    dtype: torch.dtype
+    shape: torch.Size
+    offset: int = 0
+    by: int | None = None
+    kind: Kind = "_parameters"
+    codec: Codec = PLAIN
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight, without padding."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that are stored of it."""
+        return self.codec.nbytes(Layout(self.dtype, self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Weights that load together, and the modules whose forward needs them.
+
+    Attributes:
+        name: the path of its first module in the model.
+        modules: as a rule one; two when a head is tied to the embedding.
+        weights: laid out one behind the other in the stage's buffer.
+        pinned: it is resident in any case.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    weights: tuple[Weight, ...]
+    pinned: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stage's buffer, padding included."""
+        last = self.weights[-1]
+        return _align(last.offset + last.nbytes)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes that are read to fill the buffer; padding counts here, too."""
+        return self.nbytes - sum(weight.nbytes - weight.stored_nbytes for weight in self.weights)
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Weight name -> where it begins in the stage's buffer, in bytes."""
+        return {weight.name: weight.offset for weight in self.weights}
+
+    @property
+    def slotless(self) -> bool:
+        """Where it is not resident it takes no slot: of all its weights only rows are needed."""
+        return all(weight.by is not None and len(weight.owners) == 1 for weight in self.weights)
+
+    def stored(self, codecs: Mapping[str, Codec]) -> "Stage":
+        """The same with its weights stored by these codecs; those without one are stored plain."""
+        weights = (replace(weight, codec=codecs.get(weight.name, PLAIN)) for weight in self.weights)
+        return replace(self, weights=tuple(weights))
+
+    def alone(self) -> "Stage":
+        """The same without the modules: what may be kept without keeping them alive."""
+        weights = tuple(replace(weight, owners=()) for weight in self.weights)
+        return replace(self, modules=(), weights=weights)
+
+    def gathered(self) -> dict[tuple[nn.Module, int], list[Weight]]:
+        """(module, argument of its forward) -> the weights that it names rows of."""
+        found: dict[tuple[nn.Module, int], list[Weight]] = defaultdict(list)
+        for weight in self.weights:
+            if weight.by is not None:
+                found[weight.owners[0].module, weight.by].append(weight)
+        return found
+
+    def streamed(self) -> "Stage | None":
+        """What takes a slot: all but what is gathered; None if nothing is left."""
+        if not self.gathered():
+            return self
+        weights = lay_out(
+            replace(weight, owners=weight.owners[weight.by is not None :], by=None)
+            for weight in self.weights
+            if weight.by is None or len(weight.owners) > 1
+        )
+        owners = {owner.module for weight in weights for owner in weight.owners}
+        modules = (module for module in self.modules if not owners.isdisjoint(module.modules()))
+        return Stage(self.name, tuple(modules), weights) if weights else None
+
+
+def lay_out(weights: Iterable[Weight]) -> tuple[Weight, ...]:
+    """The same, one behind the other in a buffer."""
+    placed, offset = [], 0
+    for weight in weights:
+        placed.append(replace(weight, offset=offset))
+        offset = _align(offset + weight.nbytes)
+    return tuple(placed)
+
+
+def _align(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
