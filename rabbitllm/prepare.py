@@ -36,9 +36,10 @@ from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.weights import Stage
 
 RESIDENT = "resident"
-"""The stem of the layer store's file for the stage that is named after the model: nothing."""
+"""The stem of the layer store's file for what no file of a stage holds."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,30 @@ def prepare(
         model=model,
         dtypes=dtypes,
         tied=tied,
-        groups={stage.name or RESIDENT: [w.name for w in stage.weights] for stage in stages},
+        groups=_groups(stages),
         whole={
             weight.name: Layout(weight.dtype, weight.shape)
             for stage in stages
             for weight in stage.weights
-            if weight.by is None
+            if not stage.pinned and weight.by is None
         },
     )
     return Prepared(model, StagedModel(model, weights_dtype, dtypes, tied, stages), location)
+
+
+def _groups(stages: list[Stage]) -> dict[str, list[str]]:
+    """File stem -> the names that a layer store keeps there: a stage's parameters, or the rest.
+
+    Buffers are with the rest, whichever stage they come with: they are small, and read by name.
+    """
+    groups = {
+        stage.name: [weight.name for weight in stage.weights if weight.kind == "_parameters"]
+        for stage in stages
+        if not stage.pinned
+    }
+    placed = {name for names in groups.values() for name in names}
+    rest = [w.name for stage in stages for w in stage.weights if w.name not in placed]
+    return groups | ({RESIDENT: rest} if rest else {})
 
 
 def _skeleton(

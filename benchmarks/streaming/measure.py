@@ -22,6 +22,7 @@ from benchmarks.checkpoints import SHAPES, cyclic_prompt, write_checkpoint, writ
 from benchmarks.streaming.setups import DEVICE, SETUPS, Run, prepared, stock
 from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.limits import copy_bandwidth, direct_read_bandwidth
+from rabbitllm.streaming.stages import REST
 
 READ = 4 << 30
 """Bytes read to find the disk's pace."""
@@ -59,7 +60,7 @@ def measure_run(model: Any, run: Run, cyclic: bool = False) -> dict[str, Any]:
             figures[key] = (after[key] - before[key]) / forwards
             figures[f"{wire}_gb_per_second"] = figures[key] * steps / 1e9
         tiers = {memory: len(plan.away(memory)) for memory in ("host", "disk")}
-        tiers["device"] = len(plan.resident())
+        tiers["device"] = len({*plan.resident()} - {REST})
         figures |= {"tiers": tiers, "slot_sizes": plan.slot_sizes[DEVICE]}
         figures |= {"device_bytes": plan.device_bytes[DEVICE], "host_bytes": plan.host_bytes}
     return figures

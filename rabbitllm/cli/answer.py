@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import encode_chat
+from rabbitllm.streaming.stages import REST
 from rabbitllm.text import Answer, generate
 
 
@@ -43,7 +44,9 @@ def answer_aloud(
 def placement(model: StreamedModel) -> str:
     """What is resident, and what streams from where."""
     plan = model.streaming_plan
-    kept = f"{len(plan.resident())} of {len(plan.places)} parts resident on {model.device}"
+    parts = plan.places.keys() - {REST}
+    resident = len(parts.intersection(plan.resident()))
+    kept = f"{resident} of {len(parts)} parts resident on {model.device}"
     hosted, on_disk = len(plan.streamed("host")), len(plan.streamed("disk"))
     moving = [f"{hosted} from host memory"] if hosted else []
     moving += [f"{on_disk} from disk"] if on_disk else []

@@ -41,16 +41,16 @@ def stream(
         stages: all its weights.
         entries: where each parameter and persistent buffer lies on disk.
         plan: where each stage is, and which device computes it.
-        device: that of the inputs, and of what is in no stage.
+        device: that of the inputs, and of what is in no stage; with its index, as in the plan.
         options: see `Options`.
     """
     meter = Meter(options.profiling)
     codecs = {name: entry.codec for name, entry in entries.items()}
     devices = dict.fromkeys([device, *(place.device for place in plan.places.values())])
-    _place_buffers(model, stages, plan, device)
-    _prepare_head(model, device)
     for stage in stages:
         put_placeholders(stage, plan.places[stage.name].device)
+    _place_buffers(model, stages, plan, device)
+    _prepare_head(model, device)
     with ExitStack() as undoing:
         transfers: dict[torch.device, Transfer] = {}
         for each in devices:
@@ -81,7 +81,7 @@ def _place_buffers(
     }
     for module in model.modules():
         for attribute, buffer in module._buffers.items():
-            if buffer is not None:
+            if buffer is not None and not buffer.is_meta:
                 module._buffers[attribute] = buffer.to(home.get(module, device))
 
 

@@ -259,9 +259,8 @@ class Pipeline:
     def _bar_over_stages(self) -> "AbstractContextManager[tqdm[Any] | None]":
         if not self._options.progress:
             return nullcontext()
-        total = sum(
-            len(lane.ring) for lane in self._lanes
-        )  # disable=None: where there is no terminal
+        total = sum(len(lane.ring) for lane in self._lanes)
+        # disable=None: where there is no terminal
         return tqdm(total=total, desc="Layers", unit="layer", leave=False, disable=None)
 
 

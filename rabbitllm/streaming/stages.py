@@ -50,11 +50,14 @@ def find_stages(
     blocks = dict(_blocks(model, ""))
     leaves = _leaves(model, blocks, nbytes)
     split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
-    # A leaf is its own weights; a norm inside an embedding is not asked by ids.
-    home = {
-        name: path if (path := name.rpartition(".")[0]) in leaves else _home(name, split)
-        for name in tensors
-    }
+    home = {name: _home(name, split) for name in tensors}
+    for name in tensors:
+        path, _, attribute = name.rpartition(".")
+        if attribute in model.get_submodule(path)._buffers:
+            # Of a split block it stays: parents read their children's, as a router's bias.
+            home[name] = home[name] if home[name] in blocks else REST
+        elif path in leaves:  # its own weights alone: a norm in an embedding is not asked by ids
+            home[name] = path
     groups = _tied_groups(tensors, tied)
     leader = {root: root for root in split} | _leaders(groups, home, leaves)
     members = _members(groups, home, leader)

@@ -128,7 +128,7 @@ class Stage:
         )
         owners = {owner.module for weight in weights for owner in weight.owners}
         modules = (module for module in self.modules if not owners.isdisjoint(module.modules()))
-        return Stage(self.name, tuple(modules), weights) if weights else None
+        return replace(self, modules=tuple(modules), weights=weights) if weights else None
 
 
 def lay_out(weights: Iterable[Weight]) -> tuple[Weight, ...]:

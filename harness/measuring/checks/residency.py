@@ -46,7 +46,7 @@ class Watch:
 def run(subject: Subject) -> Outcome:
     """Watches one forward."""
     model, plan = subject.streamed, subject.streamed.streaming_plan
-    planned = plan.device_bytes[subject.device]
+    planned = plan.device_bytes[model.device]
     names = list(text_blocks(model))
     watch = Watch(model, names)
     with hooked(model, names, watch), torch.no_grad():

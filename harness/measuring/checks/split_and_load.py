@@ -43,7 +43,7 @@ def run(subject: Subject) -> Outcome:
         "blocks": len(names),
         "stages": len(plan.places.keys() - {REST}),
         "slots": plan.slots,
-        "device_bytes": plan.device_bytes[subject.device],
+        "device_bytes": plan.device_bytes[model.device],
         "weight_bytes": sum(p.nbytes for p in model.parameters()),
     }
     return verdict(not wrong, figures, "; ".join(wrong))

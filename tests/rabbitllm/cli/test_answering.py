@@ -61,7 +61,7 @@ def test_run_prints_the_answer_alone_on_stdout(
     status, out, err = command("run", talker, "Hi", "--max-new-tokens", "9", *LEAST)
     assert status == 0
     assert out == expected("<user>Hi\n<assistant>", 9) + "\n"
-    assert "1 of 7 parts resident on cpu, streaming 5 from disk" in err
+    assert "0 of 6 parts resident on cpu, streaming 5 from disk" in err
     assert "20 tokens read in" in err
     assert "9 written at" in err
     assert "GB from disk" in err

@@ -228,6 +228,22 @@ def test_a_split_looks_into_lists_of_modules(build: Callable[..., PreTrainedMode
     assert f"{LAYERS[0]}.experts" not in stages
 
 
+def test_buffers_come_with_a_whole_block_and_stay_where_it_is_split(
+    checkpoint: Callable[..., Any],
+) -> None:
+    """The block that a router is in reads the router's bias, in releases up to 5.12."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint("deepseek_v3"))
+    bias = "model.layers.3.mlp.gate.e_score_correction_bias"
+    base, stages = find(model)
+    (weight,) = [w for w in stages[LAYERS[3]].weights if w.name == bias]
+    assert weight.kind == "_buffers"
+    assert bias not in names(base)
+    for limit in (sum(w.nbytes for w in stages[LAYERS[3]].weights) - 1, 1):
+        base, stages = find(model, limit=limit)
+        assert bias in names(base)
+        assert any(name.startswith(f"{LAYERS[3]}.") for name in stages)
+
+
 class NormedEmbedding(nn.Embedding):
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
