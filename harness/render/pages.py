@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,8 +18,8 @@ from harness.render.families import counts, families
 from harness.render.markdown import escape_markdown, markdown_link, markdown_table
 from harness.render.payload import figure, payload
 from harness.render.ranges import in_words
-from harness.render.statuses import LOOKS, look
-from harness.render.summary import row_summary, sentences
+from harness.render.statuses import LOOKS, caption, look
+from harness.render.summary import row_caption, row_summary, sentences
 from harness.render.text import shorten
 
 FIRST = "sdpa"
@@ -57,12 +57,6 @@ def digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def caption(status: str) -> str:
-    """The glyph and word of a status."""
-    seen = look(status)
-    return f"{seen.glyph} {seen.word}".strip()
-
-
 def failure_lines(found: pd.DataFrame) -> list[list[str]]:
     """The failures as the Markdown shows them: captions, causes cut short, links."""
     return [
@@ -96,7 +90,7 @@ def matrices(frame: pd.DataFrame, rows: frames.Rows) -> list[dict[str, Any]]:
                 "cells": cells[::-1],
             }
             by_family.setdefault(texts.loc[name, "family"], []).append(row)
-        backend = run_on.partition(" on ")[0]
+        backend = part["backend"].iloc[0]
         note = rows.notes.get(backend, "")
         head = {"run_on": run_on, "backend": backend, "releases": axis[::-1], "note": note}
         found.append(head | {"families": list(by_family.items())})
@@ -120,11 +114,6 @@ def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         }
         found.append((str(device), table.rename(columns=heads).reset_index()))
     return found
-
-
-def row_caption(statuses: Sequence[str], axis: Sequence[str]) -> str:
-    """A row of a matrix as the Markdown shows it, the glyph of its newest cell first."""
-    return f"{look(statuses[-1]).glyph} {row_summary(statuses, axis)}".strip()
 
 
 def legend(frame: pd.DataFrame) -> list[dict[str, Any]]:

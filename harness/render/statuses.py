@@ -52,3 +52,9 @@ LOOKS: dict[str, Look] = {
 def look(status: str) -> Look:
     """How `status` looks; one that this version does not know counts as bad."""
     return LOOKS.get(status, Look("?", status, "bad", "a status unknown to this report"))
+
+
+def caption(status: str) -> str:
+    """The glyph and word of a status."""
+    seen = look(status)
+    return f"{seen.glyph} {seen.word}".strip()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import pandas as pd
 
 from harness.render.frames import columns, grid, releases
 from harness.render.ranges import in_words, span
-from harness.render.statuses import look
+from harness.render.statuses import caption, look
+
+UNMEASURED = ("no-data", "not-run", "env-error")
+"""Statuses of cells of which nothing is known: neither that they work nor that they do not."""
 
 
 def together(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -65,7 +68,7 @@ def device_sentence(
         for name, own in counted.groupby("architecture", sort=False)
         if not own["status"].eq("pass").all()
     ]
-    missing = int(part["status"].isin(["no-data", "not-run", "env-error"]).sum())
+    missing = int(part["status"].isin(UNMEASURED).sum())
     gap = [f"{missing:,} of {len(part):,} cells were not measured."] if missing else []
     sentences = [
         f"{listed(names)} {plural(words) if len(names) > 1 else words}."
@@ -93,55 +96,85 @@ def how_many(works: pd.Series) -> str:
 def need(own: pd.DataFrame, device: str, axis: Sequence[str]) -> str:
     """What one architecture needs on a device: another backend, another release."""
     passes = own["status"].eq("pass")
-    by_release: dict[tuple[str, str], list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}  # what is said -> why -> the releases
     for release, at in own.groupby("release", sort=False):
         if not passes[at.index].all():
             usable = tuple(at.loc[passes[at.index], "run_on"])
             words = listed([n.removesuffix(f" on {device}") for n in usable], "or")
-            statuses = listed(sorted({look(s).word for s in at.loc[~passes[at.index], "status"]}))
+            why = listed(sorted({look(s).word for s in at.loc[~passes[at.index], "status"]}))
             said = f"needs {words}" if usable else "does not work"
-            by_release.setdefault((said, statuses), []).append(str(release))
+            found.setdefault(said, {}).setdefault(why, []).append(str(release))
     return "; ".join(
-        f"{said} {span(chosen, axis, 'any' if 'not' in said else 'every')} ({statuses})"
-        for (said, statuses), chosen in by_release.items()
+        f"{said} {span(chain(*whys.values()), axis, 'any' if 'not' in said else 'every')}"
+        f" ({reasons(whys, axis)})"
+        for said, whys in found.items()
     )
+
+
+def reasons(whys: Mapping[str, Sequence[str]], axis: Sequence[str]) -> str:
+    """Reasons in words; of several, each with the releases that it is true of."""
+    if len(whys) == 1:
+        return next(iter(whys))
+    return ", ".join(f"{why} {span(chosen, axis)}" for why, chosen in whys.items())
+
+
+def row_spans(statuses: Sequence[str], axis: Sequence[str]) -> dict[str, str]:
+    """Status -> where in a row of the matrix it is, such as "up to 5.20.2"; the oldest first."""
+    found: dict[str, list[str]] = {}
+    for status, release in zip(statuses, axis, strict=True):
+        found.setdefault(status, []).append(release)
+    if len(found) == 1:
+        return dict.fromkeys(found, "on all")
+    return {status: span(chosen, axis) for status, chosen in found.items()}
 
 
 def row_summary(statuses: Sequence[str], axis: Sequence[str]) -> str:
     """One row of a matrix in words: "pass up to 5.20.2; stock fails from 5.21.1"."""
-    found: dict[str, list[str]] = {}
-    for status, release in zip(statuses, axis, strict=True):
-        found.setdefault(look(status).word, []).append(release)
-    if len(found) == 1:
-        return f"{next(iter(found))} on all"
-    return "; ".join(f"{word} {span(chosen, axis)}" for word, chosen in found.items())
+    spans = row_spans(statuses, axis).items()
+    return "; ".join(f"{look(status).word} {where}" for status, where in spans)
+
+
+def row_caption(statuses: Sequence[str], axis: Sequence[str]) -> str:
+    """The same with the glyph of each status before its word."""
+    spans = row_spans(statuses, axis).items()
+    return "; ".join(f"{caption(status)} {where}" for status, where in spans)
 
 
 def verified(part: pd.DataFrame, axis: Sequence[str]) -> str:
-    """Where all that ran passes: "all", or ranges; and what does not pass or did not run.
+    """Where every cell passes: "all", or ranges; and what does not pass or did not run.
+
+    Where no release passes in full, the architectures that pass on each.
 
     Args:
         part: of the grid, one backend on its device.
         axis: the releases that "all" stands for.
     """
-    part = part[part["status"] != "unsupported"]
-    ran = part[part["tone"] != "none"]
-    if ran.empty:
+    if part["tone"].eq("none").all():
         return "not measured"
-    passing = ran["status"].eq("pass").groupby(ran["release"]).all()
-    good = list(passing[passing].index)
-    words = "all" if set(good) == set(axis) else in_words(good, axis) or "no release in full"
+    passes = part["status"].eq("pass")
+    whole = passes.groupby(part["release"]).all()
+    good = list(whole[whole].index)
+    words = "all" if set(good) == set(axis) else in_words(good, axis) or always(part, axis)
     worse = together(exceptions(part, axis))
     return "; ".join([words, *(f"{listed(names)} {said}" for said, names in worse.items())])
 
 
+def always(part: pd.DataFrame, axis: Sequence[str]) -> str:
+    """The architectures of a part that pass wherever it has cells, in words; else that none do."""
+    passes = part["status"].eq("pass").groupby(part["architecture"], sort=False).all()
+    names = list(passes[passes].index)
+    where = span(part["release"], axis)
+    return f"{listed(names)} {where}" if names else "no release in full"
+
+
 def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]]:
     """(architecture, words) for what does not pass in this part of the grid."""
-    worse = part[~part["status"].isin(["pass", "unsupported"])]
     found = []
-    for key, failing in worse.groupby(["architecture", "status"], sort=False)["release"]:
-        architecture, status = cast("tuple[str, str]", key)
-        seen = look(status)
-        whole = "any" if seen.tone == "none" else "every"
-        found.append((architecture, f"{seen.word} {span(failing, order, whole)}"))
+    worse = part[part["status"] != "pass"]
+    for architecture, own in worse.groupby("architecture", sort=False):
+        words = []
+        for status, failing in own.groupby("status", sort=False)["release"]:
+            whole = "any" if status in UNMEASURED else "every"
+            words.append(f"{look(str(status)).word} {span(failing, order, whole)}")
+        found.append((str(architecture), ", ".join(words)))
     return found

@@ -75,4 +75,25 @@ def test_what_never_ran_is_not_said_of_every_release(record):
         for r in records
     ]
     words = table(records)["on cpu, 5.0.0, 5.1.0"].item()
-    assert words == "sdpa: all; qwen2 not run on any release measured"
+    assert words == "sdpa: llama on every release measured; qwen2 not run on any release measured"
+
+
+def test_all_is_not_said_over_cells_that_are_unsupported(record):
+    releases = ("5.0.0", "5.1.0")
+    records = [record(release=release) for release in releases]
+    other = {"architecture": "qwen2", "status": "unsupported", "checks": {}}
+    words = table([*records, *(record(release=r, **other) for r in releases)])
+    assert words["on cpu, 5.0.0, 5.1.0"].item() == (
+        "sdpa: llama on every release measured; qwen2 unsupported on every release measured"
+    )
+    words = table(
+        [*records, record(release="5.0.0", **other), record(architecture="qwen2", release="5.1.0")]
+    )
+    assert words["on cpu, 5.0.0, 5.1.0"].item() == "sdpa: 5.1.0; qwen2 unsupported on 5.0.0"
+
+
+def test_what_is_wrong_with_an_architecture_is_said_at_one_place(record):
+    statuses = {"5.0.0": "stock-wrong", "5.1.0": "reference-broken"}
+    records = [record(release=release, status=status) for release, status in statuses.items()]
+    words = table(records)["on cpu, 5.0.0, 5.1.0"].item()
+    assert words == "sdpa: no release in full; llama stock wrong on 5.0.0, stock fails on 5.1.0"

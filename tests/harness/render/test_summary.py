@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from harness.render.frames import Rows, cells
-from harness.render.summary import listed, row_summary, sentences
+from harness.render.summary import listed, row_caption, row_summary, sentences
 
 ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
@@ -69,6 +69,27 @@ def test_a_row_in_words():
         row_summary(["pass", "xfail", "xfail"], axis) == "pass on 5.0.0; known failure from 5.1.0"
     )
     assert row_summary(["no-data", "pass", "pass"], axis) == "no data on 5.0.0; pass from 5.1.0"
+
+
+def test_each_status_of_a_row_has_its_own_glyph():
+    axis = ["5.0.0", "5.1.0", "5.2.0"]
+    assert row_caption(["pass"] * 3, axis) == "✓ pass on all"
+    assert row_caption(["reference-broken"] * 2 + ["pass"], axis) == (
+        "△ stock fails up to 5.1.0; ✓ pass on 5.2.0"
+    )
+    assert row_caption(["no-data", "stock-wrong", "pass"], axis) == (
+        "no data on 5.0.0; ≠ stock wrong on 5.1.0; ✓ pass on 5.2.0"
+    )
+
+
+def test_a_need_is_said_once_with_its_reasons(record):
+    statuses = {"5.0.0": "stock-wrong", "5.1.0": "stock-wrong", "5.2.0": "reference-broken"}
+    records = [record(release=release, status=status) for release, status in statuses.items()]
+    records += [record(release=release, backend="eager") for release in statuses]
+    assert said(records)[0][1] == [
+        "llama needs eager on every release measured"
+        " (stock wrong up to 5.1.0, stock fails on 5.2.0)."
+    ]
 
 
 def test_lists_in_words():
