@@ -14,7 +14,7 @@ from harness.judging.changes import KINDS, compare
 from harness.judging.expected_failures import Expected
 from harness.records import Record
 from harness.render.failures import where
-from harness.render.frames import by_version
+from harness.render.frames import Rows, by_version
 from harness.render.ranges import in_words
 from harness.render.statuses import look
 from harness.render.text import shorten, visible
@@ -69,26 +69,29 @@ def read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def grouped(found: dict[str, Any], axis: Sequence[str]) -> pd.DataFrame:
+def grouped(found: dict[str, Any], axis: Sequence[str], rows: Rows | None = None) -> pd.DataFrame:
     """The changes with those of one cause in one row, the worst first.
 
     Args:
         found: what `FILE` holds.
         axis: the releases measured now, oldest first.
+        rows: what matrix/*.toml says.
     """
+    named = rows or Rows()
     columns = ["kind", "architectures", "where", "releases", "before", "after", "why", "side"]
     lines = [visible(line) for line in found["changes"]]
     gone = {release for line in lines for chosen in line["cells"].values() for release in chosen}
     order = sorted({*axis, *gone}, key=by_version)
-    rows = [
+    told = [
         {name: line[name] for name in KEYS}
+        | {"backend": named.attention(line["backend"], line["device"])}
         | {"architectures": architecture, "releases": in_words(chosen, order)}
         for line in lines
         for architecture, chosen in line["cells"].items()
     ]
-    if not rows:
+    if not told:
         return pd.DataFrame(columns=columns)
-    table = where(pd.DataFrame(rows))
+    table = where(pd.DataFrame(told))
     for name in ("before", "after"):
         table[name] = table[name].map(lambda status: look(status).word)
     table["why"] = table["why"].map(shorten)

@@ -58,11 +58,11 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     part = part.explode("causes").reset_index(drop=True)
     known = pd.json_normalize(part["causes"].tolist()).reindex(columns=["why", "side", "link"])
     part = pd.concat([part, known.fillna("")], axis=1)
-    keys = ["status", "why", "side", "link", "backend", "device", "architecture"]
+    keys = ["status", "why", "side", "link", "attention", "device", "architecture"]
     found = []
     for key, failing in part.groupby(keys, sort=False):
-        *_, backend, device, _ = fields = cast("tuple[str, ...]", key)
-        words = in_words(failing["release"], axes[f"{backend} on {device}"])
+        *_, attention, device, _ = fields = cast("tuple[str, ...]", key)
+        words = in_words(failing["release"], axes[f"{attention} on {device}"])
         found.append((*fields, words, failing["anchor"].iloc[-1]))
     names = ["status", "cause", "side", "link", "backend", "device", "architectures"]
     table = pd.DataFrame(found, columns=[*names, "releases", "anchor"])

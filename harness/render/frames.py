@@ -29,6 +29,7 @@ class Rows:
         original_caches: architecture -> the argument that its own code kept the cache in, for those
             that have a standard cache instead.
         notes: backend -> what to know about how it was measured.
+        uncompiled: backend -> the devices on which it was measured without torch.compile.
         expected: the failures that are known.
     """
 
@@ -36,7 +37,13 @@ class Rows:
     backends: Sequence[str] = ()
     original_caches: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    uncompiled: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expected: Sequence[Expected] = ()
+
+    def attention(self, backend: str, device: str) -> str:
+        """What a backend on a device is called: uncompiled, it is not what users get."""
+        uncompiled = device in self.uncompiled.get(backend, ())
+        return f"uncompiled {backend}" if uncompiled else backend
 
 
 def load_rows() -> Rows:
@@ -51,6 +58,7 @@ def load_rows() -> Rows:
         backends=[row.id for row in matrix.backends],
         original_caches={row.id: row.original_cache for row in matrix.architectures},
         notes={row.id: row.notes for row in matrix.backends if row.notes},
+        uncompiled={row.id: row.uncompiled for row in matrix.backends},
         expected=load_expected(MATRIX),
     )
 
@@ -87,9 +95,9 @@ def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
     """One row for each cell, indexed from 0; of several records of a cell the newest counts.
 
     The order is by device, backend, release, architecture. Adds `anchor`, which names the cell on
-    the page, `run_on`, the backend with its device, `place`, that of its architecture, `causes`,
-    and `old`: what about the record is not of the newest code. Unseen characters are spelled out,
-    see `harness.render.text`.
+    the page, `attention`, what readers are told of the backend, `run_on`, that with the device,
+    `place`, that of its architecture, `causes`, and `old`: what about the record is not of the
+    newest code. Unseen characters are spelled out, see `harness.render.text`.
 
     Raises:
         ValueError: there are no records.
@@ -106,7 +114,8 @@ def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
         f"{architecture}@{release}/{backend}/{device}"
         for architecture, release, backend, device in frame[KEY].map(quoted).to_numpy()
     ]
-    frame["run_on"] = frame["backend"] + " on " + frame["device"]
+    frame["attention"] = list(map(rows.attention, frame["backend"], frame["device"]))
+    frame["run_on"] = frame["attention"] + " on " + frame["device"]
     ranks = {
         "device": rank(frame["device"], ("cpu", "cuda")),
         "backend": rank(frame["backend"], rows.backends),

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.render.frames import grid, releases
-from harness.render.summary import passing, row_summary
+from harness.render.summary import listed, passing, row_summary
 from harness.render.text import shorten
 
 SCHEMA = 1
@@ -23,13 +23,15 @@ def compatibility(frame: pd.DataFrame) -> str:
     `{"schema": 1, "engine": hash, "newest": UTC time, "cells": [...], "ranges": [...]}`. A cell has
     "architecture", "transformers" (the release), "attention", "device", "status" and, where it does
     not pass, "reason". A range has "architecture", "attention", "device" and, in words, "verdict".
+    "attention" is what `attn_implementation` takes, with "uncompiled " before it where
+    torch.compile was off: by that name alone users get it compiled, which is not what ran.
     """
     everywhere = grid(frame)
     names = ["architecture", "run_on"]
     words = everywhere.groupby(names, sort=False)[["status", "release"]].apply(
         lambda part: row_summary(part["status"].tolist(), part["release"].tolist())
     )
-    named = frame.rename(columns={"release": "transformers", "backend": "attention"})
+    named = frame.rename(columns={"release": "transformers"})
     shown = ["architecture", "transformers", "attention", "device"]
     rows = named.sort_values("place", kind="stable").drop_duplicates(names)
     places = rows[["architecture", "attention", "device", "run_on"]]
@@ -69,14 +71,20 @@ def verdict(status: str, causes: list[Mapping[str, str]]) -> dict[str, str]:
 
 
 def badge(frame: pd.DataFrame) -> dict[str, Any]:
-    """What the badge says: families that work on the newest release, and whether all do."""
+    """What the badge says: families that work on the newest release, and whether all do.
+
+    Its title, which has more room, says with which backends.
+    """
     everywhere = grid(frame)
     newest = releases(everywhere)[-1]
     ran = everywhere[(everywhere["release"] == newest) & (everywhere["tone"] != "none")]
     works = passing(ran).groupby("family").all()
     label = f"transformers {newest}"
     message = f"{works.sum()} of {len(works)} families work" if len(works) else "not measured"
+    with_one_of = listed(list(dict.fromkeys(frame["attention"])), "or")
+    title = f"{label}: {message}" + (f", with {with_one_of}" if len(works) else "")
     # About 6.5 pixels a character at 11 pixels, and 6 on each side.
     left, right = (round(6.5 * len(text)) + 12 for text in (label, message))
     good = bool(len(works) and works.all())
-    return {"label": label, "message": message, "left": left, "right": right, "good": good}
+    shown = {"label": label, "message": message, "title": title}
+    return shown | {"left": left, "right": right, "good": good}

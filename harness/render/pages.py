@@ -155,7 +155,7 @@ def contents(
     }
     if changed:
         axis = frames.releases(frame)
-        shown["changes"] = changed | {"table": changes.grouped(changed, axis)}
+        shown["changes"] = changed | {"table": changes.grouped(changed, axis, rows)}
     return shown
 
 

@@ -19,7 +19,8 @@ from harness.render.speed import short
 from harness.render.text import clip
 
 COLUMNS = (
-    *("architecture", "family", "release", "backend", "device", "status", "old", "causes"),
+    *("architecture", "family", "release", "backend", "attention", "device"),
+    *("status", "old", "causes"),
     *("message", "exception", "fingerprint", "traceback", "stderr", "probes", "versions"),
     *("hardware", "model_class", "family_class", "dtype", "engine_hash", "check_hash", "time"),
     *("seconds", "cpu_seconds", "rates", "wire"),

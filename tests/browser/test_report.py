@@ -44,6 +44,13 @@ def test_the_page_opens_with_what_works_and_paints_at_once(page):
 
 def test_the_switch_shows_one_backend(page):
     assert page.locator(".run-on:visible h3").all_inner_texts() == ["sdpa on cpu"]
+    page.get_by_role("radio", name="uncompiled flex_attention on cpu").check()
+    cell(page, "qwen2@5.23.0/flex_attention/cpu").click()
+    title = page.locator("#cell-title").inner_text()
+    assert title.endswith("transformers 5.23.0, uncompiled flex_attention on cpu")
+    assert page.locator("[aria-current]").inner_text().startswith("✓ uncompiled flex_attention on")
+    assert "--attn flex_attention" in page.locator(".command").inner_text()
+    page.keyboard.press("Escape")
     page.get_by_role("radio", name="flash_attention_2 on cuda").check()
     assert page.locator(".run-on:visible h3").all_inner_texts() == ["flash_attention_2 on cuda"]
     assert page.locator(".run-on:visible thead th").all_inner_texts()[2].split() == [

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 from harness.render import changes
+from harness.render.frames import Rows
 from tests.full_matrix import full_matrix
 
 AXIS = ["5.0.0", "5.1.0", "5.23.0"]
@@ -40,6 +41,13 @@ def test_changes_of_one_kind_share_a_row_the_worst_first(three_releases):
     assert rows[0]["where"] == "eager and sdpa on cpu"
     assert rows[0]["releases"] == "5.0.0 to 5.23.0 (3 releases)"
     assert (rows[0]["before"], rows[0]["after"], rows[0]["side"]) == ("pass", "crash", "rabbitllm")
+
+
+def test_a_backend_that_ran_uncompiled_is_called_so(record):
+    before = record(backend="flex_attention")
+    found = changes.contents([before], [replace(before, status="crash", checks={})], ())
+    (where,) = changes.grouped(found, AXIS, Rows(uncompiled={"flex_attention": ("cpu",)}))["where"]
+    assert where == "uncompiled flex_attention on cpu"
 
 
 def test_a_lost_cell_is_named(three_releases):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from harness.render.failures import failures
-from harness.render.frames import cells
+from harness.render.frames import Rows, cells
 
 
 def test_failures_come_before_known_ones(record):
@@ -41,6 +41,13 @@ def test_what_differs_in_releases_has_rows_of_its_own(record):
 def test_a_status_that_passes_again_is_a_failure_without_a_side(record):
     found = failures(cells([record(status="xpass", message="passes now; remove the entry")]))
     assert found[["cause", "side"]].to_numpy().tolist() == [["passes now; remove the entry", ""]]
+
+
+def test_a_backend_that_ran_uncompiled_is_called_so(record):
+    failing = record(backend="flex_attention", status="crash", message="the process died")
+    found = failures(cells([failing], Rows(uncompiled={"flex_attention": ("cpu",)})))
+    assert found["where"].item() == "uncompiled flex_attention on cpu"
+    assert found["releases"].item() == "5.0.0"
 
 
 def test_without_failures_the_table_is_empty(record):

@@ -97,3 +97,12 @@ def test_what_is_wrong_with_an_architecture_is_said_at_one_place(record):
     records = [record(release=release, status=status) for release, status in statuses.items()]
     words = table(records)["on cpu, 5.0.0, 5.1.0"].item()
     assert words == "sdpa: no release in full; llama stock wrong on 5.0.0, stock fails on 5.1.0"
+
+
+def test_a_backend_that_ran_uncompiled_is_called_so(record):
+    rows = Rows(uncompiled={"flex_attention": ("cpu",), "sdpa": ()})
+    records = [record(backend=name) for name in ("flex_attention", "sdpa")]
+    records.append(record(backend="flex_attention", device="cuda"))
+    row = table(records, rows).iloc[0]
+    assert row["on cpu, 5.0.0"] == "uncompiled flex_attention and sdpa: all"
+    assert row["on cuda, 5.0.0"] == "flex_attention: all"

@@ -46,6 +46,17 @@ def test_ranges_are_in_words(three_releases):
     assert len(found) == 6
 
 
+def test_what_ran_uncompiled_is_not_called_by_the_name_that_users_give(record):
+    rows = Rows(uncompiled={"flex_attention": ("cpu",)})
+    frame = cells([record(backend="flex_attention"), record(backend="eager")], rows)
+    found = json.loads(compatibility(frame))
+    for part in ("cells", "ranges"):
+        assert [row["attention"] for row in found[part]] == ["eager", "uncompiled flex_attention"]
+    assert badge(frame)["title"] == (
+        "transformers 5.0.0: 1 of 1 families work, with eager or uncompiled flex_attention"
+    )
+
+
 def test_the_badge_counts_families_on_the_newest_release(record):
     records = [record(), record(release="5.1.0")]
     assert badge(cells(records))["message"] == "1 of 1 families work"
@@ -55,3 +66,4 @@ def test_the_badge_counts_families_on_the_newest_release(record):
     assert (said["message"], said["good"]) == ("1 of 2 families work", False)
     unrun = badge(cells([record(status="not-run")]))
     assert (unrun["message"], unrun["good"]) == ("not measured", False)
+    assert unrun["title"] == "transformers 5.0.0: not measured"

@@ -60,7 +60,7 @@ function siblings(cell) {
   const same = data.status.codes.map((_, other) => other).filter((other) =>
     ["architecture", "release"].every((name) => data[name].codes[other] === data[name].codes[cell]));
   return make("p", { class: "siblings" }, same.map((other) => {
-    const [seen, name] = [looks(at("status", other)), `${at("backend", other)} on ${at("device", other)}`];
+    const [seen, name] = [looks(at("status", other)), `${at("attention", other)} on ${at("device", other)}`];
     const attributes = { href: anchorOf(other).getAttribute("href"), class: `badge ${seen.tone}` };
     if (other === cell) attributes["aria-current"] = "true";
     return make("a", attributes, `${seen.glyph} ${name}`, make("span", { class: "unseen" }, ` ${seen.word}`));
@@ -117,7 +117,7 @@ function show(cell, steps) {
   dialog.replaceChildren(
     make("div", { class: "bar" },
       make("h2", { id: "cell-title", tabindex: "-1" }, at("architecture", cell),
-        make("small", null, `transformers ${at("release", cell)}, ${at("backend", cell)} on ${at("device", cell)}`)),
+        make("small", null, `transformers ${at("release", cell)}, ${at("attention", cell)} on ${at("device", cell)}`)),
       make("nav", { "aria-label": "Neighbouring releases" }, steps.map(([label, link]) =>
         make("a", { href: link.getAttribute("href"), "aria-label": label }, label))),
       close),
