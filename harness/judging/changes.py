@@ -5,24 +5,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
+from harness.judging.answers import further
 from harness.judging.expected_failures import Expected, entries_for
-from harness.records import ASTRAY, FAILED, OF_STOCK, Record
+from harness.records import FAILED, OF_STOCK, Record
 
 Kind = Literal["regressed", "lost", "spurious", "not-comparable", "fixed", "new", "same"]
 KINDS: dict[Kind, str] = {
     "regressed": "worked before and no longer does, or fails worse; flaky counts as not working",
     "lost": "was measured before and is not now: the cell, or a check that passed in it",
     "spurious": "a change that says nothing, for the cell was flaky before, or fails only at times",
-    "not-comparable": "measured by other checks or another recipe, or on neither side",
+    "not-comparable": "measured by other checks or another recipe, or not on both sides",
     "fixed": "failed before and works now",
     "new": "was not measured before, or not supported",
     "same": "as before; a failure whose cause changed is pointed out",
 }
 """What becomes of a cell, the worst first."""
-FURTHER = 1.1
-"""How many times as far as before stock's logits are from the golden ones if they moved away."""
 WORSE: frozenset[Kind] = frozenset({"regressed", "lost"})
 State = Literal["absent", "unsupported", "good", "degraded", "bad", "unsure"]
 STATES: dict[str, State] = {
@@ -82,7 +82,8 @@ def compare(
     """What became of every cell of either side, the worst first.
 
     Two sides of one release each are compared cell by cell, whatever the releases are; else each
-    release is compared with itself.
+    release is compared with itself. Of two releases, one may not have been measured on a device at
+    all, as few are on a GPU: its cells are neither new nor lost.
 
     Args:
         before: raw records: a failure that is expected is one all the same.
@@ -94,14 +95,32 @@ def compare(
     old, new = ({_key(record, alone): record for record in side} for side in sides)
     order = list(KINDS)
     later = next((record.release for record in sides[1]), "") if alone else ""
+    lacking = unmeasured(chain(*sides)) if alone else {}
     changes = [
-        change_of(old.get(key), new.get(key), entries, later) for key in sorted({*old, *new})
+        change_of(old.get(key), new.get(key), entries, later, lacking.get(key[-1], ""))
+        for key in sorted({*old, *new})
     ]
     return sorted(changes, key=lambda change: order.index(change.kind))
 
 
+def unmeasured(records: Iterable[Record]) -> dict[str, str]:
+    """Device -> that one of the releases was not measured on it at all, in words."""
+    devices: dict[str, set[str]] = {}
+    for record in records:
+        devices.setdefault(record.release, set()).add(record.device)
+    return {
+        device: f"{release} was not measured on {device}"
+        for release, own in devices.items()
+        for device in set().union(*devices.values()) - own
+    }
+
+
 def change_of(
-    before: Record | None, after: Record | None, entries: Sequence[Expected], later: str = ""
+    before: Record | None,
+    after: Record | None,
+    entries: Sequence[Expected],
+    later: str = "",
+    apart: str = "",
 ) -> Change:
     """What became of one cell, which at least one side has.
 
@@ -110,11 +129,14 @@ def change_of(
         after: on the second.
         entries: matrix/expected_failures.toml.
         later: the second side's release, if it has only one.
+        apart: why the sides have nothing to compare here; empty if they have.
     """
-    kind = kind_of(before, after)
     named = after or before
     assert named is not None  # the caller has a record of it
     name = replace(named, release=later or named.release).cell
+    if apart:
+        return Change(name, "not-comparable", apart, "", False, before, after)
+    kind = kind_of(before, after)
     failing = after if after is not None and after.status in FAILED else None
     found = entries_for(failing, entries) if failing else ()
     side = side_of(failing, found) if failing else ""
@@ -153,29 +175,6 @@ def lost_checks(before: Record | None, after: Record | None) -> dict[str, str]:
     }
 
 
-def further(before: Record | None, after: Record | None) -> bool:
-    """Whether stock's answers, not the golden ones before, are further from them now."""
-    was, now = astray(before), astray(after)
-    if was is None or now is None:
-        return False
-    return now[0] > FURTHER * was[0] or now[1] > was[1]
-
-
-def astray(record: Record | None) -> tuple[float, float] | None:
-    """How far stock's answers are from the golden ones; None if they are not known to be.
-
-    Returns:
-        The largest difference of a logit, as a fraction of the largest, 0 if only rounding; and one
-        by the number of the first other token, 0 if there is none.
-    """
-    found = record.checks.get("golden") if record else None
-    if found is None or found.status not in ASTRAY:
-        return None
-    figures = found.figures
-    token = figures["first_other_token"]
-    return (figures["relative"] if figures["positions"] else 0.0), (1 / token if token else 0.0)
-
-
 def side_of(record: Record, found: Sequence[Expected]) -> str:
     """Whose fault a failure is: what the list says, else what the status says."""
     if found:
@@ -207,15 +206,15 @@ def changed_probes(before: Record | None, after: Record | None) -> dict[str, tup
 
 
 def _why(kind: Kind, before: Record | None, after: Record | None, found: Sequence[Expected]) -> str:
+    if kind == "not-comparable":
+        other = before and after and before.check_hash != after.check_hash
+        return "measured by other checks or another recipe" if other else "measured on neither side"
     if before is None or after is None:
         return "no record" if kind == "lost" else ""
     was = "" if before.status == after.status else f"{before.status}, now {after.status}: "
     if checks := lost_checks(before, after):
         lost = "; ".join(f"{name} no longer runs: {why}" for name, why in checks.items())
         return f"{was}{lost}"
-    if kind == "not-comparable":
-        other = before.check_hash != after.check_hash
-        return "measured by other checks or another recipe" if other else "measured on neither side"
     moved = further(before, after) or further(after, before)
     if moved and before.status == after.status:
         place = "further from" if kind == "regressed" else "nearer to"

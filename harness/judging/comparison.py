@@ -51,11 +51,43 @@ class Comparison:
 
     @property
     def summary(self) -> str:
-        """Such as "5.20.2 -> 5.21.1: 1 regressed, 17 same"."""
+        """Such as "5.20.2 -> 5.21.1: 1 regressed, 17 same; 3 known failures"."""
         counts = Counter(change.kind for change in self.changes)
         parts = [f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]]
-        return f"{self.before} -> {self.after}: {', '.join(parts)}"
+        known = sum(change.known for change in self.changes)
+        failing = f"; {counted(known, 'known failure')}" if known else ""
+        return f"{self.before} -> {self.after}: {', '.join(parts)}{failing}"
 
     def of_kind(self, kind: Kind) -> list[Change]:
-        """The cells that there is something to say of: all of a kind but the same."""
+        """The cells of a kind that there is something to say of, each by itself.
+
+        Not those that are as before, nor those that cannot be compared, see `apart`.
+        """
+        if kind == "not-comparable":
+            return []
         return [c for c in self.changes if c.kind == kind and (c.why or kind != "same")]
+
+
+def apart(changes: Sequence[Change]) -> list[str]:
+    """How many cells cannot be compared: a line for each reason.
+
+    It says, too, how many of them have another status than before, which is no verdict.
+    """
+    found = [change for change in changes if change.kind == "not-comparable"]
+    other = Counter(change.why for change in found if other_status(change))
+    return [
+        f"{counted(count, 'cell')} cannot be compared: {why}"
+        + (f"; {other[why]:,} of them with another status than before" if other[why] else "")
+        for why, count in Counter(change.why for change in found).items()
+    ]
+
+
+def other_status(change: Change) -> bool:
+    """Whether a cell has a status on both sides, and not the same."""
+    sides = change.before, change.after
+    return len({side.status for side in sides if side is not None}) > 1
+
+
+def counted(count: int, name: str) -> str:
+    """A number of things, as "1 cell" or "2,859 cells"."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.judging.changes import KINDS, compare
+from harness.judging.comparison import apart, other_status
 from harness.judging.expected_failures import Expected
 from harness.records import Record
 from harness.render.failures import where
@@ -35,7 +36,7 @@ def contents(
 ) -> dict[str, Any]:
     """What `FILE` holds: the times of both sides, how many cells of each kind, the changes.
 
-    A cell that has the status that it had is no change, whether its records compare or not.
+    Of the cells that cannot be compared it says why, and those with another status than before.
     """
     changes = compare(before, after, expected)
     lines: dict[tuple[str, ...], dict[str, list[str]]] = {}
@@ -43,7 +44,7 @@ def contents(
         record = change.after or change.before
         assert record is not None  # a change is of a cell that one side has at least
         statuses = [side.status if side else "no-data" for side in (change.before, change.after)]
-        if change.kind != "same" and (change.kind != "not-comparable" or len(set(statuses)) > 1):
+        if change.kind != "same" and (change.kind != "not-comparable" or other_status(change)):
             place = record.backend, record.device
             line = lines.setdefault((change.kind, *place, *statuses, change.why, change.side), {})
             line.setdefault(record.architecture, []).append(record.release)
@@ -51,6 +52,7 @@ def contents(
         "before": newest(before),
         "after": newest(after),
         "counts": dict(Counter(change.kind for change in changes)),
+        "apart": apart(changes),
         "changes": [
             dict(zip(KEYS, key, strict=True)) | {"cells": cells} for key, cells in lines.items()
         ],
@@ -65,8 +67,11 @@ def written(found: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `FILE` holds, or None if there is none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    """What `FILE` holds, or None if there is none.
+
+    Older ones do not say why cells cannot be compared.
+    """
+    return {"apart": []} | json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def grouped(found: dict[str, Any], axis: Sequence[str], rows: Rows | None = None) -> pd.DataFrame:

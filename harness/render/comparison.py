@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.judging.cell_name import again
 from harness.judging.changes import KINDS, WORSE, Change, changed_probes
-from harness.judging.comparison import Comparison
+from harness.judging.comparison import Comparison, apart
 from harness.render.markdown import escape_markdown, markdown_table
 
 KNOWN = "known, matrix/expected_failures.toml accounts for it"
@@ -24,7 +24,7 @@ def as_text(found: Comparison) -> str:
         for change in chosen:
             lines.append(f"  {change.cell}")
             lines += [f"      {line}" for line in details(change)]
-    lines += ["", f"speed: {found.speed.verdict}: {found.speed.why}"]
+    lines += ["", *apart(found.changes), f"speed: {found.speed.verdict}: {found.speed.why}"]
     lines += [
         f"  {cell.cell}: costs {cell.before:.2f}, now {cell.after:.2f} of stock's tokens"
         f" ({cell.change:+.0%}, p = {cell.p:.2g})"
@@ -41,6 +41,7 @@ def as_markdown(found: Comparison) -> str:
         if chosen:
             rows = [(change.cell, "; ".join(details(change))) for change in chosen]
             lines += [f"### {kind}", "", meaning, "", markdown_table(rows, ("cell", "why")), ""]
+    lines += [f"{escape_markdown(line)}." for line in apart(found.changes)]
     why = escape_markdown(found.speed.why)
     lines.append(f"Speed: {found.speed.verdict}: {why}.")
     return "\n".join(lines)

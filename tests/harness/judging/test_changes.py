@@ -79,6 +79,21 @@ def test_one_release_each_is_compared_across_releases(cell_record):
     assert (change.kind, change.cell) == ("same", "llama@5.1.0/sdpa/cpu")
 
 
+def test_a_device_that_one_of_two_releases_never_saw_is_no_news(cell_record):
+    old = [cell_record(release="5.0.0")]
+    new = [cell_record(release="5.1.0", device=device) for device in ("cpu", "cuda")]
+    for before, after in ((old, new), (new, old)):
+        changes = compare(before, after)
+        assert [c.kind for c in changes] == ["not-comparable", "same"]
+        assert changes[0].why == "5.0.0 was not measured on cuda"
+        assert changes[0].cell == f"llama@{after[0].release}/sdpa/cuda"
+
+
+def test_the_cells_of_a_device_that_the_same_release_had_are_lost(cell_record):
+    records = [cell_record(device=device) for device in ("cpu", "cuda")]
+    assert [c.kind for c in compare(records, records[:1])] == ["lost", "same"]
+
+
 def test_a_lost_cell_is_named_by_the_release_that_lacks_it(cell_record):
     others = [cell_record(release="5.1.0", backend="eager")]
     changes = compare([cell_record(release="5.0.0")], others)

@@ -22,6 +22,10 @@ def test_a_cell_measured_by_other_checks_is_told_only_if_its_status_changed(reco
     after = [record(architecture="a", **other), record(architecture="b", status="fail", **other)]
     found = changes.contents(before, after, ())
     assert found["counts"] == {"not-comparable": 2}
+    assert found["apart"] == [
+        "2 cells cannot be compared: measured by other checks or another recipe; "
+        "1 of them with another status than before"
+    ]
     assert [line["cells"] for line in found["changes"]] == [{"b": ["5.0.0"]}]
 
 
@@ -67,6 +71,8 @@ def test_a_file_of_changes_reads_back(three_releases, tmp_path):
     path.write_text(changes.written(empty), encoding="utf-8")
     assert changes.read(path) == empty
     assert changes.grouped(empty, AXIS).empty
+    path.write_text(json.dumps({"changes": [], "counts": {}}), encoding="utf-8")
+    assert changes.read(path) == {"changes": [], "counts": {}, "apart": []}
 
 
 def test_a_first_run_of_the_whole_matrix_is_a_few_lines():

@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from harness.judging.changes import compare
-from harness.judging.comparison import Comparison
+from harness.judging.comparison import Comparison, apart
 from harness.judging.expected_failures import Expected
 from harness.judging.speed import compare_speed
 from harness.render.comparison import FORMATS
@@ -63,7 +63,7 @@ def test_a_slow_down_alone_has_a_status_of_its_own(comparison):
 
 def test_text_gives_cause_side_probes_and_the_line_to_run(comparison):
     text = FORMATS["text"](comparison((ENTRY,), status="fail", message="boom", checks={}))
-    assert text.startswith("5.0.0 -> 5.1.0: 1 regressed\n")
+    assert text.startswith("5.0.0 -> 5.1.0: 1 regressed; 1 known failure\n")
     assert "pass, now fail: It goes boom. (message: boom)" in text
     assert "side: transformers (known" in text
     assert "probe cache_keyword: past_key_values -> cache" in text
@@ -77,6 +77,27 @@ def test_markdown_makes_what_a_record_says_inert(comparison):
     assert "<script>" not in text
     assert "@somebody" not in text
     assert "\\| \\*\\*b\\*\\*" in text
+
+
+def test_what_cannot_be_compared_is_a_line_for_each_reason(cell_record):
+    names = ("llama", "qwen2", "mistral")
+    other = {"release": "5.1.0", "check_hash": "0" * 16}
+    old = [cell_record(architecture=name) for name in names]
+    old += [cell_record(architecture=name, device="cuda") for name in names]
+    new = [cell_record(architecture=name, **other) for name in names[1:]]
+    new.append(cell_record(status="crash", **other))
+    changes = compare(old, new)
+    found = Comparison("5.0.0", "5.1.0", changes, compare_speed(changes))
+    assert apart(changes) == [
+        "3 cells cannot be compared: measured by other checks or another recipe; "
+        "1 of them with another status than before",
+        "3 cells cannot be compared: 5.1.0 was not measured on cuda",
+    ]
+    for style in ("text", "md"):
+        text = FORMATS[style](found)
+        assert "mistral" not in text
+        assert all(line in text for line in apart(changes))
+    assert len(json.loads(FORMATS["json"](found))["changes"]) == 6
 
 
 def test_json_is_for_programs(comparison):

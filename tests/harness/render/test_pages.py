@@ -5,7 +5,7 @@ import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import get_type_hints
+from typing import Any, get_type_hints
 from xml.etree import ElementTree
 
 import pytest
@@ -155,10 +155,15 @@ def test_what_changed_is_shown_if_it_is_known(three_releases):
         "why": "it broke",
         "side": "rabbitllm",
     }
-    changed = {"before": "then", "after": "now", "counts": {"regressed": 1, "same": 17}}
-    changed["changes"] = [line]
+    changed: dict[str, Any] = {
+        "before": "then",
+        "after": "now",
+        "counts": {"regressed": 1, "same": 17},
+    }
+    changed |= {"changes": [line], "apart": ["2 cells cannot be compared: other <checks>"]}
     page = documents(three_releases, ORDER, changed)["compatibility.html"]
     assert "1 regressed, 17 same." in page
+    assert "2 cells cannot be compared: other &lt;checks&gt;." in page
     assert "llama&lt;b&gt;" in page
     assert "What changed" not in documents(three_releases, ORDER)["compatibility.html"]
 
