@@ -81,14 +81,13 @@ def main(arguments: argparse.Namespace) -> int:
     reports = arguments.reports.resolve()
     jobs = arguments.jobs or (1 if arguments.device == "cuda" else cores())
     try:
-        problems = run_cells(cells, Work(reports / "results", jobs, arguments.force))
+        outcome = run_cells(cells, Work(reports / "results", jobs, arguments.force))
     except (KeyboardInterrupt, SystemExit):
         print("Stopped. What was measured is recorded: without --force, the next run does the rest")
         raise
     for path in render_reports(reports):
         print(path)
-    for problem in problems:
+    for problem in outcome.problems:
         print(f"NOT AS EXPECTED  {problem}")
-    verdict = f"{len(problems)} not as expected" if problems else "all as expected"
-    print(f"{len(cells)} cells in {time.monotonic() - started:.0f} s, {verdict}")
-    return 1 if problems else 0
+    print(outcome.summary(time.monotonic() - started))
+    return 1 if outcome.problems else 0

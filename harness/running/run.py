@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -13,12 +13,13 @@ from pathlib import Path
 
 from harness.judging.cell_name import again
 from harness.judging.expected_failures import fails_run, judge, load_expected
-from harness.matrix import Cell, Key
+from harness.matrix import Cell
 from harness.records import Record, Store
 from harness.records.blank import blank
 from harness.records.failure import LONGEST_MESSAGE, fingerprint, tail
 from harness.running.environments import Environment, enter, hardware_of, make_environments
 from harness.running.freshness import stale
+from harness.running.outcome import Outcome
 from harness.running.signals import end_children, stoppable
 
 GRACE = 1.0
@@ -43,15 +44,12 @@ class Work:
 
 
 @stoppable(first=end_children)  # unwinding kills tox, whose own children would be left
-def run_cells(cells: Sequence[Cell], work: Work) -> list[str]:
+def run_cells(cells: Sequence[Cell], work: Work) -> Outcome:
     """Runs the cells whose record is not current, and judges the records of all.
 
     Args:
         cells: what to know about, of one device.
         work: how.
-
-    Returns:
-        A line for each thing that is not as it should be; none if all is well.
 
     Raises:
         OrchestrationError: tox failed, not a cell.
@@ -73,7 +71,10 @@ def run_cells(cells: Sequence[Cell], work: Work) -> list[str]:
     count = sum(map(len, pending.values()))
     say(f"{count} of {len(cells)} cells to run, the records of the others are current")
     problems = run_releases(list(pending.values()), work, Progress(count))
-    return problems + unexpected(by_release, work.results)
+    known, ran = (
+        {cell.id for group in groups.values() for cell in group} for groups in (made, pending)
+    )
+    return outcome(by_release, known - ran, problems, work.results)
 
 
 def run_releases(pending: Sequence[Sequence[Cell]], work: Work, progress: Progress) -> list[str]:
@@ -157,19 +158,37 @@ def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
     )
 
 
-def unexpected(by_release: Mapping[str, Sequence[Cell]], results: Path) -> list[str]:
-    """A line for each of the cells that is lost, or neither passes nor is known to fail."""
+def outcome(
+    by_release: Mapping[str, Sequence[Cell]],
+    current: Collection[str],
+    problems: Sequence[str],
+    results: Path,
+) -> Outcome:
+    """What became of a run, from the records of its cells.
+
+    Args:
+        by_release: all of its cells.
+        current: the names of those that did not have to run.
+        problems: what went wrong with the run itself; cells that are lost, or neither pass nor are
+            known to fail, add to it.
+        results: the folder of the records.
+    """
     expected = load_expected()
-    problems = []
-    for release, group in by_release.items():
-        found = {record.key: judge(record, expected) for record in Store(results, release).read()}
-        problems += [problem for cell in group if (problem := problem_of(cell, found))]
-    return problems
+    found: dict[str, Record] = {}
+    for release in by_release:
+        found |= {r.cell: judge(r, expected) for r in Store(results, release).read()}
+    cells = [cell for group in by_release.values() for cell in group]
+    records = [found[cell.id] for cell in cells if cell.id in found]
+    fresh, kept = (
+        [record for record in records if (record.cell in current) is before]
+        for before in (False, True)
+    )
+    wrong = [problem for cell in cells if (problem := problem_of(cell, found.get(cell.id)))]
+    return Outcome(len(cells), fresh, kept, [*problems, *wrong])
 
 
-def problem_of(cell: Cell, found: Mapping[Key, Record]) -> str:
+def problem_of(cell: Cell, record: Record | None) -> str:
     """What is wrong with a cell and the line that runs it again; nothing if all is well."""
-    record = found.get(cell.key)
     if record is None:
         return f"{cell.id}: lost, it left no record\n    {again(cell.id)}"
     if fails_run(record):

@@ -7,6 +7,7 @@ import pytest
 from harness.__main__ import main
 from harness.commands import matrix
 from harness.records.provenance import cores
+from harness.running.outcome import Outcome
 from harness.running.run import Work
 
 
@@ -17,7 +18,7 @@ def measured(monkeypatch):
 
     def run_cells(cells, work):
         calls.append((cells, work))
-        return []
+        return Outcome(len(cells))
 
     monkeypatch.setattr(matrix, "run_cells", run_cells)
     monkeypatch.setattr(matrix, "render_reports", lambda reports: [reports / "compatibility.md"])
@@ -42,7 +43,8 @@ def test_a_selection_reaches_the_cells_and_their_command(measured, tmp_path):
 
 
 def test_a_problem_makes_the_exit_status_1_and_is_printed(measured, monkeypatch, capsys):
-    monkeypatch.setattr(matrix, "run_cells", lambda *_: ["llama@5.0.0/sdpa/cpu: fail: why"])
+    outcome = Outcome(1, problems=["llama@5.0.0/sdpa/cpu: fail: why"])
+    monkeypatch.setattr(matrix, "run_cells", lambda *_: outcome)
     assert main(["matrix", "--releases", "oldest"]) == 1
     printed = capsys.readouterr().out
     assert "NOT AS EXPECTED  llama@5.0.0/sdpa/cpu: fail: why" in printed

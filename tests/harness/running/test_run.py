@@ -41,9 +41,9 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(runs, "make_environments", make_environments)
         monkeypatch.setattr(runs, "hardware_of", lambda *_: "cpu")
         monkeypatch.setattr(runs, "enter", enter)
-        problems = runs.run_cells(CELLS, Work(tmp_path, **options))
+        measure.outcome = runs.run_cells(CELLS, Work(tmp_path, **options))
         measure.entered = entered
-        return problems
+        return measure.outcome.problems
 
     return measure
 
@@ -61,6 +61,8 @@ def test_a_second_run_enters_no_environment(run, capsys):
     assert run() == []
     assert run.entered == []
     assert "0 of 2 cells to run" in capsys.readouterr().out
+    assert [record.cell for record in run.outcome.kept] == [cell.id for cell in CELLS]
+    assert (run.outcome.total, run.outcome.fresh) == (2, [])
 
 
 def test_a_second_run_that_is_forced_runs_all(run):
@@ -73,6 +75,7 @@ def test_a_failure_that_is_not_run_again_is_still_a_problem(run):
     run(statuses={"5.0.0": "fail", "5.1.0": "pass"})
     (problem,) = run()
     assert run.entered == []
+    assert [record.status for record in run.outcome.kept] == ["fail", "pass"]
     assert problem.startswith("llama@5.0.0/sdpa/cpu: fail")
 
 
@@ -91,6 +94,8 @@ def test_a_release_without_an_environment_costs_its_cells_alone(run, tmp_path):
     (record,) = Store(tmp_path, "5.0.0").read()
     assert (record.status, record.message) == ("env-error", "no such version")
     assert Store(tmp_path, "5.1.0").read()[0].status == "pass"
+    assert [record.status for record in run.outcome.fresh] == ["env-error", "pass"]
+    assert run.outcome.kept == []
 
 
 def test_a_lost_cell_is_a_problem(run):
