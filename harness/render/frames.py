@@ -15,6 +15,7 @@ from harness.matrix import MATRIX, load_matrix
 from harness.records import FAILED, Record
 from harness.render.statuses import look
 from harness.render.text import visible
+from harness.render.unheld import without_hearsay
 
 KEY = ["architecture", "release", "backend", "device"]
 
@@ -97,7 +98,8 @@ def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
     The order is by device, backend, release, architecture. Adds `anchor`, which names the cell on
     the page, `attention`, what readers are told of the backend, `run_on`, that with the device,
     `place`, that of its architecture, `causes`, and `old`: what about the record is not of the
-    newest code. Unseen characters are spelled out, see `harness.render.text`.
+    newest code. Unseen characters are spelled out, see `harness.render.text`, and what passes only
+    as a wrong stock does has that stock's status, see `harness.render.unheld`.
 
     Raises:
         ValueError: there are no records.
@@ -124,7 +126,7 @@ def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
     }
     frame["place"] = frame["architecture"].map(ranks["architecture"])
     frame = frame.sort_values(list(ranks), key=lambda part: part.map(ranks[str(part.name)]))
-    return frame.reset_index(drop=True)
+    return without_hearsay(frame.reset_index(drop=True))
 
 
 def fields(record: Record) -> dict[str, object]:
