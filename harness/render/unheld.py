@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.records import ASTRAY
+from harness.records import OF_STOCK
 
 SAME = ["architecture", "release", "device"]
 """Columns that are equal in cells that differ in the backend alone."""
@@ -14,10 +14,10 @@ def without_hearsay(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells, where none passes for agreeing with a stock whose answers are known to be wrong.
 
     Golden values are those of float32, so a backend in half precision is compared with stock alone.
-    Where every backend that is held to golden values misses them, on the same architecture, release
-    and device, the model's code is wrong and not a backend: the cells that pass without golden
-    values get that status and its causes. Where one of them is right, or passes in a record from
-    before there were golden values, they keep theirs.
+    Where every backend that is held to golden values misses them, or fails at them, on the same
+    architecture, release and device, the model's code is wrong and not a backend: the cells that
+    pass without golden values get that status and its causes. Where one of them is right, or passes
+    in a record from before there were golden values, they keep theirs.
 
     Args:
         frame: one row for each cell, with its `causes`.
@@ -26,7 +26,7 @@ def without_hearsay(frame: pd.DataFrame) -> pd.DataFrame:
     same = [frame[name] for name in SAME]
     passes = frame["status"].eq("pass")
     right = (golden.eq("pass") | (golden.eq("") & passes)).groupby(same).transform("any")
-    wrong = golden.isin(ASTRAY) & frame["status"].isin(ASTRAY)
+    wrong = golden.isin(OF_STOCK) & frame["status"].isin(OF_STOCK)
     witness = frame.index.to_series().where(wrong).groupby(same).transform("min")
     hearsay = passes & golden.eq("not-run") & ~right & witness.notna()
     frame, told = frame.copy(), witness[hearsay].astype(int)
@@ -37,6 +37,6 @@ def without_hearsay(frame: pd.DataFrame) -> pd.DataFrame:
         + frame["dtype"]
         + "; with "
         + told.map(frame["attention"])
-        + " it is, and misses them."
+        + " it is, and that fails."
     )
     return frame

@@ -35,11 +35,16 @@ def test_what_agrees_with_a_wrong_stock_alone_does_not_pass(on_cuda, record):
     assert list(frame["status"]) == ["stock-wrong", "stock-wrong", "pass", "stock-wrong"]
     assert frame["message"].iloc[-1] == (
         "Agrees with stock, which is not held to golden values in bfloat16; "
-        "with eager it is, and misses them."
+        "with eager it is, and that fails."
     )
     (row,) = failures(frame).to_dict(orient="records")
     assert row["where"] == "eager, sdpa and flash_attention_2 on cuda"
     assert row["cause"] == "It has no cache."
+
+
+def test_nor_does_it_where_stock_cannot_load_what_is_published(on_cuda):
+    wrong = on_cuda(eager="reference-broken", sdpa="reference-broken", flash_attention_2="not-run")
+    assert list(cells(wrong, ROWS)["status"]) == ["reference-broken"] * 3
 
 
 @pytest.mark.parametrize(
