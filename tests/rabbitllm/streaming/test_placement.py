@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rabbitllm.prepare import prepare
+from rabbitllm.streaming import placement
 from rabbitllm.streaming.devices import CudaTransfer, cpu
 from rabbitllm.streaming.placement import free_bytes, total_budget, weights_budget
 
@@ -48,3 +52,37 @@ def test_the_weights_get_what_working_leaves_and_never_less_than_they_need(
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * warns
     if warns:
         assert f"A memory budget of {total} B leaves {total - 100} B" in caplog.text
+
+
+def test_blocks_split_where_computing_needs_the_room(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 1000)
+    cuda = torch.device("cuda")  # placing is arithmetic: none has to be there
+    staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
+    least = staged.minimum_bytes
+    whole, plan = placement.place(staged, cuda, least + 1000, "auto", 64)
+    assert whole is staged
+    assert plan.device_bytes[cuda] <= least
+    split, plan = placement.place(staged, cuda, least + 999, "auto", 64)
+    assert len(split.stages) > len(staged.stages)
+    assert plan.device_bytes[cuda] <= least - 1
+
+
+def test_on_cpu_blocks_split_where_smaller_slots_leave_less_to_read(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 1000)
+    staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
+    memory = staged.minimum_bytes + 1000
+
+    def read_from_disk(device: str, host: int | str) -> int:
+        placed, plan = placement.place(staged, torch.device(device), memory, host, 64)
+        return sum(placed.sizes[name] for name in plan.streamed("disk"))
+
+    whole = read_from_disk("cuda", "min")
+    monkeypatch.setattr(placement, "total_budget", lambda *_: memory)
+    assert 0 < read_from_disk("cpu", "auto") < whole
+    everything = sum(staged.sizes.values()) + 1000 + 10_000
+    monkeypatch.setattr(placement, "total_budget", lambda *_: everything)
+    assert placement.place(staged, torch.device("cpu"), "auto", "auto", 64)[0] is staged
