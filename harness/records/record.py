@@ -40,6 +40,8 @@ OF_STOCK = ASTRAY | {"reference-broken"}
 """Statuses that are about the release alone, whatever streams on it."""
 FAILED = OF_STOCK | {"degraded", "fail", "flaky", "env-error", "timeout", "crash"}
 """Statuses that need an entry in matrix/expected_failures.toml; without one they fail the run."""
+UNMEASURED = frozenset({"not-run", "env-error"})
+"""Statuses of cells that did not run, whatever was tried."""
 JUDGED = frozenset({"xfail", "xpass"})
 """Statuses that judging gives to a record that was read."""
 SHAPES = {

@@ -7,11 +7,12 @@ from itertools import chain
 
 import pandas as pd
 
+from harness.records import UNMEASURED
 from harness.render.frames import columns, grid, releases
 from harness.render.ranges import in_words, span
 from harness.render.statuses import caption, look
 
-UNMEASURED = ("no-data", "not-run", "env-error")
+UNKNOWN = UNMEASURED | {"no-data"}
 """Statuses of cells of which nothing is known: neither that they work nor that they do not."""
 
 
@@ -68,7 +69,7 @@ def device_sentence(
         for name, own in counted.groupby("architecture", sort=False)
         if not own["status"].eq("pass").all()
     ]
-    missing = int(part["status"].isin(UNMEASURED).sum())
+    missing = int(part["status"].isin(UNKNOWN).sum())
     gap = [f"{missing:,} of {len(part):,} cells were not measured."] if missing else []
     sentences = [
         f"{listed(names)} {plural(words) if len(names) > 1 else words}."
@@ -174,7 +175,7 @@ def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]
     for architecture, own in worse.groupby("architecture", sort=False):
         words = []
         for status, failing in own.groupby("status", sort=False)["release"]:
-            whole = "any" if status in UNMEASURED else "every"
+            whole = "any" if status in UNKNOWN else "every"
             words.append(f"{look(str(status)).word} {span(failing, order, whole)}")
         found.append((str(architecture), ", ".join(words)))
     return found

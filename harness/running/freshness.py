@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.matrix import Cell
-from harness.records import Record
+from harness.records import UNMEASURED, Record
 from harness.records.provenance import check_hash, engine_hash
 
-NEVER = frozenset({"not-run", "env-error", "flaky"})
+NEVER = UNMEASURED | {"flaky"}
 """Statuses that say nothing worth keeping; such a cell always runs again."""
 
 

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.judging.comparison import counted
-from harness.records import Record
-
-SILENT = frozenset({"not-run", "env-error"})
-"""Statuses of cells that did not run, whatever was tried."""
+from harness.records import UNMEASURED, Record
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,8 @@ class Outcome:
             seconds: wall time of the run.
         """
         records = [*self.fresh, *self.kept]
-        silent = sum(record.status in SILENT for record in records)
-        ran = sum(record.status not in SILENT for record in self.fresh)
+        silent = sum(record.status in UNMEASURED for record in records)
+        ran = sum(record.status not in UNMEASURED for record in self.fresh)
         origins = [
             f"{ran:,} ran",
             f"{len(self.kept):,} from records of {days(self.kept)}" if self.kept else "",
