@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from typing_extensions import override
 
@@ -94,7 +93,7 @@ def test_parameters_and_persistent_buffers_stream_alike(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral"])
 def test_stages_dealt_out_to_two_devices_answer_as_stock(
     checkpoint: Callable[..., Path],
-    stock: Callable[..., PreTrainedModel],
+    check_answers: Callable[..., None],
     prompt: torch.Tensor,
     tmp_path: Path,
     architecture: str,
@@ -115,10 +114,7 @@ def test_stages_dealt_out_to_two_devices_answer_as_stock(
     plan.places["model.layers.0"] = Place("host", SECOND)  # type: ignore[index]
     pipeline = stream(prepared.model, stages, located, plan, CPU, Options())
     assert devices_of(pipeline) == {CPU, SECOND}
-    model = stock(folder, attn_implementation="eager")
-    for ids in (prompt, prompt[:1, :1], prompt):
-        output = pipeline.run(type(model).forward, (prepared.model, ids))
-        assert torch.equal(output.logits, model(ids).logits)
+    check_answers(folder, prepared, pipeline, [prompt, prompt[:1, :1], prompt])
 
 
 def devices_of(pipeline: Pipeline) -> set[torch.device]:

@@ -154,7 +154,7 @@ def test_experts_count_again_behind_an_interrupt(
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_experts_that_are_asked_by_routes_stream_without_their_weights(
     checkpoint: Callable[..., Path],
-    stock: Callable[..., PreTrainedModel],
+    check_answers: Callable[..., None],
     prompt: torch.Tensor,
     tmp_path: Path,
     architecture: str,
@@ -168,10 +168,7 @@ def test_experts_that_are_asked_by_routes_stream_without_their_weights(
     plan = make_plan(left, CPU, "min", None)
     plan = replace(plan, places=places | plan.places)
     pipeline = stream(prepared.model, stages, located, plan, CPU, Options())
-    model = stock(folder, attn_implementation="eager")
-    for ids in (prompt, prompt[:1, :1]):
-        output = pipeline.run(type(model).forward, (prepared.model, ids))
-        assert torch.equal(output.logits, model(ids).logits)
+    check_answers(folder, prepared, pipeline, [prompt, prompt[:1, :1]])
     experts = [name for name in located if ".experts." in name]
     assert experts
     read = sum(stage.nbytes for stage in stages) - sum(stage.nbytes for stage in left)
