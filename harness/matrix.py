@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +30,12 @@ CHECKS = (
     "golden",
     "speed",
 )
-"""What a cell is checked for, unless its architecture's row says otherwise."""
+"""What every cell is checked for, unless its architecture's row says otherwise."""
+
+DEALT: tuple[str, ...] = ()
+"""Further checks, dealt out to the cells because time is short, see `Matrix.dealt`."""
+DEFAULT_BACKEND = "sdpa"
+"""The attention backend that users get unless they ask for another."""
 
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -78,7 +84,7 @@ class Architecture:
             cache now is.
         backends: the attention backends that can run it; empty for all.
         dtype: of weights and activations.
-        checks: the checks that run; empty for those of `CHECKS`.
+        checks: the checks that run; empty for those of `CHECKS`, and of `DEALT` what is dealt.
         notes: why the row is as it is.
     """
 
@@ -138,12 +144,21 @@ class Backend:
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to measure."""
+    """One thing to measure.
+
+    Attributes:
+        architecture: what is streamed.
+        release: of transformers.
+        backend: of attention.
+        device: where it runs.
+        dealt: which checks of `DEALT` it runs.
+    """
 
     architecture: Architecture
     release: str
     backend: Backend
     device: Device = "cpu"
+    dealt: tuple[str, ...] = DEALT
 
     @property
     def key(self) -> Key:
@@ -164,7 +179,7 @@ class Cell:
     def checks(self) -> tuple[str, ...]:
         """The checks that run, in order."""
         row = self.architecture
-        return (row.checks or CHECKS) + self.backend.checks.get(row.id, ())
+        return (row.checks or CHECKS + self.dealt) + self.backend.checks.get(row.id, ())
 
     @property
     def unsupported(self) -> str:
@@ -197,11 +212,25 @@ class Matrix:
         """
         versions = [row.version for row in self.releases] if releases is None else releases
         return [
-            Cell(architecture, version, backend, device)
+            Cell(architecture, version, backend, device, self.dealt(architecture, backend))
             for version in versions
             for architecture in _chosen("architecture", self.architectures, architectures)
             for backend in _chosen("attention backend", self.backends, backends)
         ]
+
+    def dealt(self, row: Architecture, backend: Backend) -> tuple[str, ...]:
+        """The checks of `DEALT` that the cells of a row and a backend run: a covering design.
+
+        With its default backend a row runs all of them; with each other backend one, the next row
+        the next one. So every row meets every check, and every backend meets every check on
+        some row.
+        """
+        known = [each.id for each in self.backends]
+        own = row.backends or known
+        if backend.id == (DEFAULT_BACKEND if DEFAULT_BACKEND in own else own[0]):
+            return DEALT
+        number = self.architectures.index(row) + known.index(backend.id)
+        return tuple(islice(cycle(DEALT), number, number + 1))
 
     def cell(self, key: Key, release: str) -> Cell:
         """The cell of a key in a release.

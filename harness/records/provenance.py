@@ -80,9 +80,10 @@ def measuring_hash() -> str:
 
 
 def check_hash(cell: Cell) -> str:
-    """The hash of the measuring code, of the cell's rows and of its golden files."""
+    """The hash of the measuring code, of the cell's rows, checks and golden files."""
     backend = json.dumps(dataclasses.asdict(cell.backend), sort_keys=True)
-    text = f"{measuring_hash()}{recipe(cell.architecture)}{backend}{golden(cell.architecture.id)}"
+    rows = f"{recipe(cell.architecture)}{backend}{cell.checks}"
+    text = f"{measuring_hash()}{rows}{golden(cell.architecture.id)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,25 @@ def test_a_backend_may_add_a_check(cell):
     assert cell("llama", "flex_attention").checks == (*CHECKS, "compiled")
     assert cell("llama2", "flex_attention").checks == CHECKS
     assert cell("smollm2-135m", "sdpa").checks == cell("smollm2-135m").architecture.checks
+
+
+def test_every_row_and_every_backend_meets_every_check_that_is_dealt(monkeypatch):
+    dealt = ("one", "two", "three")
+    monkeypatch.setattr("harness.matrix.DEALT", dealt)
+    cells = load_matrix().cells(["5.0.0"])
+    of = {cell.key[:2]: cell.dealt for cell in cells}
+    assert of["llama", "sdpa"] == dealt
+    assert {len(names) for (_, backend), names in of.items() if backend != "sdpa"} == {1}
+    for name in ("eager", "flex_attention", "flash_attention_2"):
+        assert {of[cell.architecture.id, name][0] for cell in cells} == set(dealt)
+    few = replace(load_matrix().architectures[0], backends=("eager",))
+    assert replace(load_matrix(), architectures=(few,)).cells(["5.0.0"])[0].dealt == dealt
+
+
+def test_a_cell_runs_what_it_is_dealt_after_what_all_run(cell):
+    assert replace(cell(), dealt=("one",)).checks == (*CHECKS, "one")
+    own = replace(cell("smollm2-135m"), dealt=("one",))
+    assert own.checks == own.architecture.checks
 
 
 def test_qwen2_has_the_geometry_of_14_heads_of_64():

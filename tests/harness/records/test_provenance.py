@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -64,3 +65,7 @@ def test_the_check_hash_follows_the_golden_files_of_the_architecture(cell, tmp_p
 def test_the_check_hash_follows_the_recipe(cell):
     assert check_hash(cell("llama")) != check_hash(cell("qwen2"))
     assert check_hash(cell("llama", "sdpa")) != check_hash(cell("llama", "eager"))
+
+
+def test_the_check_hash_follows_the_checks_that_are_dealt(cell):
+    assert check_hash(replace(cell(), dealt=("one",))) != check_hash(cell())
