@@ -96,6 +96,18 @@ def understood(words: list[str]) -> bool:
 
 
 @everywhere
+def test_before_the_first_release_nothing_is_installed_from_the_index(document: Path) -> None:
+    unreleased = "(unreleased)" in (ROOT / "CHANGELOG.md").read_text()
+    wanted = [
+        word
+        for words in commands(document, "pip")
+        for word in words
+        if re.match(r"rabbitllm\b", word)
+    ]
+    assert not (unreleased and wanted) or document.name == "releasing.md", wanted
+
+
+@everywhere
 def test_environments_exist(document: Path) -> None:
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "tox.ini")

@@ -30,8 +30,8 @@ def steps(path):
     return [(job, step) for job, table in jobs.items() for step in table["steps"]]
 
 
-def test_there_are_workflows_for_tests_matrix_and_canary():
-    assert [path.stem for path in WORKFLOWS] == ["canary", "matrix", "tests"]
+def test_there_are_workflows_for_tests_matrix_canary_and_releases():
+    assert [path.stem for path in WORKFLOWS] == ["canary", "matrix", "publish", "tests"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -64,3 +64,22 @@ def test_the_merge_job_asks_for_every_shard():
     lines = [step.get("run", "") for job in table["jobs"].values() for step in job["steps"]]
     assert any(f"--shard ${{{{ matrix.number }}}}/{count} " in line for line in lines)
     assert any(f"shards/records-{{1..{count}}} " in line for line in lines)
+
+
+def test_only_the_job_that_publishes_has_an_identity_and_it_runs_no_code_of_the_checkout():
+    trusted = [
+        (path.stem, name, job)
+        for path in WORKFLOWS
+        for name, job in yaml.safe_load(path.read_text("utf-8"))["jobs"].items()
+        if "id-token" in job.get("permissions", {})
+    ]
+    ((workflow, name, job),) = trusted
+    assert (workflow, name, job["environment"]["name"]) == ("publish", "publish", "pypi")
+    assert not [step for step in job["steps"] if "run" in step or "checkout" in step["uses"]]
+    assert job["steps"][-1]["with"] == {"attestations": True}
+
+
+def test_a_tag_of_another_version_is_not_published():
+    build = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
+    (line,) = [s["run"] for s in build["jobs"]["build"]["steps"] if "GITHUB_REF_NAME" in str(s)]
+    assert line == 'test -f "dist/rabbitllm-${GITHUB_REF_NAME#v}-py3-none-any.whl"'
