@@ -52,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="releases that run at the same time (default: one for each core; on cuda, 1)",
     )
     parser.add_argument(
-        "--force", action="store_true", help="run cells, too, whose records are current"
+        "--force",
+        action="store_true",
+        help="run cells, too, whose records are current; without it, if all are, a few run again"
+        " and are compared with their records",
     )
     parser.add_argument(
         "--reports",
@@ -81,7 +84,8 @@ def main(arguments: argparse.Namespace) -> int:
     reports = arguments.reports.resolve()
     jobs = arguments.jobs or (1 if arguments.device == "cuda" else cores())
     try:
-        outcome = run_cells(cells, Work(reports / "results", jobs, arguments.force))
+        work = Work(reports / "results", jobs, arguments.force, spot_check=True)
+        outcome = run_cells(cells, work)
     except (KeyboardInterrupt, SystemExit):
         print("Stopped. What was measured is recorded: without --force, the next run does the rest")
         raise

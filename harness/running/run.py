@@ -21,6 +21,7 @@ from harness.running.environments import Environment, enter, hardware_of, make_e
 from harness.running.freshness import stale
 from harness.running.outcome import Outcome
 from harness.running.signals import end_children, stoppable
+from harness.running.spot_check import recorded, sample, verdicts
 
 GRACE = 1.0
 """Seconds in which the processes of a run that is stopped may end by themselves, as at Ctrl-C."""
@@ -34,12 +35,14 @@ class Work:
         results: the folder of the records.
         jobs: releases that run at the same time, on one core each.
         force: run cells whose record is current, too.
+        spot_check: where all records are current, run a few cells again and compare.
         candidates: release -> requirement, for those that are no row of matrix/releases.toml.
     """
 
     results: Path
     jobs: int = 1
     force: bool = False
+    spot_check: bool = False
     candidates: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -70,7 +73,11 @@ def run_cells(cells: Sequence[Cell], work: Work) -> Outcome:
     pending = to_run(made, environments, work)
     count = sum(map(len, pending.values()))
     say(f"{count} of {len(cells)} cells to run, the records of the others are current")
-    problems = run_releases(list(pending.values()), work, Progress(count))
+    if work.spot_check and made and not count:
+        pending = sample(made)
+        problems = spot_check(pending, work)
+    else:
+        problems = run_releases(list(pending.values()), work, Progress(count))
     known, ran = (
         {cell.id for group in groups.values() for cell in group} for groups in (made, pending)
     )
@@ -91,6 +98,17 @@ def run_releases(pending: Sequence[Sequence[Cell]], work: Work, progress: Progre
                 run.cancel()
             while wait(runs, GRACE).not_done:
                 end_children()
+
+
+def spot_check(chosen: Mapping[str, Sequence[Cell]], work: Work) -> list[str]:
+    """Runs cells that have current records; returns what is not as recorded, or went wrong."""
+    say("A few are measured again all the same, and compared; to measure all again: --force")
+    before = recorded(chosen, work.results)
+    problems = run_releases(list(chosen.values()), work, Progress(sum(map(len, chosen.values()))))
+    for words, same in verdicts(before, recorded(chosen, work.results)):
+        say(words)
+        problems += [] if same else [words]
+    return problems
 
 
 def to_run(

@@ -31,7 +31,7 @@ def test_the_default_is_the_sentinels_with_eager_and_sdpa_on_a_cpu(measured):
     assert {cell.backend.id for cell in cells} == {"eager", "sdpa"}
     assert {cell.device for cell in cells} == {"cpu"}
     assert {cell.release for cell in cells} >= {"5.0.0"}
-    assert work == Work(matrix.ROOT / "reports" / "results", cores())
+    assert work == Work(matrix.ROOT / "reports" / "results", cores(), spot_check=True)
 
 
 def test_a_selection_reaches_the_cells_and_their_command(measured, tmp_path):
