@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rabbitllm.checkpoint.legacy import Inputs
-from rabbitllm.errors import first_line
+from rabbitllm.errors import first_line, nearest
 from rabbitllm.utils.platform import is_flash_attention_available
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,20 @@ CHAIN = ("flash_attention_2", "sdpa", "eager")
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def check_backend(asked: str) -> None:
+    """Before anything is fetched or built.
+
+    Raises:
+        ValueError: stock transformers has no such backend, nor can it be a kernel of the hub.
+    """
+    known = {"auto", "eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
+    if "/" not in asked and asked.removeprefix("paged|") not in known:
+        raise ValueError(
+            f"attn_implementation={asked!r} is not known.{nearest(asked, known)} There are "
+            f"{', '.join(sorted(known))}, and kernels of the hub as in 'kernels-community/...'."
+        )
 
 
 def candidates(

@@ -12,6 +12,7 @@ from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
 from rabbitllm.streaming.placement import make_room, pick_device, place, total_budget
 from rabbitllm.streaming.plan import own_memory
+from rabbitllm.utils.memory import check_budget
 
 
 class AutoModel:
@@ -47,9 +48,9 @@ class AutoModel:
             dtype: of the weights; "auto" is the checkpoint's own.
             attn_implementation: a backend's name in transformers; "auto" is the fastest that works
                 here.
-            device_memory: budget for weights on a CUDA device: bytes, "4GiB", "min" for the least
-                that works, or "auto" for what is free less room for the cache and activations.
-                Ignored on CPU, where there is one memory.
+            device_memory: budget for weights on a CUDA device: bytes, "4GiB", "50%" of its memory,
+                "min" for the least that works, or "auto" for what is free less room for the cache
+                and activations. Ignored on CPU, where there is one memory.
             host_memory: budget for weights in host memory, in the same notation.
             token: for gated and private repositories; HF_TOKEN is used otherwise.
             hf_token: the older name of `token`.
@@ -78,6 +79,8 @@ class AutoModel:
         """
         codec = accept_compression(compression)
         accept_arguments(older)
+        for budget in (device_memory, host_memory):
+            check_budget(budget)
         target = pick_device(device)
         prepared = prepare(
             pretrained_model_name_or_path,

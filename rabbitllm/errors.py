@@ -1,6 +1,8 @@
 """Errors that a user can act on: each names the thing, its place and the way out."""
 
+import difflib
 import textwrap
+from collections.abc import Iterable
 
 
 class CheckpointError(ValueError):
@@ -19,3 +21,9 @@ def first_line(error: BaseException) -> str:
 def summary(error: Exception) -> str:
     """An error's type and what it says, on one line: torch's may bring a stack of C++ frames."""
     return textwrap.shorten(f"{type(error).__name__}: {error}", 500)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What ends the message on an unknown word: " Did you mean 'sdpa'?", or nothing."""
+    found = difflib.get_close_matches(word, sorted(known), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""

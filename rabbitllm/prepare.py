@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import PretrainedConfig
 
-from rabbitllm.attention import build_with_attention
+from rabbitllm.attention import build_with_attention, check_backend
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.config import (
@@ -66,6 +66,7 @@ def prepare(
     trust_remote_code: bool,
 ) -> Prepared:
     """Reads config and headers and builds the model; arguments as `AutoModel.from_pretrained`."""
+    check_backend(attn_implementation)
     folder = resolve(model_id, token, trust_remote_code)
     fields = read_fields(folder)
     config, row = load_config(folder, trust_remote_code), legacy.find(fields)

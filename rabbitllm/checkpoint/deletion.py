@@ -20,7 +20,7 @@ from rabbitllm.checkpoint.moved import (
     replaced_shards,
     write_pointer,
 )
-from rabbitllm.checkpoint.store import LOCK
+from rabbitllm.checkpoint.naming import LOCK
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

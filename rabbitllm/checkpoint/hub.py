@@ -17,6 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from rabbitllm.checkpoint.index import shard_names
+from rabbitllm.checkpoint.mistaken import refuse_mistaken
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.errors import CheckpointError, first_line, summary
 
@@ -48,9 +49,10 @@ def local_folder(model: str | os.PathLike[str]) -> Path | None:
     """The folder that `model` is; None if it can only be a hub repository.
 
     Raises:
-        CheckpointError: it is a path, and no folder is there.
+        CheckpointError: it is a path, and no folder of a checkpoint is there.
     """
     folder = Path(model).expanduser()
+    refuse_mistaken(folder)
     if folder.is_dir():
         return folder
     name = os.fspath(model)

@@ -1,21 +1,25 @@
-"""The layer stores that lie on disk: what each is of, whether it is whole, and whom it serves."""
+"""The layer stores that lie on disk: what each is of, whether it is whole, and whom it serves.
+
+Listing and removing them waits for neither torch nor transformers, which take seconds to import.
+"""
 
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from rabbitllm.checkpoint.durable import TEMPORARY
 from rabbitllm.checkpoint.moved import DESCRIPTION, MOVED, USED_BY, points_to, read_pointer, users
+from rabbitllm.checkpoint.naming import LOCK, store_name
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
-from rabbitllm.checkpoint.store import LOCK, store_name
-from rabbitllm.checkpoint.store_file import is_sound
-from rabbitllm.checkpoint.tensors import TensorEntry, read_header
 from rabbitllm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rabbitllm.checkpoint.tensors import TensorEntry
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +57,14 @@ class StoreInfo:
         """Whether a checkpoint has no other weights."""
         return bool(self.users)
 
-    def entries(self) -> dict[str, TensorEntry]:
+    def entries(self) -> "dict[str, TensorEntry]":
         """Where each of its tensors lies.
 
         Raises:
             CheckpointError: a file is no safetensors file, or truncated.
         """
+        from rabbitllm.checkpoint.tensors import read_header
+
         return {key: entry for file in self.held for key, entry in read_header(file).items()}
 
 
@@ -142,6 +148,8 @@ def find_moved(folder: Path) -> StoreInfo | None:
 
 def damaged(store: StoreInfo) -> list[Path]:
     """The files of a store that no longer hold what was written to them; reads every byte."""
+    from rabbitllm.checkpoint.store_file import is_sound
+
     held = [file for file in store.held if file.is_file()]
     found = held or sorted(store.folder.glob("*.safetensors"))  # if it does not say what it holds
     return [file for file in found if not is_sound(file)]

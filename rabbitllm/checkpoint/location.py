@@ -16,8 +16,9 @@ from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.inventory import StoreInfo
 from rabbitllm.checkpoint.moved import register
+from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
-from rabbitllm.checkpoint.store import LayerStore, default_root
+from rabbitllm.checkpoint.store import LayerStore
 from rabbitllm.checkpoint.tensors import TensorEntry
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,8 @@ file appears only when it is whole (written beside, flushed, renamed), so a fill
 goes on where it stopped.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.durable import TEMPORARY, write_durably
 from rabbitllm.checkpoint.moved import DESCRIPTION
+from rabbitllm.checkpoint.naming import LOCK, store_name
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.store_file import write_file
@@ -36,22 +35,8 @@ from rabbitllm.utils.memory import format_size
 logger = logging.getLogger(__name__)
 
 FORMAT = 4
-LOCK = ".lock"
 HEADER_ROOM = 1 << 20
 """Bytes set aside for each file's header and the file system's own needs when space is checked."""
-
-
-def default_root() -> Path:
-    """Where stores lie unless told otherwise: RABBITLLM_CACHE, or the user's cache folder."""
-    if folder := os.environ.get("RABBITLLM_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rabbitllm"
-
-
-def store_name(identity: Mapping[str, Any]) -> str:
-    """What the folder of a store with this identity is called."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{Path(identity['source']).name}-{digest}"
 
 
 class LayerStore:

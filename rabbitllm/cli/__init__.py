@@ -14,6 +14,7 @@ from types import ModuleType
 
 from rabbitllm import __version__
 from rabbitllm.cli import bench, cache, chat, doctor, plan, run, serve, split
+from rabbitllm.cli.parser import Parser
 from rabbitllm.errors import first_line
 
 COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve)
@@ -37,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None takes the process's own.
     """
     _prepare_streams()
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.main is None:
+        parser.print_help()
+        return 0
     logging.basicConfig(
         level=LEVELS[min(arguments.verbose, len(LEVELS) - 1)],
         format="%(levelname)s %(name)s: %(message)s",
@@ -46,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # our own bars see to it alone
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        arguments.check(arguments)
         status: int = arguments.main(arguments)
         sys.stdout.flush()
         return status
@@ -79,7 +85,7 @@ def _prepare_streams() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="rabbitllm",
         description="Run language models larger than memory: their layers stream while stock "
         "transformers models run.",
@@ -88,15 +94,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rabbitllm {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(main=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for module in COMMANDS:
         _add_command(commands, module)
     return parser
 
 
-def _add_command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", module: ModuleType
-) -> None:
+def _add_command(commands: "argparse._SubParsersAction[Parser]", module: ModuleType) -> None:
     summary, _, rest = (module.__doc__ or "").partition("\n")
     parser = commands.add_parser(
         module.__name__.rpartition(".")[2],
@@ -108,7 +113,7 @@ def _add_command(
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log more; -vv also shows tracebacks"
     )
-    parser.set_defaults(main=module.main)
+    parser.set_defaults(main=module.main, check=lambda _: None)
     module.add_arguments(parser)
 
 

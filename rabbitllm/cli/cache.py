@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
-    from rabbitllm.checkpoint.store import default_root
+    from rabbitllm.checkpoint.naming import default_root
 
     root = Path(arguments.store).expanduser() if arguments.store else default_root()
     status: int = arguments.action(arguments, root)

@@ -105,7 +105,7 @@ def _memory() -> str:
 def _stores() -> str:
     """What lies in the layer stores' folder, and how fast its disk reads."""
     from rabbitllm.checkpoint.inventory import find_stores
-    from rabbitllm.checkpoint.store import default_root
+    from rabbitllm.checkpoint.naming import default_root
     from rabbitllm.utils.memory import format_size
 
     root = default_root()

@@ -2,9 +2,12 @@
 
 import argparse
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rabbitllm.checkpoint.codecs import COMPRESSIONS
+from rabbitllm.checkpoint.mistaken import refuse_mistaken
+from rabbitllm.utils.memory import check_budget
 
 if TYPE_CHECKING:
     import torch
@@ -16,11 +19,12 @@ if TYPE_CHECKING:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and everything that decides how it loads and runs."""
     add_checkpoint_arguments(parser)
+    parser.set_defaults(check=check_model_arguments)
     parser.add_argument(
         "--device-memory",
         default="auto",
         metavar="SIZE",
-        help="budget for a CUDA device: 4GiB, bytes, min or auto (%(default)s)",
+        help="budget for a CUDA device: 4GiB, 50%% of its memory, bytes, min or auto (%(default)s)",
     )
     parser.add_argument(
         "--host-memory",
@@ -45,6 +49,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and what decides how its checkpoint is read."""
+    parser.set_defaults(check=check_checkpoint_arguments)
     parser.add_argument("model", metavar="MODEL", help="a folder, or a hub repository")
     parser.add_argument(
         "--dtype", default="auto", help="of the weights; auto is the checkpoint's own"
@@ -63,6 +68,26 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code from the checkpoint"
     )
+
+
+def check_model_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses what can be seen to be wrong before anything that takes seconds to import.
+
+    Raises:
+        ValueError: a budget is no size, or as `check_checkpoint_arguments`.
+    """
+    _check_budget("--device-memory", arguments.device_memory)
+    _check_budget("--host-memory", arguments.host_memory)
+    check_checkpoint_arguments(arguments)
+
+
+def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses a MODEL that is something else.
+
+    Raises:
+        CheckpointError: it is a file, or a folder of what is no checkpoint; the message says what.
+    """
+    refuse_mistaken(Path(arguments.model).expanduser())
 
 
 def load(arguments: argparse.Namespace, **options: object) -> "StreamedModel":
@@ -127,6 +152,13 @@ def prose(text: str) -> str:
     tokenizer takes. They are text in UTF-8, or become replacement characters.
     """
     return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _check_budget(option: str, size: str) -> None:
+    try:
+        check_budget(size)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _whole(text: str, least: int, most: float, range_: str) -> int:

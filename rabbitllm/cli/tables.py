@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
 FORMATS = ("md", "csv", "json")
 
 Row = Mapping[str, Any]
@@ -18,6 +16,8 @@ def table(rows: Sequence[Row], style: str = "simple") -> str:
 
     Figures with a fraction get two digits of it.
     """
+    from tabulate import tabulate
+
     cells = [list(row.values()) for row in rows]
     return tabulate(cells, list(rows[0]), tablefmt=style, floatfmt=".2f")
 

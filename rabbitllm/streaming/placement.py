@@ -54,7 +54,9 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def total_budget(asked: int | str, device: torch.device) -> Budget:
-    """Bytes for everything in one memory: a size, most of what is free for "auto", or "min".
+    """Bytes for everything in one memory: a size, a share of it as in "50%", or "min".
+
+    "auto" is most of what is free.
 
     Raises:
         ValueError: not a size.
@@ -62,7 +64,7 @@ def total_budget(asked: int | str, device: torch.device) -> Budget:
     if asked == "min":
         return "min"
     if asked != "auto":
-        return parse_size(asked)
+        return parse_size(asked, partial(DEVICES[device.type].total, device))
     # A budget is for all that the process takes, of which its context is there already.
     return free_bytes(device) + DEVICES[device.type].outside
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ import torch
 import transformers
 from packaging.version import Version
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rabbitllm import StreamedModel
-from rabbitllm.attention import build_with_attention, candidates
+from rabbitllm.attention import CHAIN, build_with_attention, candidates, check_backend
 
 CPU = torch.device("cpu")
 AVAILABLE, MISSING = (True, "NVIDIA H100"), (False, "the flash-attn package is not installed")
@@ -220,3 +222,44 @@ def test_gemma2_refuses_sdpa_and_runs_eager(
     assert "attn_implementation='sdpa' is not available (sdpa: " in caplog.text
     reference = stock(checkpoint("gemma2"), attn_implementation="eager")
     assert torch.equal(model(prompt).logits, reference(prompt).logits)
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("sdap", "sdpa"),
+        ("eagre", "eager"),
+        ("flash_attn_2", "flash_attention_2"),
+        ("pagd|eager", "paged|eager"),
+    ],
+)
+def test_a_mistyped_backend_is_an_error_that_names_the_nearest(asked: str, meant: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"is not known\. Did you mean {re.escape(repr(meant))}\?"
+    ):
+        check_backend(asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "auto",
+        *CHAIN,
+        "flex_attention",
+        "paged|eager",
+        "paged|sdpa",
+        "kernels-community/flash-attn3",
+    ],
+)
+def test_every_backend_of_stock_may_be_asked_for(asked: str) -> None:
+    check_backend(asked)
+
+
+def test_a_backend_that_was_registered_may_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="'my_own' is not known"):
+        check_backend("my_own")
+    transformers.AttentionInterface.register("my_own", lambda *_: None)
+    try:
+        check_backend("my_own")
+    finally:
+        del ALL_ATTENTION_FUNCTIONS._global_mapping["my_own"]

@@ -10,7 +10,7 @@ from rabbitllm.streaming.buffers import as_held, host_buffer, views
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark
 from rabbitllm.streaming.weights import Stage
-from rabbitllm.utils.memory import available_host_memory
+from rabbitllm.utils.memory import available_host_memory, total_host_memory
 
 
 class CpuTransfer(Transfer):
@@ -27,6 +27,11 @@ class CpuTransfer(Transfer):
     @override
     def free(device: torch.device) -> int:
         return available_host_memory()
+
+    @staticmethod
+    @override
+    def total(device: torch.device) -> int:
+        return total_host_memory()
 
     @override
     def mark(self) -> Mark:

@@ -55,6 +55,11 @@ class CudaTransfer(Transfer):
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
 
+    @staticmethod
+    @override
+    def total(device: torch.device) -> int:
+        return torch.cuda.mem_get_info(device)[1]
+
     @override
     def mark(self) -> Mark:
         return self._mark(torch.cuda.current_stream(self.device))

@@ -112,6 +112,11 @@ class Transfer(ABC):
     def free(device: torch.device) -> int:
         """Bytes of its memory that can be taken: what torch holds unused counts."""
 
+    @staticmethod
+    @abstractmethod
+    def total(device: torch.device) -> int:
+        """Bytes of its memory: what a budget in percent is a share of."""
+
     @abstractmethod
     def mark(self) -> Mark:
         """This moment: on a device that runs behind the host, when it gets here."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from rabbitllm.checkpoint import store_file
 from rabbitllm.checkpoint.inventory import damaged, find_stores, remove
 from rabbitllm.checkpoint.moved import DESCRIPTION
-from rabbitllm.checkpoint.store import LOCK
+from rabbitllm.checkpoint.naming import LOCK
 from rabbitllm.prepare import prepare
 from rabbitllm.utils import find_or_create_local_splitted_path
 

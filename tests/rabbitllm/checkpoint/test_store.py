@@ -51,18 +51,6 @@ def identities(store: Path) -> dict[str, tuple[int, int]]:
     return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
-def test_the_default_place_is_the_users_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("RABBITLLM_CACHE", str(tmp_path / "a"))
-    assert store_module.default_root() == tmp_path / "a"
-    monkeypatch.delenv("RABBITLLM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store_module.default_root() == tmp_path / "rabbitllm"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store_module.default_root() == Path.home() / ".cache" / "rabbitllm"
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_store_holds_the_parameters_that_transformers_loads(
     checkpoint: Callable[..., Path],

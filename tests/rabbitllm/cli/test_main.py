@@ -61,16 +61,65 @@ def test_help_of_every_command_shows_an_example_of_it(
     assert f"example:\n  rabbitllm {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
-def test_help_waits_for_neither_torch_nor_transformers(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["nothing"],
+        ["run", "model", "Hi", "--host-memory", "lots"],
+        ["bench", "model", "--device-memory", "4GG"],
+        ["chat", "{folder}/model.gguf"],
+        ["split", "{folder}/model.gguf"],
+        ["cache", "ls", "--store", "{folder}"],
+        ["cache", "rm", "--all", "--store", "{folder}"],
+    ],
+)
+def test_what_needs_no_model_waits_for_no_library_of_models(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "a-store").mkdir()
+    (tmp_path / "a-store" / "store.json").write_text("{}")
+    words = [word.format(folder=tmp_path) for word in arguments]
     code = (
         "import sys\nfrom rabbitllm.cli import main\n"
-        f"try: main({arguments})\n"
+        f"try: main({words})\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+        "slow = ('torch', 'transformers', 'huggingface_hub', 'numpy', 'accelerate')\n"
+        "print('slow:', [name for name in slow if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("[]\n")
+    assert done.stdout.endswith("slow: []\n")
+
+
+def test_alone_it_shows_its_help(command: Command) -> None:
+    status, out, err = command()
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: rabbitllm")
+    assert "rabbitllm run Qwen" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["chta", "model"], "chat"),
+        (["dcotor"], "doctor"),
+        (["cache", "chekc"], "check"),
+        (["run", "model", "Hi", "--devcie", "cpu"], "--device"),
+        (["run", "model", "Hi", "--max-new-token=5", "--hostmemory=4G"], "--host-memory"),
+        (["split", "model", "--compression", "losless"], "lossless"),
+    ],
+)
+def test_a_mistyped_word_brings_the_nearest(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f" Did you mean {meant!r}?\n")
 
 
 def test_the_module_is_the_command() -> None:
@@ -86,7 +135,6 @@ def test_the_module_is_the_command() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["nothing"],
         ["run", "model"],
         ["cache"],
@@ -108,7 +156,10 @@ def test_misuse_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[
     [
         (["run", "/no/such/folder", "Hi"], "No such folder: /no/such/folder"),
         (["plan", "{folder}", "--host-memory", "1KiB", "--device", "cpu"], "needs at least"),
-        (["plan", "{folder}", "--host-memory", "lots"], "'lots' is no size"),
+        (["plan", "{folder}", "--host-memory", "lots"], "--host-memory: 'lots' is no size"),
+        (["run", "{folder}", "Hi", "--device-memory", "150%"], "'150%' is no size. Write bytes"),
+        (["run", "{folder}/model.safetensors", "Hi"], "is one file of weights. Give the folder"),
+        (["plan", "{folder}", "--attn-implementation", "sdap"], "Did you mean 'sdpa'?"),
         (["plan", "{folder}", "--device", "tpu"], "device='tpu' is not understood"),
         (["split", "{folder}", "--dtype", "int8"], "dtype='int8' is no floating point dtype"),
     ],

@@ -44,6 +44,11 @@ class Store(Transfer):
     def free(device: torch.device) -> int:
         return 0
 
+    @staticmethod
+    @override
+    def total(device: torch.device) -> int:
+        return 0
+
     @override
     def mark(self) -> float:
         return time.perf_counter()

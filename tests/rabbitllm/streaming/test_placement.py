@@ -23,6 +23,13 @@ def test_a_size_is_itself_and_min_stays() -> None:
         total_budget("lots", CPU)
 
 
+def test_a_share_is_of_the_memory_that_it_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "total_host_memory", lambda: 1000)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 8000))
+    assert total_budget("50%", CPU) == 500
+    assert total_budget("25%", CUDA) == 2000
+
+
 def test_auto_takes_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "available_host_memory", lambda: 1000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9999))

@@ -7,11 +7,17 @@ from typing import Any
 import psutil
 import pytest
 
-from rabbitllm.utils.memory import available_host_memory, format_size, parse_size
+from rabbitllm.utils.memory import (
+    available_host_memory,
+    check_budget,
+    format_size,
+    parse_size,
+    total_host_memory,
+)
 
 GIB = 2**30
 SYSTEM = 100 * GIB
-Memory = namedtuple("Memory", "available")
+Memory = namedtuple("Memory", "available total")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +36,15 @@ Memory = namedtuple("Memory", "available")
         ("3 B", 3),
         ("2TiB", 2 * 2**40),
         (4e9, 4_000_000_000),
+        (1e16, 10**16),
+        ("4G", 4 * GIB),
+        ("4g", 4 * GIB),
+        ("4Gi", 4 * GIB),
+        ("512 M", 512 * 2**20),
+        ("4 GB", 4_000_000_000),
+        ("1e9", 10**9),
+        ("1.5e9", 1_500_000_000),
+        ("1E3 KiB", 1000 * 1024),
     ],
 )
 def test_sizes_as_people_write_them(text: Any, expected: int) -> None:
@@ -38,12 +53,36 @@ def test_sizes_as_people_write_them(text: Any, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "GiB", "four", "4 4", "4GiBs", "4G", "-1", -1, "1e9", "0x10", ".5", "4,5GB", "auto", None,
-     True, float("nan"), float("inf"), "٤GiB"],
+    ["", "GiB", "four", "4 4", "4GiBs", "4GG", "-1", -1, "1e", "e9", "1e999", "0x10", ".5", "4,5GB",
+     "auto", None, True, float("nan"), float("inf"), "٤GiB"],
 )  # fmt: skip
 def test_what_is_no_size_is_refused_with_examples(text: Any) -> None:
     with pytest.raises(ValueError, match=r"is no size\. Write bytes, or a number and a unit: 4GiB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("50%", GIB), ("12.5 %", GIB // 4), ("100%", 2 * GIB), ("0%", 0)]
+)
+def test_a_share_is_of_what_there_is(text: str, expected: int) -> None:
+    assert parse_size(text, lambda: 2 * GIB) == expected
+
+
+@pytest.mark.parametrize("text", ["101%", "-5%", "%", "50%%", "half"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    for understand in (check_budget, lambda each: parse_size(each, lambda: GIB)):
+        with pytest.raises(ValueError, match="is no size"):
+            understand(text)
+
+
+def test_a_share_of_nothing_is_no_size() -> None:
+    with pytest.raises(ValueError, match="'50%' is no size"):
+        parse_size("50%")
+
+
+@pytest.mark.parametrize("asked", ["auto", "min", "4G", "50%", 4 * GIB])
+def test_a_budget_is_a_size_a_share_or_a_word(asked: int | str) -> None:
+    check_budget(asked)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +103,7 @@ def test_sizes_for_people(nbytes: int, text: str) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(SYSTEM))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(SYSTEM, 2 * SYSTEM))
     return Tree(tmp_path)
 
 
@@ -202,3 +241,11 @@ def test_odd_paths_are_followed_no_further_than_the_root(tree: Tree, path: str) 
 
 def test_this_machine_has_some_memory() -> None:
     assert 0 < available_host_memory() <= psutil.virtual_memory().total
+
+
+def test_all_of_it_is_the_machines_or_the_tightest_limit(tree: Tree) -> None:
+    assert total_host_memory(tree.proc, tree.cgroup) == 2 * SYSTEM
+    tree.member("0::/a/b")
+    tree.v2("a/b", 30 * GIB, used=29 * GIB)
+    tree.v2("a", 20 * GIB, used=1 * GIB)
+    assert total_host_memory(tree.proc, tree.cgroup) == 20 * GIB

@@ -1,0 +1,108 @@
+"""What people give in place of a checkpoint's folder: what it is, and what to do.
+
+Nothing here waits for torch: the command asks before it loads anything.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rabbitllm.checkpoint.moved import DESCRIPTION
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
+from rabbitllm.errors import CheckpointError
+
+FOLDER = "Give the folder that it lies in, beside config.json, or a hub repository."
+ORIGINAL = "Give the repository or folder that it was made from, whose weights are safetensors."
+CONVERT = (
+    "Give the folder that it lies in if that has safetensors as well. Otherwise load it with "
+    "transformers, if you trust it, for pickles can run code, and save_pretrained(...) writes such "
+    "a folder."
+)
+UNPACK = "Unpack it, and give the folder with config.json."
+
+
+class Kind(NamedTuple):
+    """What a file is.
+
+    Attributes:
+        name: with its article.
+        remedy: what to do.
+    """
+
+    name: str
+    remedy: str
+
+
+GGUF = Kind("a GGUF file, weights as llama.cpp stores them", ORIGINAL)
+ARCHIVE = Kind("an archive", UNPACK)
+PICKLE = Kind("a file of pickled weights", CONVERT)
+SUFFIXES = {
+    ".gguf": GGUF,
+    ".ggml": Kind("a GGML file, weights as llama.cpp stored them", ORIGINAL),
+    ".onnx": Kind("an ONNX graph", ORIGINAL),
+    ".safetensors": Kind("one file of weights", FOLDER),
+    ".json": Kind("a file of settings", FOLDER),
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl"), PICKLE),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), ARCHIVE),
+}
+"""How a file's name ends -> what it is."""
+BEGINNINGS = {
+    b"GGUF": GGUF,
+    b"PK\x03\x04": ARCHIVE,
+    b"\x1f\x8b": ARCHIVE,
+    b"version https://git-lfs": Kind(
+        "a pointer of Git LFS, without what it stands for",
+        "Run `git lfs pull` beside it, and give the folder.",
+    ),
+}
+"""How a file begins whose name does not say -> what it is."""
+UNKNOWN = Kind("a file", FOLDER)
+
+
+def refuse_mistaken(path: Path) -> None:
+    """Says what a path is that cannot be a checkpoint's folder, and what to do.
+
+    Raises:
+        CheckpointError: it is a file, or a folder of something else.
+    """
+    if path.is_file():
+        kind = _kind(path)
+        raise CheckpointError(f"{path} is {kind.name}. {kind.remedy}")
+    if path.is_dir() and not (path / "config.json").is_file() and (said := _folder(path)):
+        raise CheckpointError(f"{path} {said}")
+
+
+def _kind(file: Path) -> Kind:
+    if kind := SUFFIXES.get(file.suffix.lower()):
+        return kind
+    with file.open("rb") as stream:
+        start = stream.read(32)
+    return next((kind for begins, kind in BEGINNINGS.items() if start.startswith(begins)), UNKNOWN)
+
+
+def _folder(path: Path) -> str | None:
+    """What a folder without config.json holds; None if that does not show."""
+    if (path / "adapter_config.json").is_file():
+        base = _field(path / "adapter_config.json", "base_model_name_or_path") or "its base model"
+        return (
+            f"is an adapter (LoRA) for {base}, not a model. Load that with "
+            "AutoModel.from_pretrained, then the adapter by "
+            f"peft.PeftModel.from_pretrained(model, {str(path)!r})."
+        )
+    if (path / "model_index.json").is_file():
+        return "is a pipeline of diffusers. Language models are what runs here."
+    if (path / DESCRIPTION).is_file():
+        source = _field(path / DESCRIPTION, "checkpoint") or "the checkpoint that it was made of"
+        return f"is a layer store. Give {source}: the store is found by itself."
+    if snapshots := sorted((path / "snapshots").glob("*/config.json")):
+        return f"is a folder of the hub's cache. Give the repository, or {snapshots[-1].parent}."
+    if files := sorted(path.glob("*.gguf")):
+        return f"holds {files[0].name}, {GGUF.name}. {ORIGINAL}"
+    return None
+
+
+def _field(file: Path, name: str) -> Any:
+    """A field of a JSON file; None if it has none, or is none."""
+    try:
+        return dict(read_settings(file)).get(name)
+    except (OSError, *MALFORMED):
+        return None
