@@ -19,6 +19,7 @@ GOLDEN = MATRIX / "golden"
 """Fixed checkpoints, and what is right for them: see `harness.measuring.golden`."""
 
 CHECKS = (
+    "contract",
     "split_and_load",
     "residency",
     "prefill_parity",

@@ -13,7 +13,6 @@ import transformers
 from harness.matrix import Cell
 from harness.measuring import checks
 from harness.measuring.checkpoints import checkpoint
-from harness.measuring.contract import probe
 from harness.measuring.diagnosis import diagnose
 from harness.measuring.subject import StockError, Subject, compiling, reference_side
 from harness.records import CheckResult, Measurement, Status
@@ -30,6 +29,8 @@ WORST_FIRST: tuple[Status, ...] = (
     "not-run",
 )
 """A cell's status is the first of these that one of its checks has."""
+LOADING = "split_and_load"
+"""The check without whose model no later one can run."""
 
 
 def measure(cell: Cell, cache: Path) -> Measurement:
@@ -53,18 +54,18 @@ def run_checks(cell: Cell, cache: Path) -> Measurement:
     try:
         with reference_side():
             subject = Subject(cell, checkpoint(cell, cache))
-            found = {} if cell.architecture.reference else probe(subject.reference)
+        subject.stock_uncached  # noqa: B018  # before any hook of ours: what fails here is stock's
     except StockError as error:
         return Measurement(status="reference-broken", **vars(describe(blamed(error))))
     results: dict[str, CheckResult] = {}
     tracebacks: dict[str, str] = {}
     for name in cell.checks:
-        if results and next(iter(results.values())).exception:
+        if LOADING in results and results[LOADING].exception:
             results[name] = CheckResult("not-run", message="the model could not be loaded")
             continue
         results[name], tracebacks[name] = run_check(name, subject)
-    measurement = summary(results, tracebacks, found)
-    if measurement.status not in ("fail", "degraded") or next(iter(results.values())).exception:
+    measurement = summary(results, tracebacks, subject.probes)
+    if measurement.status not in ("fail", "degraded") or is_told(results):
         return measurement
     if not (why := diagnose(subject)):
         return measurement
@@ -74,6 +75,12 @@ def run_checks(cell: Cell, cache: Path) -> Measurement:
         message=f"{measurement.message}\nDiagnosis: {why}.",
         fingerprint=fingerprint("", why, "diagnosis"),
     )
+
+
+def is_told(results: dict[str, CheckResult]) -> bool:
+    """Whether a check that the others rest on says why they fail: nothing is left to diagnose."""
+    contract, loading = (results.get(name) for name in ("contract", LOADING))
+    return bool((contract and contract.status == "fail") or (loading and loading.exception))
 
 
 def run_check(name: str, subject: Subject) -> tuple[CheckResult, str]:

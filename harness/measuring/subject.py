@@ -72,6 +72,9 @@ class Subject:
     Args:
         cell: what is measured.
         folder: its checkpoint.
+
+    Attributes:
+        probes: what the contract check saw of stock, see `harness.measuring.contract`.
     """
 
     def __init__(self, cell: Cell, folder: Path) -> None:
@@ -80,6 +83,7 @@ class Subject:
         self.device = torch.device(cell.device)
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         self.storages_before: set[int] = set()
+        self.probes: dict[str, Any] = {}
 
     @property
     def tolerance(self) -> float:

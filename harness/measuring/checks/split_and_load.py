@@ -37,6 +37,8 @@ def run(subject: Subject) -> Outcome:
         wrong.append(
             f"it runs {model.active_attention_implementation}, asked for {subject.cell.backend.id}"
         )
+    if not names:
+        wrong.append("it has no blocks that could stream")
     if resident:
         wrong.append(f"{', '.join(resident)} do not stream")
     figures = {

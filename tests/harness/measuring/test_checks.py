@@ -16,11 +16,11 @@ from torch._inductor.exc import InvalidCxxCompiler
 from transformers import BatchEncoding, Cache
 
 from harness.matrix import CHECKS, DEALT
-from harness.measuring import checks
+from harness.measuring import checks, contract
 from harness.measuring.cell import measure
 from harness.measuring.checkpoints import checkpoint
 from harness.measuring.checks import chat_answer, left_padded, speed
-from harness.measuring.contract import blocks, probe, text_blocks
+from harness.measuring.contract import blocks, text_blocks
 from harness.measuring.subject import Decoded, Subject, compiling
 from rabbitllm import AutoModel
 from rabbitllm.checkpoint.legacy import ops
@@ -343,14 +343,26 @@ def test_compiled_lets_torch_compile_and_needs_a_compiler(subject, monkeypatch):
 
 
 def test_probes_describe_the_contract(subject):
-    found = probe(subject("qwen2").reference)
+    made = subject("qwen2")
+    assert outcome("contract", made).status == "pass"
+    found = made.probes
     assert found["layer_returns"] == "Tensor"
     assert found["cache_keyword"] in found["accepts"]
     assert found["cache_keyword"] in ("past_key_values", "cache")
     assert found["cache_lengths"] == [3] * 4
     assert found["head_dim"] == 64
     assert found["gets_position_embeddings"]
-    assert probe(subject("qwen3").reference)["implied_head_dim"] == 16
+    other = subject("qwen3")
+    outcome("contract", other)
+    assert other.probes["implied_head_dim"] == 16
+
+
+def test_a_probe_that_fails_by_itself_is_not_stocks_fault(cell, cache, monkeypatch):
+    monkeypatch.delattr(contract, "layer_length")
+    found = measure(cell("llama", release=transformers.__version__), cache)
+    assert (found.status, found.exception) == ("fail", "NameError")
+    assert found.message.startswith("contract: NameError")
+    assert found.checks["prefill_parity"].status == "pass"
 
 
 def test_a_cell_passes_from_end_to_end(cell, cache):
@@ -404,7 +416,8 @@ def test_an_engine_that_raises_fails_the_cell_and_the_rest_is_not_run(cell, cach
     assert found.exception == "RuntimeError"
     assert found.message == "split_and_load: RuntimeError: size of tensor a (14)"
     assert "in broken" in found.traceback
-    assert {result.status for result in list(found.checks.values())[1:]} == {"not-run"}
+    later = list(found.checks.values())[2:]
+    assert {result.status for result in later} == {"not-run"}
 
 
 def test_stock_that_raises_is_to_blame_itself(cell, cache, monkeypatch):

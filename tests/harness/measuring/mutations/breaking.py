@@ -37,12 +37,12 @@ class Mutation:
         name: what is broken.
         breaks: breaks it.
         architecture: where it shows.
-        red: the checks that must fail, and no others but greedy generation: small differences may
-            or may not choose another token.
+        red: the checks that must fail, and no others but those that are unsure.
         message: regular expression in what the cell says.
         cause: beginning of the known cause that explains it; empty where the message says it all.
         status: of the cell: whose fault it is.
         backend: of attention.
+        unsure: the checks that may fail or not: small differences may choose another token.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Mutation:
     cause: str
     status: Status = "fail"
     backend: str = "sdpa"
+    unsure: frozenset[str] = frozenset({"greedy_generation"})
 
 
 def around(owner: Any, name: str, change: Change) -> Break:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
 from harness.records import Status
 from tests.harness.measuring.mutations.breaking import (
+    RUNNING,
     Break,
     Mutation,
     around,
@@ -36,6 +39,7 @@ ATTENTION = type(ALL_ATTENTION_FUNCTIONS)._global_mapping
 WRONG = r"stock's are not the reference's: \d+ positions are off by up to"
 WRONG_TOKENS = r"stock's are not the reference's: generated token \d+ is the first other one"
 """The text is read as it should be, and still other tokens are generated from a batch."""
+CONTRACT = "The contract that streaming rests on is gone"
 DEFINITION = "From one and the same checkpoint this release computes something else"
 
 
@@ -60,6 +64,36 @@ def broken(
     """A release that contradicts itself."""
     status: Status = "reference-broken"
     return Mutation(name, breaks, architecture, frozenset(red), message, cause, status)
+
+
+def estranged(name: str, breaks: Break, message: str, red: frozenset[str]) -> Mutation:
+    """A release that runs, but not as streaming needs it."""
+    said = f"contract: Stock runs, but .*{message}"
+    return Mutation(name, breaks, "llama", red | {"contract"}, said, CONTRACT)
+
+
+def past_hooks(_: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module.forward(*args, **kwargs)
+
+
+def past_hooks_of_third(original: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
+    run = layer.forward if layer.self_attn.layer_idx == 2 else partial(original, layer)
+    return run(*args, **kwargs)
+
+
+def head_by_its_weight(model: Any) -> None:
+    class Weight(nn.Linear):
+        def __call__(self, hidden: Tensor) -> Tensor:
+            return nn.functional.linear(hidden, self.weight)
+
+    model.lm_head.__class__ = Weight
+
+
+class PlainLayer(nn.Module):
+    """What a release's decoder layers may be instead of a GradientCheckpointingLayer."""
+
+    gradient_checkpointing = False
+    forward = llama.LlamaDecoderLayer.forward
 
 
 def layer_in_vain(original: Any, layer: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -142,6 +176,34 @@ ROUTER = qwen3_moe.Qwen3MoeTopKRouter
 V3_ROUTER = deepseek_v3.DeepseekV3TopkRouter
 
 STOCKS = (
+    estranged(
+        "layers past their hooks",
+        around(LAYER, "__call__", past_hooks),
+        r"it calls model\.layers\.0, .* past their hooks",
+        RUNNING,
+    ),
+    estranged(
+        "one layer past its hooks",
+        around(LAYER, "__call__", past_hooks_of_third),
+        r"it calls model\.layers\.2 past their hooks",
+        RUNNING,
+    ),
+    estranged(
+        "head past its hooks",
+        when_made(llama.LlamaForCausalLM, head_by_its_weight),
+        r"it calls lm_head past their hooks",
+        RUNNING - {"golden"},
+    ),
+    replace(
+        estranged(
+            "layers of another class",
+            when_made(LAYER, lambda layer: setattr(layer, "__class__", PlainLayer)),
+            "no layer of its decoder is",
+            frozenset({"split_and_load"}),
+        ),
+        # Whole in memory it answers as stock does, but for rounding where weights lie elsewhere.
+        unsure=RUNNING,
+    ),
     wrong("default norm epsilon", with_values(llama.LlamaRMSNorm, variance_epsilon=1e-6), "llama"),
     wrong("layer in vain", around(LAYER, "forward", layer_in_vain), "llama"),
     broken(
