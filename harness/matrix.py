@@ -33,7 +33,15 @@ CHECKS = (
 )
 """What every cell is checked for, unless its architecture's row says otherwise."""
 
-DEALT: tuple[str, ...] = ()
+DEALT = (
+    "padded_row",
+    "batch_order",
+    "chunked_prompt",
+    "last_position",
+    "far_positions",
+    "hidden_states",
+    "eager_parity",
+)
 """Further checks, dealt out to the cells because time is short, see `Matrix.dealt`."""
 DEFAULT_BACKEND = "sdpa"
 """The attention backend that users get unless they ask for another."""

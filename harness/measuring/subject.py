@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ STEPS = 4
 """Tokens decoded one by one after it."""
 PADDED = (5, 12, 9)
 """Lengths of the prompts in the padded batch."""
+ROWS = (9, 16, 12)
+"""Lengths of the texts in a batch that is read in one forward: each past the original context."""
 
 
 class StockError(Exception):
@@ -155,6 +157,20 @@ class Subject:
         """The streamed model's, likewise."""
         return self.uncached(self.streamed)
 
+    def alone(self, model: Any) -> Tensor:
+        """Either model's logits [1, PROMPT + STEPS, vocabulary] of all tokens, computed once."""
+        return self.stock_uncached if model is self.reference else self.streamed_uncached
+
+    @cache  # noqa: B019  # a subject lives as long as its cell
+    def in_a_batch(self, model: Any, order: tuple[int, ...] = (0, 1, 2)) -> Tensor:
+        """A model's logits [3, longest, vocabulary] of texts of `ROWS` lengths, left-padded.
+
+        Args:
+            model: either of the two.
+            order: which text each row is.
+        """
+        return self.batched(model, order)
+
     @cached_property
     def stock_decoded(self) -> Decoded:
         """The reference's prefill and steps, with a cache."""
@@ -170,6 +186,13 @@ class Subject:
     def uncached(self, model: Any) -> Tensor:
         """A model's logits for all tokens, from one forward without a cache."""
         logits: Tensor = model(self.tokens, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def batched(self, model: Any, order: tuple[int, ...] = (0, 1, 2)) -> Tensor:
+        """See `in_a_batch`, computed anew."""
+        batch = left_padded([self.tokens[0, : ROWS[row]] for row in order])
+        logits: Tensor = model(**batch, use_cache=False).logits
         return logits
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from harness.judging.causes import explanation, load_causes
-from harness.matrix import CHECKS, DEALT
+from harness.matrix import CHECKS
 from harness.measuring.cell import Measurement, measure
 from harness.records import FAILED
 from rabbitllm.streaming.devices import CudaTransfer
@@ -45,7 +45,7 @@ def sound(cell, tmp_path_factory):
     return measured
 
 
-def small(cell: Any, checks: tuple[str, ...] = CHECKS + DEALT) -> Any:
+def small(cell: Any, checks: tuple[str, ...] = CHECKS) -> Any:
     """Return the cell without what only times."""
     row = replace(cell.architecture, checks=tuple(c for c in checks if c != "speed"))
     return replace(cell, release=transformers.__version__, architecture=row)

@@ -1,0 +1,61 @@
+"""Hidden states, or attentions, are not given as asked for.
+
+As many as layers and one more: the embedding's first, and last what the head gets. Where the
+backend computes attentions, each row of them sums to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.measuring.checks import Outcome
+from harness.measuring.checks.invariance import Pair, held
+from harness.measuring.subject import Subject
+
+
+def run(subject: Subject) -> Outcome:
+    """Compares with what embedding and head see, and the streamed model's with stock's."""
+    layers = subject.reference.config.get_text_config().num_hidden_layers
+    attends = subject.cell.backend.id == "eager"
+
+    @torch.no_grad()
+    def ask(model: Any) -> Iterator[Pair]:
+        seen: dict[str, Tensor] = {}
+        handles = [
+            model.get_input_embeddings().register_forward_hook(
+                lambda _module, _args, output: seen.update(embedded=output)
+            ),
+            model.get_output_embeddings().register_forward_pre_hook(
+                lambda _module, args: seen.update(headed=args[0])
+            ),
+        ]
+        try:
+            output = model(
+                subject.tokens,
+                use_cache=False,
+                output_hidden_states=True,
+                output_attentions=attends,
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        states = output.hidden_states or ()
+        yield Pair(
+            "number of hidden states", torch.tensor([len(states)]), torch.tensor([layers + 1])
+        )
+        if states:
+            yield Pair("the first hidden state", states[0], seen["embedded"])
+            yield Pair("the last hidden state", states[-1], seen["headed"])
+        yield Pair("logits with hidden states", output.logits, subject.alone(model))
+        if attends:
+            given = output.attentions or ()
+            yield Pair("number of attentions", torch.tensor([len(given)]), torch.tensor([layers]))
+            for number, one in enumerate(given):
+                total = one.sum(-1)
+                yield Pair(f"sums of attention {number}", total, torch.ones_like(total))
+
+    return held(subject, ask)
