@@ -26,10 +26,8 @@ CHECKS = (
     "incremental_decoding",
     "cache_fill",
     "left_padded",
-    "greedy_generation",
     "tied_head",
     "golden",
-    "speed",
 )
 """What every cell is checked for, unless its architecture's row says otherwise."""
 
@@ -41,6 +39,8 @@ DEALT = (
     "far_positions",
     "hidden_states",
     "eager_parity",
+    "greedy_generation",
+    "speed",
 )
 """Further checks, dealt out to the cells because time is short, see `Matrix.dealt`."""
 DEFAULT_BACKEND = "sdpa"
@@ -93,7 +93,8 @@ class Architecture:
             cache now is.
         backends: the attention backends that can run it; empty for all.
         dtype: of weights and activations.
-        checks: the checks that run; empty for those of `CHECKS`, and of `DEALT` what is dealt.
+        checks: the checks that all its cells run; empty for those of `CHECKS`.
+        dealt: further ones that are dealt out to them; without `checks` those of `DEALT`.
         notes: why the row is as it is.
     """
 
@@ -110,6 +111,7 @@ class Architecture:
     backends: tuple[str, ...] = ()
     dtype: Dtype = "float32"
     checks: tuple[str, ...] = ()
+    dealt: tuple[str, ...] = ()
     notes: str = ""
 
 
@@ -160,7 +162,7 @@ class Cell:
         release: of transformers.
         backend: of attention.
         device: where it runs.
-        dealt: which checks of `DEALT` it runs.
+        dealt: which of the checks that are dealt out it runs.
     """
 
     architecture: Architecture
@@ -188,7 +190,7 @@ class Cell:
     def checks(self) -> tuple[str, ...]:
         """The checks that run, in order."""
         row = self.architecture
-        return (row.checks or CHECKS + self.dealt) + self.backend.checks.get(row.id, ())
+        return (row.checks or CHECKS) + self.dealt + self.backend.checks.get(row.id, ())
 
     @property
     def unsupported(self) -> str:
@@ -228,7 +230,7 @@ class Matrix:
         ]
 
     def dealt(self, row: Architecture, backend: Backend) -> tuple[str, ...]:
-        """The checks of `DEALT` that the cells of a row and a backend run: a covering design.
+        """The further checks that the cells of a row and a backend run: a covering design.
 
         With its default backend a row runs all of them; with each other backend one, the next row
         the next one. So every row meets every check, and every backend meets every check on
@@ -236,10 +238,11 @@ class Matrix:
         """
         known = [each.id for each in self.backends]
         own = row.backends or known
+        names = row.dealt if row.checks else DEALT
         if backend.id == (DEFAULT_BACKEND if DEFAULT_BACKEND in own else own[0]):
-            return DEALT
+            return names
         number = self.architectures.index(row) + known.index(backend.id)
-        return tuple(islice(cycle(DEALT), number, number + 1))
+        return tuple(islice(cycle(names), number, number + 1))
 
     def cell(self, key: Key, release: str) -> Cell:
         """The cell of a key in a release.

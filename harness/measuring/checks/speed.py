@@ -26,9 +26,9 @@ from harness.measuring.subject import Subject, reference_side
 from rabbitllm.measure.limits import Limits, copy_bandwidth, direct_read_bandwidth
 
 PAIR = ("streamed", "stock")
-ROUNDS = 12
+ROUNDS = 8
 """Of `PAIR`, by which records are compared later."""
-ACCELERATE_EVERY = 4
+ACCELERATE_EVERY = 8
 """Rounds for one of accelerate, which takes several times as long."""
 BUDGET = 1.0
 """CPU seconds after which no further round begins, so that a busy machine has no fewer rounds."""
@@ -38,7 +38,7 @@ LENGTH = 4
 """Tokens generated in a round."""
 READS = 3
 """Of the checkpoint, of which the fastest counts."""
-READING = 0.1
+READING = 0.03
 """Seconds for one of them, and for copying to a device."""
 COPY = 1 << 26
 """Bytes of one copy."""

@@ -248,12 +248,8 @@ def test_residency_sees_a_block_that_runs_without_weights(subject):
 def test_speed_keeps_samples_of_all_three(subject):
     figures = outcome("speed", subject()).figures
     rounds = len(figures["streamed_tokens_per_second"])
-    assert 1 <= rounds <= 12
-    for name, expected in {
-        "streamed": rounds,
-        "stock": rounds,
-        "accelerate": -(-rounds // 4),
-    }.items():
+    assert 1 <= rounds <= 8
+    for name, expected in {"streamed": rounds, "stock": rounds, "accelerate": 1}.items():
         for unit in ("tokens_per_second", "cpu_seconds_per_token"):
             assert len(figures[f"{name}_{unit}"]) == expected
             assert min(figures[f"{name}_{unit}"]) > 0
@@ -368,7 +364,7 @@ def test_a_probe_that_fails_by_itself_is_not_stocks_fault(cell, cache, monkeypat
 def test_a_cell_passes_from_end_to_end(cell, cache):
     found = measure(cell("llama", release=transformers.__version__), cache)
     assert (found.status, found.message) == ("pass", "")
-    assert list(found.checks) == list(CHECKS)
+    assert list(found.checks) == list(CHECKS + DEALT)
     assert found.probes["layer_returns"] == "Tensor"
 
 
