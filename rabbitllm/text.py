@@ -16,6 +16,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What a decoder writes for a character of which some bytes are still to come."""
 PENDING = 8
 """Tokens after which they are taken as the bytes of no character."""
+COLD = 1e-5
+"""A temperature below it is zero: the second best token's share is, and float32 overflows."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,20 @@ def generate(
         first_seconds=listener.times[0] - begun,
         other_seconds=listener.times[-1] - listener.times[0],
     )
+
+
+def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """Options of transformers' `generate`; what is not asked for stays the checkpoint's own.
+
+    Args:
+        temperature: from 0, which is greedy; None leaves it to the checkpoint.
+        top_p: the share of probability that is drawn from; None leaves it to the checkpoint.
+    """
+    if temperature is not None and temperature < COLD:
+        return {"do_sample": False}
+    given = {"temperature": temperature, "top_p": top_p}
+    asked = {name: value for name, value in given.items() if value is not None}
+    return asked | {"do_sample": True} if asked else {}
 
 
 class TextStream:

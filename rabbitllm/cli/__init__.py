@@ -14,18 +14,10 @@ from types import ModuleType
 
 from rabbitllm import __version__
 from rabbitllm.cli import bench, cache, chat, doctor, plan, run, serve, split
+from rabbitllm.cli.failures import EXPECTED, FAILED, INTERRUPTED, explain
 from rabbitllm.cli.parser import Parser
-from rabbitllm.errors import first_line
 
 COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve)
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
-"""Exit statuses: something went wrong; what was asked cannot be; Ctrl-C."""
-OUT_OF_MEMORY = {
-    "OutOfMemoryError": "Lower --device-memory or --max-seq-len, or free memory on the device.",
-    "MemoryError": "Lower --host-memory, or free memory.",
-    "DefaultCPUAllocator": "Lower --host-memory, or free memory.",
-}
-"""What an error of torch or Python says when memory is used up, and the way out."""
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 logger = logging.getLogger(__name__)
@@ -60,16 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return FAILED
-    except ValueError as error:  # CheckpointError and BudgetError are ValueErrors
-        return _report(error, MISUSED)
-    except (OSError, ImportError) as error:
-        return _report(error, FAILED)
-    except (RuntimeError, MemoryError) as error:
-        said = f"{type(error).__name__}: {error}"
-        hint = next((hint for sign, hint in OUT_OF_MEMORY.items() if sign in said), None)
-        if hint is None:
+    except EXPECTED as error:
+        explained = explain(error)
+        if explained is None:
             raise
-        return _report(RuntimeError(f"{first_line(error) or 'Out of memory.'} {hint}"), FAILED)
+        line, status = explained
+        logger.debug("What went wrong:", exc_info=error)
+        print(f"rabbitllm: {line}", file=sys.stderr)
+        return status
 
 
 def _prepare_streams() -> None:
@@ -115,9 +105,3 @@ def _add_command(commands: "argparse._SubParsersAction[Parser]", module: ModuleT
     )
     parser.set_defaults(main=module.main, check=lambda _: None)
     module.add_arguments(parser)
-
-
-def _report(error: Exception, status: int) -> int:
-    logger.debug("What went wrong:", exc_info=error)
-    print(f"rabbitllm: {error}", file=sys.stderr)
-    return status

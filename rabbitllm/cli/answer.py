@@ -1,5 +1,8 @@
 """Answering on the terminal: text on stdout as it comes, everything else on stderr."""
 
+import argparse
+import itertools
+import os
 import signal
 import sys
 import threading
@@ -7,38 +10,67 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import encode_chat
 from rabbitllm.streaming.stages import REST
-from rabbitllm.text import Answer, generate
+from rabbitllm.text import Answer, generate, sampling
+
+STOPPING = b"\n[ends with this token; Ctrl-C again stops at once]\n"
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments of `add_answer_arguments` say to `answer_aloud`; sows the seed."""
+    if arguments.seed is not None:
+        torch.manual_seed(arguments.seed)
+    asked = sampling(arguments.temperature, arguments.top_p)
+    return {"max_new_tokens": arguments.max_new_tokens, **asked}
 
 
 def answer_aloud(
-    model: StreamedModel, messages: Sequence[Mapping[str, str]], max_new_tokens: int
-) -> tuple[str, Answer]:
-    """Prints a model's answer as it comes, then how fast it came; returns both.
+    model: StreamedModel,
+    messages: Sequence[Mapping[str, str]],
+    pieces: list[str],
+    max_new_tokens: int,
+    **sampling: Any,
+) -> Answer:
+    """Prints a model's answer as it comes, then how fast it came, and whether it was cut short.
 
     The first Ctrl-C ends the answer after the token under way.
 
+    Args:
+        model: that answers.
+        messages: with "role" and "content".
+        pieces: gets the answer's text as it comes, also when an error ends it.
+        max_new_tokens: the most tokens of it.
+        sampling: options of transformers' `generate`.
+
     Raises:
         KeyboardInterrupt: at the second.
+        ValueError: the messages cannot be answered, as `encode_chat` says.
     """
-    pieces: list[str] = []
     prompt = encode_chat(model, messages)
     before = model.streaming_stats()
-    with _prompt_bar(model) as close_bar, _interruptible() as cancelled:
+    try:
+        with _prompt_bar(model) as close_bar, _interruptible() as cancelled:
 
-        def emit(text: str) -> None:
-            close_bar()
-            pieces.append(text)
-            print(text, end="", flush=True)
+            def emit(text: str) -> None:
+                close_bar()
+                pieces.append(text)
+                print(text, end="", flush=True)
 
-        answer = generate(model, prompt, emit, max_new_tokens=max_new_tokens, cancelled=cancelled)
-    print()
+            answer = generate(
+                model, prompt, emit, max_new_tokens=max_new_tokens, cancelled=cancelled, **sampling
+            )
+    finally:
+        if pieces:
+            print()
     print(speed(answer, before, model.streaming_stats()), file=sys.stderr)
-    return "".join(pieces), answer
+    if answer.finish_reason == "length":
+        print(_limit(answer, max_new_tokens), file=sys.stderr)
+    return answer
 
 
 def placement(model: StreamedModel) -> str:
@@ -108,15 +140,31 @@ def _prompt_bar(model: StreamedModel) -> Iterator[Callable[[], None]]:
         close()
 
 
+def _limit(answer: Answer, max_new_tokens: int) -> str:
+    """What cut an answer short."""
+    if answer.new_tokens < max_new_tokens:
+        whole = answer.prompt_tokens + answer.new_tokens
+        return f"The answer ended where the model's context of {whole} tokens is full."
+    return f"The answer ended at its limit of {max_new_tokens} tokens: see --max-new-tokens."
+
+
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event: a forward that is cut short cannot be repeated."""
+    """Turns the first Ctrl-C into an event: a forward that is cut short cannot be repeated.
+
+    The second is a KeyboardInterrupt, and those behind it nothing, so that nothing interrupts what
+    the second one ends.
+    """
     pressed = threading.Event()
+    presses = itertools.count(1)
 
     def press(*_: object) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
         pressed.set()
+        match next(presses):
+            case 1 if sys.stderr.isatty():  # by the system's call: it may interrupt a print
+                os.write(sys.stderr.fileno(), STOPPING)
+            case 2:
+                raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, press)
     try:

@@ -70,6 +70,35 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides how a model answers."""
+    parser.add_argument(
+        "--system", type=prose, metavar="TEXT", help="a system message before everything"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="of an answer (%(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        metavar="T",
+        help="how freely words are drawn, up to 2; 0 always takes the likeliest (the checkpoint's)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=share,
+        metavar="P",
+        help="draw from the likeliest words that have this share, up to 1 (the checkpoint's)",
+    )
+    parser.add_argument(
+        "--seed", type=seed, metavar="N", help="the same answers from the same seed"
+    )
+
+
 def check_model_arguments(arguments: argparse.Namespace) -> None:
     """Refuses what can be seen to be wrong before anything that takes seconds to import.
 
@@ -140,9 +169,24 @@ def not_negative(text: str) -> int:
     return _whole(text, 0, math.inf, "from zero up")
 
 
+def seed(text: str) -> int:
+    """The type of an argument that torch takes as a seed."""
+    return _whole(text, 0, 2**64 - 1, "from 0 to 2**64 - 1")
+
+
 def port(text: str) -> int:
     """The type of an argument that is a TCP port, or zero for any."""
     return _whole(text, 0, 65535, "from 0 to 65535")
+
+
+def temperature(text: str) -> float:
+    """The type of an argument that is a temperature."""
+    return _number(text, 2)
+
+
+def share(text: str) -> float:
+    """The type of an argument that is a share of one."""
+    return _number(text, 1)
 
 
 def prose(text: str) -> str:
@@ -165,3 +209,13 @@ def _whole(text: str, least: int, most: float, range_: str) -> int:
     if not text.lstrip("+-").isdecimal() or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number {range_}")
     return int(text)
+
+
+def _number(text: str, most: int) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
+    return number

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, FailFast, Field, ValidationError, model_va
 from rabbitllm.serving.body import decode
 from rabbitllm.serving.errors import ApiError
 from rabbitllm.serving.fields import Fields, Neutral, refusal
+from rabbitllm.text import sampling
 
 Kind = TypeVar("Kind", bound="Request")
 
@@ -37,8 +38,6 @@ NO_TOOLS: Neutral = {
 }
 COMPLETION_TOKENS = 16
 """OpenAI's own default of `max_tokens` in /v1/completions."""
-COLD = 1e-5
-"""A temperature below it is zero: the second best token's share is, and float32 overflows."""
 SEEDS = (-(2**63), 2**64 - 1)
 """What torch takes."""
 STOPS, STOP_LENGTH = 64, 1_000
@@ -84,11 +83,7 @@ class Request(Fields):
 
     def sampling(self) -> dict[str, Any]:
         """Options of transformers' `generate`; what is not asked for stays the checkpoint's own."""
-        if self.temperature is not None and self.temperature < COLD:
-            return {"do_sample": False}
-        given = {"temperature": self.temperature, "top_p": self.top_p}
-        asked = {name: value for name, value in given.items() if value is not None}
-        return asked | {"do_sample": True} if asked else {}
+        return sampling(self.temperature, self.top_p)
 
 
 class Part(Fields):
