@@ -13,6 +13,7 @@ from rabbitllm.attention import build_with_attention, check_backend
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.config import (
+    causal_config,
     load_config,
     pick_dtype,
     read_fields,
@@ -69,15 +70,15 @@ def prepare(
     check_backend(attn_implementation)
     folder = resolve(model_id, token, trust_remote_code)
     fields = read_fields(folder)
-    config, row = load_config(folder, trust_remote_code), legacy.find(fields)
+    whole, row = load_config(folder, trust_remote_code), legacy.find(fields)
+    stock = stock_class(whole, folder, trust_remote_code)
+    config = causal_config(whole, stock)
     moved = find_moved(folder)
     entries = moved.entries() if moved else read_index(folder)
     place = f"{moved.folder}, which {folder / MOVED} leads to" if moved else folder
     weights_dtype = pick_dtype(dtype, config, entries)
     # The family goes by what the checkpoint says it is, not by the native class it maps to.
-    streamed = streamed_class(
-        family_of(fields["model_type"]).cls, stock_class(config, folder, trust_remote_code)
-    )
+    streamed = streamed_class(family_of(fields["model_type"]).cls, stock)
     inputs = row.inputs if row else None
 
     def build(settings: PretrainedConfig, attention: str) -> StreamedModel:

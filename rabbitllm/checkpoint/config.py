@@ -197,6 +197,20 @@ def stock_class(
     )
 
 
+def causal_config(config: PretrainedConfig, cls: type[PreTrainedModel]) -> PretrainedConfig:
+    """The part of a checkpoint's config that the class is built from.
+
+    As in `AutoModelForCausalLM`: where the config is composite and the class is that of its text
+    part, the text part.
+    """
+    part = config.sub_configs.get("text_config")
+    if part is None or getattr(cls, "config_class", None) is not part:
+        return config
+    text = config.get_text_config()
+    text.name_or_path = config.name_or_path
+    return text
+
+
 def pick_dtype(
     asked: str | torch.dtype | None, config: PretrainedConfig, entries: Mapping[str, TensorEntry]
 ) -> torch.dtype:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -108,6 +109,36 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[architecture, dtype]
 
     return folder
+
+
+@pytest.fixture
+def composite(tmp_path: Path) -> Path:
+    """A folder with a model of text and pictures, written whole, as such are published."""
+    text = GEOMETRY | {
+        "intermediate_size_mlp": 96,
+        "num_local_experts": 4,
+        "no_rope_layers": [1, 1, 1, 0],
+        "attention_chunk_size": 8,
+        "head_dim": 16,
+    }
+    pictures = {
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "vision_output_dim": 64,
+        "projector_input_dim": 64,
+        "projector_output_dim": 64,
+    }
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["llama4"](text_config=text, vision_config=pictures)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    for tensor in model.state_dict().values():
+        torch.nn.init.normal_(tensor, std=0.1)
+    model.save_pretrained(tmp_path / "composite")
+    return tmp_path / "composite"
 
 
 @pytest.fixture(scope="session")

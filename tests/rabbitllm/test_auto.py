@@ -346,6 +346,19 @@ def test_the_result_is_of_the_stock_class_and_of_its_family(
     assert model.name_or_path == str(checkpoint(architecture))
 
 
+def test_of_a_composite_checkpoint_the_text_part_streams(
+    composite: Path,
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+) -> None:
+    ours, theirs = streamed(composite), stock(composite)
+    assert isinstance(ours, transformers.Llama4ForCausalLM)
+    assert ours.config.model_type == theirs.config.model_type == "llama4_text"
+    assert torch.equal(ours(prompt).logits, theirs(prompt).logits)
+    assert ours.streaming_plan.streamed("disk") == LAYERS
+
+
 def test_the_generation_config_is_the_checkpoints(
     copied: Callable[..., Path],
     streamed: Callable[..., StreamedModel],

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from rabbitllm import CheckpointError, StreamedModel
-from rabbitllm.checkpoint.config import load_config, pick_dtype, stock_class
+from rabbitllm.checkpoint.config import causal_config, load_config, pick_dtype, stock_class
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
 CODE = """
@@ -298,3 +298,13 @@ def test_a_dtype_that_the_config_states_is_the_checkpoints_fault(stated: Any) ->
     config.dtype = stated
     with pytest.raises(CheckpointError, match=r"\(so says some/folder\) is no floating point"):
         pick_dtype("auto", config, {})
+
+
+@pytest.mark.parametrize(("model_type", "built"), [("llama4", "llama4_text"), ("gemma3", "gemma3")])
+def test_a_text_model_is_built_from_the_text_part_of_a_composite_config(
+    tmp_path: Path, model_type: str, built: str
+) -> None:
+    CONFIG_MAPPING[model_type]().save_pretrained(tmp_path)
+    config = load_config(tmp_path, False)
+    part = causal_config(config, stock_class(config, tmp_path, False))
+    assert (part.model_type, part.name_or_path) == (built, str(tmp_path))
