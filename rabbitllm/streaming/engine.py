@@ -20,7 +20,7 @@ from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
-from rabbitllm.streaming.placeholder import put_placeholders
+from rabbitllm.streaming.placeholder import Placeholder, put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory, staging_sizes
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.streaming.workarounds import keep_rows_single
@@ -102,6 +102,10 @@ def _gather(
             for weight in weights:
                 reader.files.open(reader.entries[weight.name].file)
             rows = {w.owners[0].attribute: partial(reader.read_rows, w.name) for w in weights}
+            for attribute, bring in rows.items():
+                placeholder = module._parameters[attribute]
+                assert isinstance(placeholder, Placeholder)
+                placeholder.rows = bring
             Gather(module, rows, by, device)
 
 

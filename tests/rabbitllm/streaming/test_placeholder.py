@@ -41,3 +41,27 @@ def test_an_idle_weight_can_be_asked_about_and_frozen(idle):
     assert "size=(4, 4)" in repr(idle)
     assert not idle.requires_grad_(False).requires_grad
     assert idle.detach().is_meta
+
+
+@pytest.mark.parametrize(
+    "index", [2, -1, (1, slice(None)), (3, slice(1, 3)), torch.tensor([3, 1, 3])]
+)
+def test_rows_are_lent_where_they_can_be_brought(idle, index):
+    values, asked = torch.randn(4, 4), []
+
+    def bring(numbers):
+        asked.extend(numbers.tolist())
+        return values[numbers]
+
+    with pytest.raises(RuntimeError, match="not in memory"):
+        idle[index]
+    idle.rows = bring
+    assert torch.equal(idle[index], values[index])
+    assert len(asked) == len(set(asked)) < 4
+
+
+@pytest.mark.parametrize("index", [slice(None), ..., None, True, torch.ones(4, dtype=torch.bool)])
+def test_the_whole_weight_is_not_lent(idle, index):
+    idle.rows = torch.ones
+    with pytest.raises(RuntimeError, match="not in memory"):
+        idle[index]
