@@ -153,6 +153,6 @@ def _is_cache(value: Any) -> bool:
 def _length(cache: Any) -> int:
     """Tokens that a cache holds; none where it has states instead."""
     try:
-        return int(cache.get_seq_length())
+        return int(cache.get_seq_length() or 0)
     except ValueError:
         return 0

@@ -106,6 +106,14 @@ def test_without_a_mask_the_cache_says_what_came_before() -> None:
     assert work_of((ids(1, 1),), {"past_key_values": cache}) == Work(1, 1, past=6)
 
 
+def test_a_cache_that_keeps_no_count_counts_as_empty() -> None:
+    class Uncounted:
+        def get_seq_length(self) -> None:
+            return None
+
+    assert work_of((ids(1, 1),), {"past_buckets_states": Uncounted()}) == Work(1, 1)
+
+
 def test_a_ceiling_learns_of_each_forward() -> None:
     class Noted:
         seen: ClassVar[list[Work]] = []
