@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from harness.measuring.checkpoints import SEED, own_memory, randomise
 from harness.measuring.contract import blocks
@@ -60,16 +65,19 @@ def stream_type(model_type: str, rules: Rules, folder: Path) -> Measured:
     outcome: Outcome = "not-buildable"
     try:
         model = small_model(rules.config(model_type))
-        facts |= {"model_class": type(model).__name__, "parameters": model.num_parameters()}
-        facts |= {"attention": str(model.config._attn_implementation), "blocks": len(blocks(model))}
+        facts |= {"written_by": type(model).__name__, "parameters": model.num_parameters()}
+        facts["attention"] = str(model.config._attn_implementation)
         outcome = "reference-broken"
         model.save_pretrained(folder)
         reference = load_reference(folder, facts["attention"])
+        facts |= {"model_class": type(reference).__name__, "blocks": len(blocks(reference))}
         expected = answer(reference)
         check_stock(expected, reference)
         outcome = "fails"
         streamed = load_streamed(folder, facts["attention"])
         facts["streamed"] = streaming_blocks(reference, streamed.streaming_plan)
+        facts["embedding_streams"] = is_away(streamed.get_input_embeddings())
+        facts["head_streams"] = is_away(streamed.get_output_embeddings())
         found = answer(streamed)
         facts["bytes_from_disk"] = streamed.streaming_stats()["bytes_from_disk"]
         check_equal(found, expected)
@@ -80,22 +88,36 @@ def stream_type(model_type: str, rules: Rules, folder: Path) -> Measured:
 
 
 def small_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The causal model of a config, with seeded random weights.
+    """The model that a type is published as, with seeded random weights.
+
+    Args:
+        config: of the type.
 
     Raises:
         SweepError: it is not small.
     """
+    kind = published_as(config)
     with torch.device("meta"):
-        size = AutoModelForCausalLM.from_config(config).num_parameters()
+        size = kind.from_config(config).num_parameters()
     if size > LARGEST:
         raise SweepError(f"the smallest by these rules has {size:,} parameters")
     torch.manual_seed(SEED)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = kind.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for _, tensor in sorted(model.state_dict().items()):
             randomise(tensor, generator)
     return model
+
+
+def published_as(config: PretrainedConfig) -> Any:
+    """The auto class that writes checkpoints as a type's authors do.
+
+    Where the causal class is that of a composite config's text part, the class of the whole.
+    """
+    causal: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    is_text_part = causal.config_class is config.sub_configs.get("text_config")
+    return AutoModelForImageTextToText if is_text_part else AutoModelForCausalLM
 
 
 def load_reference(folder: Path, attention: str) -> PreTrainedModel:
@@ -187,6 +209,11 @@ def streaming_blocks(reference: PreTrainedModel, plan: Plan) -> int:
     return sum(
         any(f"{name}.".startswith(f"{block}.") for name in moving) for block in blocks(reference)
     )
+
+
+def is_away(module: nn.Module | None) -> bool:
+    """Whether a module's weights are not in memory while it does not run."""
+    return module is not None and any(weight.is_meta for weight in module.parameters())
 
 
 def check_streamed(facts: dict[str, Any]) -> None:

@@ -30,20 +30,26 @@ class Measured(Traced):
 
     Attributes:
         outcome: see `MEANINGS`.
-        model_class: the stock class.
+        written_by: the stock class that wrote the checkpoint: of a composite type, the whole's.
+        model_class: the stock class that reads it.
         attention: the backend that both sides ran.
         parameters: how many the small model has.
         blocks: decoder layers, by the definition of `harness.measuring.contract.blocks`.
         streamed: how many of them stream.
+        embedding_streams: the embedding's weights are in memory only while it runs.
+        head_streams: likewise the head's.
         bytes_from_disk: read by the streamed model's forwards.
     """
 
     outcome: Outcome
+    written_by: str = ""
     model_class: str = ""
     attention: str = ""
     parameters: int = 0
     blocks: int = 0
     streamed: int = 0
+    embedding_streams: bool = False
+    head_streams: bool = False
     bytes_from_disk: int = 0
 
 

@@ -16,8 +16,8 @@ def failed(model_type, outcome, message, exception):
 
 RESULTS = [
     made("llama", "5.9.0", streamed=4),
-    made("bloom", streamed=2),
-    made("llama", streamed=4),
+    made("bloom", streamed=2, embedding_streams=True, head_streams=True),
+    made("llama", streamed=4, embedding_streams=True),
     failed("blt", "reference-broken", "no layers", "AttributeError"),
     failed("big", "not-buildable", "has 9 parameters", "SweepError"),
     failed("jamba", "fails", "a | b\n<b>", "RuntimeError"),
@@ -45,6 +45,18 @@ def test_what_is_not_bit_equal_has_its_reason_the_worst_first(page):
 
 def test_what_is_bit_equal_is_listed_for_the_newest_release(page):
     assert "2 types, 6 streamed blocks: bloom, llama." in page
+
+
+def test_embeddings_and_heads_that_stream_are_counted(page):
+    assert "The embedding streams in 2 of them, and the head in 1.\n" in page
+    assert "composite" not in page
+
+
+def test_composite_types_are_listed(tmp_path):
+    whole = made("llama4", written_by="Whole", model_class="TextPart")
+    text = made("llama", written_by="Llama", model_class="Llama")
+    page = render([whole, text], tmp_path).read_text("utf-8")
+    assert "the text part is read: llama4.\n" in page
 
 
 def test_a_page_without_anything_to_explain(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -24,14 +25,26 @@ def rules() -> Rules:
 
 
 # A mixture, one that returns tuples and calls its cache layer_past, a hybrid whose blocks share
-# weights, one that calls a block several times in a forward.
-@pytest.mark.parametrize("model_type", ["mixtral", "gptj", "zamba", "hrm_text"])
+# weights, one that calls a block several times in a forward, one that reads a row of its
+# embedding from the weight itself.
+@pytest.mark.parametrize("model_type", ["mixtral", "gptj", "zamba", "hrm_text", "gemma4"])
 def test_a_type_is_bit_equal_and_all_its_blocks_stream(rules, tmp_path, model_type):
     found = stream_type(model_type, rules, tmp_path)
     assert (found.outcome, found.message, found.fingerprint) == ("bit-equal", "", "")
     assert found.streamed == found.blocks >= 2
     assert found.bytes_from_disk > 0
+    assert found.embedding_streams
+    assert found.head_streams
     assert 0 < found.parameters < module.LARGEST
+
+
+@pytest.mark.parametrize("model_type", ["llama4", "mllama"])
+def test_a_composite_type_is_written_whole_and_read_as_its_text_part(rules, tmp_path, model_type):
+    found = stream_type(model_type, rules, tmp_path)
+    assert (found.outcome, found.message) == ("bit-equal", "")
+    assert found.written_by.endswith("ForConditionalGeneration")
+    assert found.model_class.endswith("ForCausalLM")
+    assert json.loads((tmp_path / "config.json").read_text("utf-8"))["model_type"] == model_type
 
 
 def test_a_type_without_blocks_is_compared_all_the_same(rules, tmp_path, monkeypatch):
