@@ -1,6 +1,7 @@
 """Measure architectures x releases x attention backends, and render the reports.
 
-Each release has an environment of its own.
+Each release has an environment of its own. Where a status changes from one release of the matrix to
+the next, the cell is measured in those between as well, which the package index has.
 
 exit status: 0 if all is as expected, 1 if a cell is not, 2 if the command is wrong, 143 if SIGTERM
 stopped it: what was measured is recorded, the next run does the rest
@@ -18,6 +19,7 @@ from harness.records.provenance import cores
 from harness.render.folder import render_reports
 from harness.running.run import Work, run_cells
 from harness.running.selection import parse_shard, select_releases
+from harness.upgrading import boundaries
 
 EXAMPLE = "  tox -e matrix -- --releases 5.0,newest --arch llama,qwen2 --attn sdpa"
 
@@ -86,12 +88,17 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         work = Work(reports / "results", jobs, arguments.force, spot_check=True)
         outcome = run_cells(cells, work)
+        measured = time.monotonic()
+        between = boundaries.measure(cells, matrix, work)
     except (KeyboardInterrupt, SystemExit):
         print("Stopped. What was measured is recorded: without --force, the next run does the rest")
         raise
     for path in render_reports(reports):
         print(path)
-    for problem in outcome.problems:
+    problems = [*outcome.problems, *between.problems]
+    for problem in problems:
         print(f"NOT AS EXPECTED  {problem}")
-    print(outcome.summary(time.monotonic() - started))
-    return 1 if outcome.problems else 0
+    if between.total:
+        print(f"Where ranges end: {between.summary(time.monotonic() - measured)}")
+    print(outcome.summary(measured - started))
+    return 1 if problems else 0

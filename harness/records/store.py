@@ -12,6 +12,10 @@ from filelock import FileLock
 
 from harness.records.record import Record, RecordError, from_json, to_json
 
+BOUNDARIES = "boundaries"
+"""Folder, beside that of the records, for those of releases that are no rows of the matrix and lie
+between two in which a cell has different statuses."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import pandas as pd
 
-from harness.render.frames import releases
+from harness.render.frames import reach, releases
 from harness.render.ranges import in_words
 from harness.render.statuses import look
 from harness.render.summary import listed
@@ -62,7 +62,7 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     found = []
     for key, failing in part.groupby(keys, sort=False):
         *_, attention, device, _ = fields = cast("tuple[str, ...]", key)
-        words = in_words(failing["release"], axes[f"{attention} on {device}"])
+        words = in_words(failing["release"], axes[f"{attention} on {device}"], reach(failing))
         found.append((*fields, words, failing["anchor"].iloc[-1]))
     names = ["status", "cause", "side", "link", "backend", "device", "architectures"]
     table = pd.DataFrame(found, columns=[*names, "releases", "anchor"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.judging.expected_failures import judge
 from harness.judging.snapshots import load_side
 from harness.records import read_all, write_atomically
+from harness.records.store import BOUNDARIES
 from harness.render import changes
 from harness.render.frames import load_rows
 from harness.render.pages import documents
@@ -36,7 +37,14 @@ def report_texts(reports: Path) -> dict[Path, str]:
     """
     rows = load_rows()
     records = [judge(record, rows.expected) for record in read_all(reports / "results")]
-    made = documents(records, rows, changes.read(reports / changes.FILE))
+    folder = reports / BOUNDARIES
+    between = read_all(folder) if folder.is_dir() else []
+    made = documents(
+        records,
+        rows,
+        changes.read(reports / changes.FILE),
+        [judge(record, rows.expected) for record in between],
+    )
     return {reports / name: text for name, text in made.items()}
 
 

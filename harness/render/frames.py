@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
+from typing import cast
 from urllib.parse import quote
 
 import pandas as pd
@@ -11,7 +13,7 @@ from packaging.version import InvalidVersion, Version
 
 from harness.judging.changes import side_of
 from harness.judging.expected_failures import Expected, entries_for, load_expected
-from harness.matrix import MATRIX, load_matrix
+from harness.matrix import MATRIX, Key, load_matrix
 from harness.records import FAILED, Record
 from harness.render.statuses import look
 from harness.render.text import visible
@@ -92,14 +94,22 @@ def arrange(values: Iterable[str], order: Sequence[str]) -> list[str]:
     return [v for v in order if v in present] + sorted(present - set(order))
 
 
-def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
-    """One row for each cell, indexed from 0; of several records of a cell the newest counts.
+def cells(
+    records: Iterable[Record], rows: Rows | None = None, between: Iterable[Record] = ()
+) -> pd.DataFrame:
+    """One row for each cell, indexed from 0.
 
     The order is by device, backend, release, architecture. Adds `anchor`, which names the cell on
     the page, `attention`, what readers are told of the backend, `run_on`, that with the device,
     `place`, that of its architecture, `causes`, and `old`: what about the record is not of the
     newest code. Unseen characters are spelled out, see `harness.render.text`, and what passes only
-    as a wrong stock does has that stock's status, see `harness.render.unheld`.
+    as a wrong stock does has that stock's status, see `harness.render.unheld`. `since` and `until`
+    say how far its status reaches, see `reaching`.
+
+    Args:
+        records: judged; of several of a cell the newest counts.
+        rows: what matrix/*.toml says.
+        between: judged, of releases between two in which a cell has different statuses.
 
     Raises:
         ValueError: there are no records.
@@ -126,7 +136,51 @@ def cells(records: Iterable[Record], rows: Rows | None = None) -> pd.DataFrame:
     }
     frame["place"] = frame["architecture"].map(ranks["architecture"])
     frame = frame.sort_values(list(ranks), key=lambda part: part.map(ranks[str(part.name)]))
-    return without_hearsay(frame.reset_index(drop=True))
+    return reaching(without_hearsay(frame.reset_index(drop=True)), between)
+
+
+def reaching(frame: pd.DataFrame, between: Iterable[Record]) -> pd.DataFrame:
+    """The cells with `since` and `until`: how far a cell's status reaches past its release.
+
+    It reaches as far towards a neighbour of another status as releases between the two have it.
+    """
+    statuses: dict[Key, dict[str, str]] = {}
+    for record in between:
+        statuses.setdefault(record.key, {})[record.release] = record.status
+    found = frame.assign(since=frame["release"], until=frame["release"])
+    for key, part in frame.groupby(["architecture", "backend", "device"], sort=False):
+        known = statuses.get(cast("Key", key), {})
+        order = sorted(known, key=by_version)
+        for older, newer in pairwise(part.index):
+            before, after = part.loc[older], part.loc[newer]
+            if before["status"] == after["status"]:
+                continue
+            low, high = by_version(before["release"]), by_version(after["release"])
+            inside = [release for release in order if low < by_version(release) < high]
+            found.loc[older, "until"] = reached(before, inside, known)
+            found.loc[newer, "since"] = reached(after, inside[::-1], known)
+    return found
+
+
+def reached(cell: pd.Series, ahead: Iterable[str], statuses: Mapping[str, str]) -> str:
+    """The last of the releases ahead up to which a cell keeps its status; else its own release."""
+    kept = takewhile(lambda release: statuses[release] == cell["status"], ahead)
+    return [str(cell["release"]), *kept][-1]
+
+
+def reach(part: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Release -> `since` and `until` of its cells; its own name where these do not agree.
+
+    Args:
+        part: any cells of a grid, which are spoken of together.
+    """
+    found = {}
+    for release, at in part.groupby("release", sort=False):
+        name = str(release)
+        edges = [set(at[column]) - {name} for column in ("since", "until")]
+        first, last = (edge.pop() if len(edge) == 1 else name for edge in edges)
+        found[name] = first, last
+    return found
 
 
 def fields(record: Record) -> dict[str, object]:
@@ -206,7 +260,11 @@ def grid(frame: pd.DataFrame) -> pd.DataFrame:
         ],
         names=names,
     )
-    table = frame.set_index(names)[["status"]].reindex(every, fill_value="no-data").reset_index()
+    known = frame.set_index(names)[["status", "since", "until"]]
+    table = known.reindex(every).reset_index()
+    table = table.fillna(
+        {"status": "no-data", **dict.fromkeys(("since", "until"), table["release"])}
+    )
     device = frame.drop_duplicates("run_on").set_index("run_on")["device"]
     return table.assign(
         family=table["architecture"].map(families),

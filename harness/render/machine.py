@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.render.frames import grid, releases
+from harness.render.frames import grid, reach, releases
 from harness.render.summary import listed, passing, row_summary
 from harness.render.text import shorten
 
@@ -28,9 +28,10 @@ def compatibility(frame: pd.DataFrame) -> str:
     """
     everywhere = grid(frame)
     names = ["architecture", "run_on"]
-    words = everywhere.groupby(names, sort=False)[["status", "release"]].apply(
-        lambda part: row_summary(part["status"].tolist(), part["release"].tolist())
-    )
+    words = {
+        place: row_summary(row["status"].tolist(), row["release"].tolist(), reach(row))
+        for place, row in everywhere.groupby(names, sort=False)
+    }
     named = frame.rename(columns={"release": "transformers"})
     shown = ["architecture", "transformers", "attention", "device"]
     rows = named.sort_values("place", kind="stable").drop_duplicates(names)

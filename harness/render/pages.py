@@ -24,6 +24,8 @@ from harness.render.text import shorten
 
 FIRST = "sdpa"
 """The backend shown first: what transformers takes unless asked otherwise."""
+EDGES = ["status", "release", "since", "until"]
+"""Columns of the grid that say where a range ends."""
 SCRIPTS = ("drawer.js", "chart.js", "matrix.js")
 
 
@@ -82,11 +84,13 @@ def matrices(frame: pd.DataFrame, rows: frames.Rows) -> list[dict[str, Any]]:
         by_family: dict[str, list[dict[str, Any]]] = {}
         for name, places in zip(table.index, table.to_numpy(dtype=object), strict=True):
             cells = [None if pd.isna(at) else shown[at] | {"place": at} for at in places]
+            own = part[part["architecture"] == name]
+            statuses = [c["status"] if c else "no-data" for c in cells]
             row = {
                 "architecture": name,
                 "text": " ".join(texts.loc[name, ["family", "model_class", "family_class"]]),
-                "summary": row_summary([c["status"] if c else "no-data" for c in cells], axis),
-                "spark": speed.sparkline(part[part["architecture"] == name], axis),
+                "summary": row_summary(statuses, axis, frames.reach(own)),
+                "spark": speed.sparkline(own, axis),
                 "cells": cells[::-1],
             }
             by_family.setdefault(texts.loc[name, "family"], []).append(row)
@@ -103,8 +107,10 @@ def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     everywhere = frames.grid(frame)
     found = []
     for device, part in everywhere.groupby("device", sort=False):
-        words = part.groupby(["architecture", "run_on"], sort=False)[["status", "release"]].apply(
-            lambda own: row_caption(own["status"].tolist(), own["release"].tolist())
+        words = part.groupby(["architecture", "run_on"], sort=False)[EDGES].apply(
+            lambda own: row_caption(
+                own["status"].tolist(), own["release"].tolist(), frames.reach(own)
+            )
         )
         axes = {run_on: frames.releases(own) for run_on, own in part.groupby("run_on", sort=False)}
         table = words.unstack("run_on")[list(axes)].loc[list(part["architecture"].unique())]
@@ -126,10 +132,13 @@ def legend(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def contents(
-    records: Iterable[Record], rows: frames.Rows, changed: dict[str, Any] | None
+    records: Iterable[Record],
+    rows: frames.Rows,
+    changed: dict[str, Any] | None,
+    between: Iterable[Record],
 ) -> dict[str, Any]:
     """What the pages show: sentences, tables and cells, in a stable order."""
-    frame = frames.cells(records, rows)
+    frame = frames.cells(records, rows, between)
     frame["rates"] = frame["checks"].map(speed.rates)
     frame["wire"] = frame["checks"].map(speed.wire)
     table = families(frame, rows)
@@ -163,6 +172,7 @@ def documents(
     records: Iterable[Record],
     rows: frames.Rows | None = None,
     changed: dict[str, Any] | None = None,
+    between: Iterable[Record] = (),
 ) -> dict[str, str]:
     """File name -> text of every document.
 
@@ -170,11 +180,12 @@ def documents(
         records: judged.
         rows: what matrix/*.toml says.
         changed: see `harness.render.changes`; None leaves that part out.
+        between: judged, see `harness.render.frames.cells`.
 
     Raises:
         ValueError: there are no records.
     """
-    shown = contents(records, rows or frames.Rows(), changed)
+    shown = contents(records, rows or frames.Rows(), changed, between)
     frame = shown["frame"]
     html = environment("html")
     loader = html.loader

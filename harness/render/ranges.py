@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+Reach = Mapping[str, tuple[str, str]]
+"""Release -> the first and the last release that what is said of it holds for: beyond the releases
+of the matrix, those between two of them, see `harness.upgrading.boundaries`."""
 
 
 def runs(chosen: Iterable[str], order: Sequence[str]) -> list[list[str]]:
@@ -22,22 +26,27 @@ def runs(chosen: Iterable[str], order: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def in_words(chosen: Iterable[str], order: Sequence[str]) -> str:
+def in_words(chosen: Iterable[str], order: Sequence[str], reach: Reach | None = None) -> str:
     """The chosen releases as ranges over `order`; a range of 3 or more says how many.
 
-    A range speaks for the releases in `order` alone: what lies between two of them was not
-    measured, so the count stands beside the range.
+    A range speaks for the releases in `order`, and for those that `reach` adds at its ends: what
+    else lies between two of them was not measured, so the count stands beside the range.
     """
-    return ", ".join(
-        ", ".join(run) if len(run) < 3 else f"{run[0]} to {run[-1]} ({len(run)} releases)"
-        for run in runs(chosen, order)
-    )
+    parts = []
+    for run in runs(chosen, order):
+        first, last = ends(run, reach)
+        count = f" ({len(run)} releases)" if len(run) > 2 else ""
+        whole = len(run) > 2 or (first, last) != (run[0], run[-1])
+        parts += [f"{first} to {last}{count}"] if whole else run
+    return ", ".join(parts)
 
 
-def span(chosen: Iterable[str], order: Sequence[str], whole: str = "every") -> str:
+def span(
+    chosen: Iterable[str], order: Sequence[str], whole: str = "every", reach: Reach | None = None
+) -> str:
     """Where in `order` the chosen releases lie, as the end of a sentence.
 
-    "from 5.21.1" reaches the newest measured, "up to 5.12.1" starts at the oldest. All of them are
+    "from 5.21.0" reaches the newest measured, "up to 5.12.1" starts at the oldest. All of them are
     "on every release measured", or what `whole` says in place of "every".
     """
     found = runs(chosen, order)
@@ -45,10 +54,19 @@ def span(chosen: Iterable[str], order: Sequence[str], whole: str = "every") -> s
         return f"on {whole} release measured"
     parts = []
     for run in found:
-        if run[-1] == order[-1]:
-            parts.append(f"from {run[0]}" if len(run) > 1 else f"on {run[0]}")
+        first, last = ends(run, reach)
+        if first == last:
+            parts.append(f"on {first}")
+        elif run[-1] == order[-1]:
+            parts.append(f"from {first}")
         elif run[0] == order[0]:
-            parts.append(f"up to {run[-1]}" if len(run) > 1 else f"on {run[0]}")
+            parts.append(f"up to {last}")
         else:
-            parts.append(f"on {run[0]}" + (f" to {run[-1]}" if len(run) > 1 else ""))
+            parts.append(f"on {first} to {last}")
     return ", ".join(parts)
+
+
+def ends(run: Sequence[str], reach: Reach | None) -> tuple[str, str]:
+    """The first and the last release of a run of neighbours, those that it reaches included."""
+    known = reach or {}
+    return known.get(run[0], (run[0], ""))[0], known.get(run[-1], ("", run[-1]))[1]

@@ -8,8 +8,8 @@ from itertools import chain
 import pandas as pd
 
 from harness.records import UNMEASURED
-from harness.render.frames import columns, grid, releases
-from harness.render.ranges import in_words, span
+from harness.render.frames import columns, grid, reach, releases
+from harness.render.ranges import Reach, in_words, span
 from harness.render.statuses import caption, look
 
 UNKNOWN = UNMEASURED | {"no-data"}
@@ -105,39 +105,42 @@ def need(own: pd.DataFrame, device: str, axis: Sequence[str]) -> str:
             why = listed(sorted({look(s).word for s in at.loc[~passes[at.index], "status"]}))
             said = f"needs {words}" if usable else "does not work"
             found.setdefault(said, {}).setdefault(why, []).append(str(release))
+    known = reach(own)
     return "; ".join(
-        f"{said} {span(chain(*whys.values()), axis, 'any' if 'not' in said else 'every')}"
-        f" ({reasons(whys, axis)})"
+        f"{said} {span(chain(*whys.values()), axis, 'any' if 'not' in said else 'every', known)}"
+        f" ({reasons(whys, axis, known)})"
         for said, whys in found.items()
     )
 
 
-def reasons(whys: Mapping[str, Sequence[str]], axis: Sequence[str]) -> str:
+def reasons(whys: Mapping[str, Sequence[str]], axis: Sequence[str], known: Reach) -> str:
     """Reasons in words; of several, each with the releases that it is true of."""
     if len(whys) == 1:
         return next(iter(whys))
-    return ", ".join(f"{why} {span(chosen, axis)}" for why, chosen in whys.items())
+    return ", ".join(f"{why} {span(chosen, axis, reach=known)}" for why, chosen in whys.items())
 
 
-def row_spans(statuses: Sequence[str], axis: Sequence[str]) -> dict[str, str]:
+def row_spans(
+    statuses: Sequence[str], axis: Sequence[str], known: Reach | None = None
+) -> dict[str, str]:
     """Status -> where in a row of the matrix it is, such as "up to 5.20.2"; the oldest first."""
     found: dict[str, list[str]] = {}
     for status, release in zip(statuses, axis, strict=True):
         found.setdefault(status, []).append(release)
     if len(found) == 1:
         return dict.fromkeys(found, "on all")
-    return {status: span(chosen, axis) for status, chosen in found.items()}
+    return {status: span(chosen, axis, reach=known) for status, chosen in found.items()}
 
 
-def row_summary(statuses: Sequence[str], axis: Sequence[str]) -> str:
-    """One row of a matrix in words: "pass up to 5.20.2; stock fails from 5.21.1"."""
-    spans = row_spans(statuses, axis).items()
+def row_summary(statuses: Sequence[str], axis: Sequence[str], known: Reach | None = None) -> str:
+    """One row of a matrix in words: "pass up to 5.20.2; stock fails from 5.21.0"."""
+    spans = row_spans(statuses, axis, known).items()
     return "; ".join(f"{look(status).word} {where}" for status, where in spans)
 
 
-def row_caption(statuses: Sequence[str], axis: Sequence[str]) -> str:
+def row_caption(statuses: Sequence[str], axis: Sequence[str], known: Reach | None = None) -> str:
     """The same with the glyph of each status before its word."""
-    spans = row_spans(statuses, axis).items()
+    spans = row_spans(statuses, axis, known).items()
     return "; ".join(f"{caption(status)} {where}" for status, where in spans)
 
 
@@ -155,7 +158,9 @@ def verified(part: pd.DataFrame, axis: Sequence[str]) -> str:
     passes = part["status"].eq("pass")
     whole = passes.groupby(part["release"]).all()
     good = list(whole[whole].index)
-    words = "all" if set(good) == set(axis) else in_words(good, axis) or always(part, axis)
+    words = (
+        "all" if set(good) == set(axis) else in_words(good, axis, reach(part)) or always(part, axis)
+    )
     worse = together(exceptions(part, axis))
     return "; ".join([words, *(f"{listed(names)} {said}" for said, names in worse.items())])
 
@@ -173,9 +178,9 @@ def exceptions(part: pd.DataFrame, order: Sequence[str]) -> list[tuple[str, str]
     found = []
     worse = part[part["status"] != "pass"]
     for architecture, own in worse.groupby("architecture", sort=False):
-        words = []
+        words, known = [], reach(own)
         for status, failing in own.groupby("status", sort=False)["release"]:
             whole = "any" if status in UNKNOWN else "every"
-            words.append(f"{look(str(status)).word} {span(failing, order, whole)}")
+            words.append(f"{look(str(status)).word} {span(failing, order, whole, known)}")
         found.append((str(architecture), ", ".join(words)))
     return found

@@ -21,6 +21,7 @@ def measured(monkeypatch):
         return Outcome(len(cells))
 
     monkeypatch.setattr(matrix, "run_cells", run_cells)
+    monkeypatch.setattr(matrix.boundaries, "measure", lambda *_: Outcome(0))
     monkeypatch.setattr(matrix, "render_reports", lambda reports: [reports / "compatibility.md"])
     return calls
 
@@ -49,6 +50,23 @@ def test_a_problem_makes_the_exit_status_1_and_is_printed(measured, monkeypatch,
     printed = capsys.readouterr().out
     assert "NOT AS EXPECTED  llama@5.0.0/sdpa/cpu: fail: why" in printed
     assert "1 not as expected" in printed
+
+
+def test_what_lies_between_is_measured_after_the_run_and_its_problems_count(
+    measured, monkeypatch, capsys
+):
+    between = []
+
+    def measure(cells, rows, work):
+        between.append((cells, work))
+        return Outcome(1, problems=["gemma2@5.21.0/sdpa/cpu: fail: why"])
+
+    monkeypatch.setattr(matrix.boundaries, "measure", measure)
+    assert main(["matrix", "--releases", "oldest"]) == 1
+    assert between == measured
+    printed = capsys.readouterr().out
+    assert "NOT AS EXPECTED  gemma2@5.21.0/sdpa/cpu: fail: why" in printed
+    assert "Where ranges end: 1 cell in 0 s: " in printed
 
 
 @pytest.mark.parametrize(

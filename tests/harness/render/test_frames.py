@@ -3,6 +3,7 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.render import frames
+from harness.render.pages import documents
 
 ROWS = frames.Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
@@ -98,3 +99,61 @@ def test_what_older_code_measured_is_marked(record):
 def test_records_without_any_hash_are_not_old(record):
     frame = frames.cells([record(engine_hash="", check_hash="")])
     assert list(frame["old"]) == [""]
+
+
+AROUND = ("5.20.2", "5.21.1", "5.22.2")
+
+
+def around(record, between, statuses=("stock-wrong", "fail", "fail"), **changes):
+    made = [record(release=r, status=s) for r, s in zip(AROUND, statuses, strict=True)]
+    inside = [record(release=r, status=s, **changes) for r, s in between.items()]
+    frame = frames.cells(made, between=inside)
+    return list(zip(frame["since"], frame["until"], strict=True))
+
+
+def test_a_status_reaches_to_where_it_changes_between_neighbours(record):
+    between = {"5.21.0": "fail", "5.20.10": "stock-wrong", "5.20.3": "stock-wrong"}
+    assert around(record, between) == [
+        ("5.20.2", "5.20.10"),
+        ("5.21.0", "5.21.1"),
+        ("5.22.2", "5.22.2"),
+    ]
+
+
+def test_what_is_another_status_or_another_cells_moves_no_end(record):
+    alone = [(release, release) for release in AROUND]
+    assert around(record, {"5.21.0": "pass"}) == alone
+    assert around(record, {"5.21.0": "fail"}, backend="eager") == alone
+    assert around(record, {"5.22.0": "fail"}) == alone
+    # A hole in the middle ends what reaches from either side.
+    between = {"5.20.3": "pass", "5.20.4": "stock-wrong", "5.21.0": "fail"}
+    assert around(record, between)[:2] == [("5.20.2", "5.20.2"), ("5.21.0", "5.21.1")]
+
+
+def test_cells_that_are_spoken_of_together_reach_as_far_as_they_agree(record):
+    def reach(other):
+        made = [
+            record(release=r, status=s, architecture=a)
+            for a in ("llama", "qwen2")
+            for r, s in zip(AROUND[:2], ("fail", "pass"), strict=True)
+        ]
+        inside = [record(release="5.21.0", status="pass"), *other]
+        return frames.reach(frames.grid(frames.cells(made, between=inside)))["5.21.1"]
+
+    assert reach([]) == ("5.21.0", "5.21.1")
+    others = [record(release=r, status="pass", architecture="qwen2") for r in ("5.20.3", "5.21.0")]
+    assert reach(others[1:]) == ("5.21.0", "5.21.1")
+    assert reach(others) == ("5.21.1", "5.21.1")
+
+
+def test_documents_say_where_a_status_changes(record):
+    made = [
+        record(release=r, status=s)
+        for r, s in zip(AROUND, ("pass", "reference-broken", "reference-broken"), strict=True)
+    ]
+    between = [record(release="5.21.0", status="reference-broken")]
+    pages = documents(made, between=between)
+    for name in ("compatibility.md", "compatibility.html", "compatibility.json"):
+        assert "stock fails from 5.21.0" in pages[name]
+        assert "stock fails from 5.21.0" not in documents(made)[name]
+    assert "| 5.21.0 to 5.22.2 |" in pages["compatibility.md"]

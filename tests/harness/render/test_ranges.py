@@ -44,3 +44,21 @@ def test_spans_reach_the_ends_that_were_measured(chosen, words):
 
 def test_what_did_not_happen_anywhere_is_said_of_any_release():
     assert span(ORDER, ORDER, "any") == "on any release measured"
+
+
+REACH = {"5.1.0": ("5.0.1", "5.1.2"), "5.2.0": ("5.2.0", "5.9.0")}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "where", "words"),
+    [
+        (["5.1.0"], "on 5.0.1 to 5.1.2", "5.0.1 to 5.1.2"),
+        (["5.1.0", "5.2.0", "5.10.4"], "from 5.0.1", "5.0.1 to 5.10.4 (3 releases)"),
+        (["5.0.0", "5.1.0", "5.2.0"], "up to 5.9.0", "5.0.0 to 5.9.0 (3 releases)"),
+        (["5.10.4"], "on 5.10.4", "5.10.4"),
+        (ORDER, "on every release measured", "5.0.0 to 5.10.4 (4 releases)"),
+    ],
+)
+def test_a_range_reaches_as_far_as_what_lies_between_agrees(chosen, where, words):
+    assert span(chosen, ORDER, reach=REACH) == where
+    assert in_words(chosen, ORDER, REACH) == words
