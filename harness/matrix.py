@@ -116,6 +116,19 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Example:
+    """One row of matrix/examples.toml.
+
+    Attributes:
+        id: of an architecture.
+        checkpoints: repositories on the Hugging Face hub, the best known first.
+    """
+
+    id: str
+    checkpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Release:
     """One row of matrix/releases.toml.
 

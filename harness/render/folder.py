@@ -8,7 +8,7 @@ from harness.judging.expected_failures import judge
 from harness.judging.snapshots import load_side
 from harness.records import read_all, write_atomically
 from harness.records.store import BOUNDARIES
-from harness.render import changes
+from harness.render import changes, sweep
 from harness.render.frames import load_rows
 from harness.render.pages import documents
 
@@ -44,6 +44,7 @@ def report_texts(reports: Path) -> dict[Path, str]:
         rows,
         changes.read(reports / changes.FILE),
         [judge(record, rows.expected) for record in between],
+        sweep.known(sweep.read_all(reports / "sweep")),
     )
     return {reports / name: text for name, text in made.items()}
 

@@ -13,11 +13,12 @@ from packaging.version import InvalidVersion, Version
 
 from harness.judging.changes import side_of
 from harness.judging.expected_failures import Expected, entries_for, load_expected
-from harness.matrix import MATRIX, Key, load_matrix
+from harness.matrix import MATRIX, Example, Key, load_matrix
 from harness.records import FAILED, Record
 from harness.render.statuses import look
 from harness.render.text import visible
 from harness.render.unheld import without_hearsay
+from harness.tables import read_rows
 
 KEY = ["architecture", "release", "backend", "device"]
 
@@ -34,6 +35,8 @@ class Rows:
         notes: backend -> what to know about how it was measured.
         uncompiled: backend -> the devices on which it was measured without torch.compile.
         expected: the failures that are known.
+        model_types: architecture -> `model_type` in its config.json.
+        examples: architecture -> repositories on the hub that are like it.
     """
 
     architectures: Sequence[str] = ()
@@ -42,6 +45,8 @@ class Rows:
     notes: Mapping[str, str] = field(default_factory=dict)
     uncompiled: Mapping[str, Sequence[str]] = field(default_factory=dict)
     expected: Sequence[Expected] = ()
+    model_types: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def attention(self, backend: str, device: str) -> str:
         """What a backend on a device is called: uncompiled, it is not what users get."""
@@ -63,6 +68,11 @@ def load_rows() -> Rows:
         notes={row.id: row.notes for row in matrix.backends if row.notes},
         uncompiled={row.id: row.uncompiled for row in matrix.backends},
         expected=load_expected(MATRIX),
+        model_types={row.id: row.model_type for row in matrix.architectures},
+        examples={
+            row.id: row.checkpoints
+            for row in read_rows(Example, MATRIX / "examples.toml", "example")
+        },
     )
 
 

@@ -86,9 +86,14 @@ def matrices(frame: pd.DataFrame, rows: frames.Rows) -> list[dict[str, Any]]:
             cells = [None if pd.isna(at) else shown[at] | {"place": at} for at in places]
             own = part[part["architecture"] == name]
             statuses = [c["status"] if c else "no-data" for c in cells]
+            model_type = rows.model_types.get(name, "")
             row = {
                 "architecture": name,
-                "text": " ".join(texts.loc[name, ["family", "model_class", "family_class"]]),
+                "model_type": model_type,
+                "checkpoints": rows.examples.get(name, ()),
+                "text": " ".join(
+                    [*texts.loc[name, ["family", "model_class", "family_class"]], model_type]
+                ),
                 "summary": row_summary(statuses, axis, frames.reach(own)),
                 "spark": speed.sparkline(own, axis),
                 "cells": cells[::-1],
@@ -146,6 +151,11 @@ def contents(
     shown: dict[str, Any] = {
         "summary": sentences(frame),
         "families": table,
+        "examples": [
+            (name, rows.model_types.get(name, ""), ", ".join(rows.examples[name]))
+            for name in frames.arrange(frame["architecture"], rows.architectures)
+            if name in rows.examples
+        ],
         "matrices": matrices(frame, rows),
         "devices": by_device(frame),
         "notes": {n: t for n, t in rows.notes.items() if n in set(frame["backend"])},
@@ -173,6 +183,7 @@ def documents(
     rows: frames.Rows | None = None,
     changed: dict[str, Any] | None = None,
     between: Iterable[Record] = (),
+    swept: dict[str, Any] | None = None,
 ) -> dict[str, str]:
     """File name -> text of every document.
 
@@ -181,6 +192,7 @@ def documents(
         rows: what matrix/*.toml says.
         changed: see `harness.render.changes`; None leaves that part out.
         between: judged, see `harness.render.frames.cells`.
+        swept: see `harness.render.sweep.known`.
 
     Raises:
         ValueError: there are no records.
@@ -193,7 +205,7 @@ def documents(
     looks = {status: asdict(entry) for status, entry in LOOKS.items()}
     script = "\n".join(loader.get_source(html, f"script/{name}")[0] for name in SCRIPTS)
     style = loader.get_source(html, "style.css")[0]
-    data = payload(frame) | {"looks": looks}
+    data = payload(frame) | {"looks": looks, "swept": swept or {}}
     inlined = {"script": f'"use strict";\n{script}', "style": style, "data": data}
     sign = machine.badge(frame)
     return {

@@ -41,6 +41,24 @@ def in_words(chosen: Iterable[str], order: Sequence[str], reach: Reach | None = 
     return ", ".join(parts)
 
 
+def brief(chosen: Iterable[str], order: Sequence[str], reach: Reach | None = None) -> str:
+    """The chosen releases in few characters: "all", "5.15.0+", "5.0.0-5.3.0, 5.9.0".
+
+    "5.15.0+" reaches the newest release in `order`.
+    """
+    found = runs(chosen, order)
+    if found == [[*order]]:
+        return "all"
+    parts = []
+    for run in found:
+        first, last = ends(run, reach)
+        if first == last:
+            parts.append(first)
+        else:
+            parts.append(f"{first}+" if run[-1] == order[-1] else f"{first}\N{EN DASH}{last}")
+    return ", ".join(parts)
+
+
 def span(
     chosen: Iterable[str], order: Sequence[str], whole: str = "every", reach: Reach | None = None
 ) -> str:

@@ -1,4 +1,4 @@
-"""README's family table, which is that of the Markdown report."""
+"""README's family table and what is said below it, which are those of the Markdown report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ HEADING = "## Families\n\n"
 
 
 def with_families(text: str, report: str, name: str) -> str:
-    """A text with the report's family table between its two marks.
+    """A text with the report's section on families between its two marks.
 
     Args:
         text: of the document that shows the table.
@@ -20,6 +20,6 @@ def with_families(text: str, report: str, name: str) -> str:
     lines = text.split("\n")
     if lines.count(BEGIN) != 1 or lines.count(END) != 1 or lines.index(BEGIN) > lines.index(END):
         raise ValueError(f"{name} needs one line {BEGIN} and, below it, one line {END}.")
-    table = report.split(HEADING, 1)[1].split("\n\n", 1)[0]
+    section = report.split(HEADING, 1)[1].split("\n## ", 1)[0].strip()
     head, tail = lines[: lines.index(BEGIN) + 1], lines[lines.index(END) :]
-    return "\n".join([*head, "", table, "", *tail])
+    return "\n".join([*head, "", section, "", *tail])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -39,6 +40,25 @@ def others(frame: pd.DataFrame) -> pd.DataFrame:
     rank = {outcome: place for place, outcome in enumerate(reversed(MEANINGS))}
     order = found["outcome"].map(rank).sort_values(kind="stable").index
     return found.loc[order, ["model_type", "outcome", "why"]]
+
+
+def known(results: Sequence[Result]) -> dict[str, Any]:
+    """What the page of the matrix says of model types that are no row of it: of the newest release.
+
+    `{"release": ..., "types": {model type: [outcome, why]}, "meanings": {outcome: words}}`, or
+    nothing without results.
+    """
+    if not results:
+        return {}
+    frame = pd.DataFrame(map(asdict, results)).sort_values("model_type", ignore_index=True)
+    release = max(frame["release"], key=by_version)
+    newest = frame[frame["release"] == release]
+    told = others(newest).set_index("model_type")["why"]
+    types = {
+        name: [outcome, shorten(told.get(name, ""))]
+        for name, outcome in newest[["model_type", "outcome"]].to_numpy()
+    }
+    return {"release": release, "types": types, "meanings": MEANINGS}
 
 
 def render(results: Sequence[Result], folder: Path) -> Path:

@@ -27,8 +27,8 @@ def visible(value: Any) -> Any:
     return value
 
 
-def shorten(value: object, length: int = 300) -> str:
-    """The first line of `value`, cut to `length` characters."""
+def shorten(value: object, length: int = 600) -> str:
+    """The first line of `value`, cut to `length` characters: more than a cause in matrix/ has."""
     first = (str(value).strip().splitlines() or [""])[0]
     return first if len(first) <= length else first[: length - 1] + "…"
 

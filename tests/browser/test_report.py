@@ -33,6 +33,7 @@ def test_the_page_opens_with_what_works_and_paints_at_once(page):
     assert page.locator(".lead").first.inner_text().startswith("On cpu, all 11 families work")
     assert page.locator("h2:visible").all_inner_texts() == [
         "Families",
+        "In words",
         "Matrix",
         "What changed",
         "What does not pass",
@@ -60,7 +61,7 @@ def test_the_switch_shows_one_backend(page):
 
 
 def test_filters_narrow_the_rows_and_say_how_many_are_left(page):
-    page.get_by_label("Find").fill("QWEN moe")
+    page.get_by_label("Does my model work?").fill("QWEN moe")
     assert shown(page) == ["qwen3_moe"]
     assert page.locator("output").inner_text() == "1 of 33 architectures shown"
     page.get_by_role("button", name="Clear").click()
@@ -74,9 +75,84 @@ def test_filters_narrow_the_rows_and_say_how_many_are_left(page):
     page.get_by_role("button", name="Clear").click()
     assert len(shown(page)) == 33
     assert page.locator(".run-on:visible h3").inner_text() == "eager on cpu"
-    page.get_by_label("Find").fill("no such model")
+    page.get_by_label("Does my model work?").fill("no such model")
     assert shown(page) == []
     assert page.locator("output").inner_text() == "0 of 33 architectures shown"
+
+
+def answered(page, typed):
+    """What the page says of a model, in lines."""
+    page.get_by_label("Does my model work?").fill(typed)
+    return page.locator(".answer li").all_inner_texts()
+
+
+@pytest.mark.parametrize(
+    ("typed", "rows"),
+    [
+        ("Qwen2.5-7B-Instruct", ["qwen2", "qwen2.5-yarn"]),
+        ("Qwen/Qwen2.5-14B-Instruct", ["qwen2", "qwen2.5-yarn"]),
+        ("Qwen3-14B", ["qwen3"]),
+        ("Qwen3-235B-A22B-Instruct-2507", ["qwen3_moe"]),
+        ("meta-llama/Llama-3.1-70B", ["llama3.2"]),
+        ("phi3", ["phi3-longrope", "phi4", "phi4-mini", "phi3"]),
+        ("Phi3ForCausalLM mini", ["phi3-longrope", "phi4-mini", "phi3"]),
+    ],
+)
+def test_a_model_is_found_by_its_repository_or_type(page, typed, rows):
+    said = answered(page, typed)
+    assert [line.split()[0] for line in said] == rows
+    assert all(line.endswith("(sdpa on cpu)") for line in said)
+    assert shown(page) == rows
+
+
+@pytest.mark.parametrize("typed", ["falcon", "tiiuae/falcon-7b", "Falcon-40B-instruct"])
+def test_of_a_model_without_a_row_the_page_says_what_the_sweep_knows(page, typed):
+    swept, ask = answered(page, typed)
+    assert (
+        "the model type falcon, built small, on a CPU with transformers 5.24.0: bit-equal" in swept
+    )
+    assert ask.endswith(f"rabbitllm plan {typed if '/' in typed else 'REPO'}")
+
+
+def test_of_a_type_that_fails_in_the_sweep_the_page_says_why(page):
+    assert "fails, it divides weights in place" in answered(page, "rwkv-4-169m")[0]
+
+
+def test_of_a_model_that_nobody_tried_the_page_says_how_to_ask(page):
+    unknown, ask = answered(page, "some/Thing-7B")
+    assert unknown == "Neither the matrix nor the sweep has a model of that name."
+    assert ask.endswith("rabbitllm plan some/Thing-7B")
+    assert answered(page, "") == []
+
+
+@pytest.mark.parametrize("size", [(375, 667), (1000, 700), (1600, 900)])
+def test_the_page_opens_with_the_colours_of_the_family_table(opened, report, size):
+    page = opened(report, viewport={"width": size[0], "height": size[1]})
+    boxes = [cell.bounding_box() for cell in page.locator(".families td.good").all()]
+    assert sum(box["y"] + box["height"] < size[1] for box in boxes) >= 2
+
+
+@pytest.mark.parametrize("width", [375, 1000, 1600])
+def test_what_is_cut_off_at_the_edge_has_a_sign(opened, report, width):
+    page = opened(report, viewport={"width": width, "height": 900})
+    for box in page.locator(".box:visible").all():
+        wide = box.locator(".wide").evaluate("wide => wide.scrollWidth > wide.clientWidth + 1")
+        sign = box.evaluate("box => getComputedStyle(box, '::after').content")
+        assert (sign != "none") == wide
+
+
+def test_the_sign_goes_at_the_end(opened, report):
+    page = opened(report, viewport={"width": 1000, "height": 900})
+    box = page.locator(".run-on.chosen .box.more")
+    assert box.count() == 1
+    box.locator(".wide").evaluate("wide => wide.scrollTo(wide.scrollWidth, 0)")
+    box.wait_for(state="detached")
+
+
+def test_no_pill_runs_into_the_text_beside_it(page):
+    for entry in page.locator(".legend div").all():
+        pill, text = (entry.locator(part).bounding_box() for part in (".badge", "dd"))
+        assert pill["x"] + pill["width"] <= text["x"]
 
 
 def test_a_cell_opens_its_drawer_and_gives_the_focus_back(page):
@@ -209,7 +285,7 @@ def test_nothing_bars_people(opened, report, scheme, rules):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = opened(report, color_scheme=scheme, viewport={"width": 1280, "height": 900})
     # A few rows are as all are, and take seconds.
-    page.get_by_label("Find").fill("gemma")
+    page.get_by_label("Does my model work?").fill("gemma")
     whole = {"exclude": [[".run-on:not(.chosen)"], ["tr[hidden]"]]}
     checks = {"resultTypes": ["violations"], "runOnly": rules}
     for part in (whole, {"include": [["dialog"]]}):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 
 from harness.matrix import CHECKS, MATRIX, ROOT, load_matrix
 from harness.measuring.references import REFERENCES
+from harness.render.frames import load_rows
 
 ISSUE = {
     "llama2", "llama", "llama3.2", "llama-tied", "qwen2", "qwen2.5-yarn", "qwen3", "qwen3_moe",
@@ -125,3 +127,11 @@ def test_planning_needs_no_torch():
 
 def test_the_matrix_is_where_the_checkout_has_it():
     assert MATRIX == ROOT / "matrix"
+
+
+def test_every_architecture_has_checkpoints_that_are_like_it_and_no_other_has():
+    rows = load_rows()
+    assert set(rows.examples) == set(rows.architectures)
+    for names in rows.examples.values():
+        assert names
+        assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in names)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.render.ranges import in_words, runs, span
+from harness.render.ranges import brief, in_words, runs, span
 
 ORDER = ["5.0.0", "5.1.0", "5.2.0", "5.10.4"]
 
@@ -20,6 +20,27 @@ ORDER = ["5.0.0", "5.1.0", "5.2.0", "5.10.4"]
 )
 def test_ranges_join_only_neighbours_that_were_measured(chosen, words):
     assert in_words(chosen, ORDER) == words
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ([], ""),
+        (ORDER, "all"),
+        (["5.10.4"], "5.10.4"),
+        (["5.2.0", "5.10.4"], "5.2.0+"),
+        (["5.0.0", "5.1.0"], "5.0.0\N{EN DASH}5.1.0"),
+        (["5.0.0", "5.2.0", "5.10.4"], "5.0.0, 5.2.0+"),
+    ],
+)
+def test_ranges_in_few_characters(chosen, text):
+    assert brief(chosen, ORDER) == text
+
+
+def test_short_ranges_reach_the_releases_in_between():
+    reach = {"5.2.0": ("5.1.3", "5.2.0"), "5.0.0": ("5.0.0", "5.0.4")}
+    assert brief(["5.2.0", "5.10.4"], ORDER, reach) == "5.1.3+"
+    assert brief(["5.0.0"], ORDER, reach) == "5.0.0\N{EN DASH}5.0.4"
 
 
 def test_a_release_that_was_not_measured_is_in_no_range():

@@ -4,12 +4,13 @@ import pytest
 
 from harness.render.readme import BEGIN, END, with_families
 
-REPORT = "# Compatibility\n\n## Families\n\n| family |\n| --- |\n| Llama |\n\n## On cpu\n\n| x |\n"
+SECTION = "| family |\n| --- |\n| Llama |\n\nA note."
+REPORT = f"# Compatibility\n\n## Families\n\n{SECTION}\n\n## On cpu\n\n| x |\n"
 
 
-def test_the_table_stands_between_the_marks():
+def test_the_section_stands_between_the_marks():
     text = f"# Name\n\n{BEGIN}\nold\n{END}\n\nrest\n"
-    want = f"# Name\n\n{BEGIN}\n\n| family |\n| --- |\n| Llama |\n\n{END}\n\nrest\n"
+    want = f"# Name\n\n{BEGIN}\n\n{SECTION}\n\n{END}\n\nrest\n"
     assert with_families(text, REPORT, "README.md") == want
     assert with_families(want, REPORT, "README.md") == want
 

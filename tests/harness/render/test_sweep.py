@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.render.sweep import render
+from harness.render.sweep import known, render
 from harness.sweep.results import Result
 
 
@@ -61,3 +61,11 @@ def test_composite_types_are_listed(tmp_path):
 
 def test_a_page_without_anything_to_explain(tmp_path):
     assert "\nNone.\n" in render(RESULTS[:1], tmp_path).read_text("utf-8")
+
+
+def test_the_page_of_the_matrix_gets_the_newest_release_with_reasons():
+    found = known(RESULTS)
+    assert found["release"] == "5.10.0"
+    assert found["types"]["bloom"] == ["bit-equal", ""]
+    assert found["types"]["jamba"] == ["fails", "RuntimeError: a | b"]
+    assert known([]) == {}

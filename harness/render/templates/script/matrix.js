@@ -7,9 +7,64 @@ const place = (link) => Number(link.dataset.cell);
 const byCell = new Map(links.map((link) => [place(link), link]));
 const anchorOf = (cell) => byCell.get(cell);
 
+// What is searched in a row: its name and words, and the repositories that are like it.
+const textOf = (row) => `${row.querySelector("th").textContent} ${row.dataset.text} ${row.dataset.checkpoints}`.toLowerCase();
+
+// The part of a repository's name before its size, which models of one kind share; those of which a part is active apart.
+function stem(name) {
+  const base = name.toLowerCase().split("/").pop();
+  const size = /(^|[-_])e?\d+(x\d+)?([._]\d+)?[bm](?![a-z])/.exec(base);
+  return size ? base.slice(0, size.index) + (/\db-a\d/.test(base) ? " moe" : "") : base;
+}
+
+// Whether a row is meant by all words: they occur in it or, where they occur in no row, its repositories begin as they do.
+function finder(words) {
+  const rows = [...document.querySelectorAll("tr[data-text]")];
+  const literal = words.filter((word) => rows.some((row) => textOf(row).includes(word)));
+  return (row) => {
+    const stems = row.dataset.checkpoints.split(" ").filter(Boolean).map(stem);
+    return words.every((word) => (literal.includes(word) ? textOf(row).includes(word) : stems.includes(stem(word))));
+  };
+}
+
+// The model type of the sweep whose name a word has, or begins with: "falcon" for tiiuae/falcon-7b.
+function sweptType(word) {
+  const plain = (name) => name.replaceAll(/[^a-z0-9]/g, "");
+  const types = new Map(Object.keys(data.swept.types ?? {}).map((type) => [plain(type), type]));
+  const parts = word.toLowerCase().split("/").pop().split(/[-_ ]/);
+  const starts = [stem(word), ...parts.map((_, n) => parts.slice(0, parts.length - n).join(""))];
+  return starts.map((start) => types.get(plain(start))).find(Boolean);
+}
+
+// Says below the search what is known of the model that was asked for.
+function answer(typed, rows) {
+  const place = document.querySelector(".answer");
+  place.replaceChildren();
+  if (!typed) return;
+  const runOn = controls.querySelector("[name=run-on]:checked + span").textContent;
+  const lines = rows.slice(0, 6).map((row) => {
+    const link = row.querySelector("a[data-cell]");
+    const name = row.querySelector("th").firstChild.textContent.trim();
+    return make("li", null, link ? make("a", { href: link.getAttribute("href") }, name) : name,
+      ` ${row.querySelector(".summary").textContent} (${runOn})`);
+  });
+  if (rows.length > lines.length) lines.push(make("li", null, `and ${rows.length - lines.length} more rows of the matrix below`));
+  const type = rows.length ? undefined : sweptType(typed);
+  if (type) {
+    const [outcome, why] = data.swept.types[type];
+    lines.push(make("li", null, `No row of the matrix, but the sweep tried the model type ${type}, built small, on a CPU with transformers ${data.swept.release}: `,
+      make("strong", null, outcome), `, ${why || data.swept.meanings[outcome]}. The model_type in config.json says whether it is yours.`));
+  } else if (!rows.length) lines.push(make("li", null, "Neither the matrix nor the sweep has a model of that name."));
+  if (!rows.length) {
+    const repository = /^[\w.-]+\/[\w.-]+$/.test(typed) ? typed : "REPO";
+    lines.push(make("li", null, "Ask for any repository, before its weights are downloaded: ", make("code", null, `rabbitllm plan ${repository}`)));
+  }
+  place.append(make("ul", null, lines));
+}
+
 function apply() {
   const { text, family, status } = controls.elements;
-  const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const means = finder(text.value.toLowerCase().split(/\s+/).filter(Boolean));
   const chosen = controls.querySelector("[name=run-on]:checked").value;
   for (const section of sections) {
     const shown = section.id === `run-on-${chosen}`;
@@ -19,10 +74,9 @@ function apply() {
     for (const body of section.querySelectorAll("tbody")) {
       const before = seen;
       for (const row of body.querySelectorAll("tr[data-text]")) {
-        const said = `${row.cells[0].textContent} ${row.dataset.text}`.toLowerCase();
         const cells = [...row.querySelectorAll("a")];
         const fits = (link) => !status.value || at("status", place(link)) === status.value;
-        row.hidden = !(words.every((word) => said.includes(word))
+        row.hidden = !(means(row)
           && (!family.value || body.dataset.family === family.value)
           && (!status.value || cells.some(fits)));
         for (const link of cells) link.parentElement.classList.toggle("faded", !fits(link));
@@ -33,6 +87,16 @@ function apply() {
     }
     controls.querySelector("output").textContent = `${seen} of ${all} architectures shown`;
     rove(section);
+    answer(text.value.trim(), [...section.querySelectorAll("tr[data-text]")].filter(means));
+  }
+  mark();
+}
+
+// Marks the boxes that go on at their right edge.
+function mark() {
+  for (const box of document.querySelectorAll(".box")) {
+    const [wide] = box.children;
+    box.classList.toggle("more", wide.scrollLeft + wide.clientWidth < wide.scrollWidth - 1);
   }
 }
 
@@ -101,6 +165,9 @@ function follow() {
 }
 
 controls.addEventListener("input", apply);
+controls.elements.text.addEventListener("input", apply);
+addEventListener("resize", mark);
+document.addEventListener("scroll", mark, { capture: true, passive: true });
 controls.addEventListener("submit", (event) => event.preventDefault());
 controls.querySelector("button").addEventListener("click", () => {
   clear();
