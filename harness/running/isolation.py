@@ -11,7 +11,6 @@ import ctypes
 import faulthandler
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import threading
@@ -21,13 +20,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from harness.records import parse, to_json
 from harness.records.failure import tail
+from harness.running.pipes import descriptor, one_way
 from harness.tables import build
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 GRACE = 5.0
 """Seconds beyond the limit in which the process may still end by itself and say where it hung."""
@@ -47,8 +50,12 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 # torch would start its compiling processes when the fork server imports it; its children would wait
 # for them in vain.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "transformers", "harness.running.preload"])
+CONTEXT: ForkServerContext | SpawnContext
+if "forkserver" in multiprocessing.get_all_start_methods():
+    CONTEXT = multiprocessing.get_context("forkserver")
+    CONTEXT.set_forkserver_preload(["torch", "transformers", "harness.running.preload"])
+else:  # on Windows, where each process imports all anew
+    CONTEXT = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ class Drain(threading.Thread):
     def run(self) -> None:
         """Reads until nobody is left who could write."""
         with self.pipe:
-            while chunk := os.read(self.pipe.fileno(), 1 << 16):
+            number = descriptor(self.pipe)
+            while chunk := os.read(number, 1 << 16):
                 self.kept += chunk
                 if len(self.kept) > 2 * self.limit:
                     del self.kept[: -self.limit]
@@ -118,8 +126,8 @@ def isolated(function: Callable[..., Any], arguments: tuple[Any, ...], time_limi
             it is killed.
     """
     begun = time.monotonic()
-    answer_end, answer = CONTEXT.Pipe(duplex=False)
-    output_end, output = CONTEXT.Pipe(duplex=False)
+    answer_end, answer = one_way(CONTEXT)
+    output_end, output = one_way(CONTEXT)
     with answer, output:
         process = CONTEXT.Process(
             target=_serve, args=(answer, output, function, arguments, time_limit), daemon=True
@@ -166,10 +174,11 @@ def _serve(
     time_limit: float,
 ) -> None:
     """Runs in the worker, behind its guard: calls the function and sends what it returns."""
-    _behind_guard()
+    if hasattr(os, "fork"):  # where there is none, what the function abandons outlives it
+        _behind_guard()
     worker = os.getpid()
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
+    for number in (1, 2):
+        os.dup2(descriptor(output), number)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     faulthandler.enable(all_threads=True)
@@ -178,7 +187,7 @@ def _serve(
     if os.getpid() != worker:
         os._exit(0)  # a fork that came back from the function: the worker answers, nobody else
     text = f'{{"value": {to_json(value)}, "cpu_seconds": {time.process_time()}}}'
-    with open(answer.fileno(), "wb", closefd=False) as pipe:
+    with open(descriptor(answer), "wb", closefd=False) as pipe:
         pipe.write(text.encode())
 
 
@@ -222,6 +231,8 @@ def _wait(worker: int) -> int:
 def _end_like(exit_code: int) -> None:
     """Ends this process with an exit code or, where it is negative, by that signal."""
     if exit_code < 0:
+        import resource
+
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of the guard tells nothing
         if -exit_code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-exit_code, signal.SIG_DFL)

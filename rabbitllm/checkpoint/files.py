@@ -14,6 +14,7 @@ import torch
 
 from rabbitllm.checkpoint.tensors import FileState
 from rabbitllm.errors import CheckpointError
+from rabbitllm.utils.open_file import OpenFile
 
 
 class Files:
@@ -25,27 +26,20 @@ class Files:
 
     def __init__(self, states: Mapping[Path, FileState | None]) -> None:
         self._states = states
-        self._descriptors: dict[tuple[Path, bool], int] = {}
+        self._open: dict[tuple[Path, bool], OpenFile] = {}
         self._maps: dict[Path, torch.Tensor] = {}
 
-    def open(self, file: Path, direct: bool = False) -> int:
-        """The descriptor of a file, to read it by; around the page cache if that can be.
+    def open(self, file: Path, direct: bool = False) -> OpenFile:
+        """Has a file open, to be read; around the page cache if that can be.
 
         Raises:
             OSError: it cannot be opened.
         """
         key = (file, direct)
-        if key not in self._descriptors:
-            flags = os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if direct else 0)
-            try:
-                descriptor = os.open(file, flags)
-            except OSError:
-                if not direct:
-                    raise
-                descriptor = os.open(file, os.O_RDONLY)  # a file system without direct reads
-            self._descriptors[key] = descriptor
-            weakref.finalize(self, os.close, descriptor)
-        return self._descriptors[key]
+        if key not in self._open:
+            self._open[key] = OpenFile(file, direct)
+            weakref.finalize(self, self._open[key].close)
+        return self._open[key]
 
     def read(
         self, buffer: memoryview, needed: int, file: Path, start: int, direct: bool = False
@@ -62,9 +56,9 @@ class Files:
         Raises:
             CheckpointError: the file ends earlier.
         """
-        descriptor, done = self._descriptors[file, direct], 0
+        opened, done = self._open[file, direct], 0
         while done < needed:
-            count = os.preadv(descriptor, [buffer[done:]], start + done)
+            count = opened.read(buffer[done:], start + done)
             if count == 0:
                 raise CheckpointError(
                     f"{file} ends at byte {start + done:,}, in the middle of a tensor. "
@@ -82,9 +76,9 @@ class Files:
             CheckpointError: the file is not what it was.
         """
         if file not in self._maps:
-            descriptor = self.open(file)
+            opened = self.open(file)
             self.check([file])
-            memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            memory = mmap.mmap(opened.descriptor, 0, access=mmap.ACCESS_COPY)
             self._maps[file] = torch.frombuffer(memory, dtype=torch.uint8)
         return self._maps[file]
 
@@ -99,7 +93,7 @@ class Files:
             CheckpointError: one of them has been written to, or is another one.
         """
         for file in files:
-            was, found = self._states[file], os.fstat(self._descriptors[file, direct])
+            was, found = self._states[file], os.fstat(self._open[file, direct].descriptor)
             if was is not None and was != FileState.of(found):
                 raise CheckpointError(
                     f"{file} was changed while it was in use: it had {was.nbytes:,} bytes, and has "

@@ -1,6 +1,7 @@
 """What a hub repository would bring, without its weights."""
 
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder:
     with hub_errors(repo):
         settings = fetch_settings(repo, token, trust_remote_code)
         for file in settings.iterdir():
-            (folder / file.name).symlink_to(file)
+            shutil.copyfile(file, folder / file.name)  # not linked: Windows asks for rights to it
         for name in shard_names(settings) if not (settings / MOVED).is_file() else ():
             if (folder / name).exists():
                 continue

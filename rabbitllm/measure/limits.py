@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from rabbitllm.streaming.buffers import pinned_buffer
+from rabbitllm.utils.open_file import OpenFile
 
 CHUNK = 4 << 20
 """Bytes of one read."""
@@ -144,16 +145,16 @@ def direct_read_bandwidth(
     if not jobs:
         return None
     lock, cursor, counts = threading.Lock(), iter(jobs), [0] * threads
-    descriptors = {file: _open_direct(file) for file in files}
+    opened = {file: OpenFile(file, direct=True) for file in files}
 
     def work(number: int) -> None:
-        memory = mmap.mmap(-1, CHUNK)
+        memory = memoryview(mmap.mmap(-1, CHUNK))
         while time.perf_counter() < deadline:
             with lock:
                 job = next(cursor, None)
             if job is None:
                 return
-            counts[number] += os.preadv(descriptors[job[0]], [memory], job[1])
+            counts[number] += opened[job[0]].read(memory, job[1])
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     begun = time.perf_counter()
@@ -163,8 +164,8 @@ def direct_read_bandwidth(
     for worker in workers:
         worker.join()
     elapsed = time.perf_counter() - begun
-    for descriptor in descriptors.values():
-        os.close(descriptor)
+    for each in opened.values():
+        each.close()
     return sum(counts) / elapsed / 1e9
 
 
@@ -187,10 +188,3 @@ def decode_bandwidth(device: torch.device, dtype: torch.dtype, seconds: float = 
     while time.perf_counter() - begun < seconds:
         best = min(best, turn())
     return MATRICES * matrices[0].nbytes / best / 1e9
-
-
-def _open_direct(file: Path) -> int:
-    try:
-        return os.open(file, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-    except OSError:  # a file system without direct reads
-        return os.open(file, os.O_RDONLY)
