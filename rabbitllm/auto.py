@@ -1,16 +1,22 @@
 """`AutoModel.from_pretrained`: from a checkpoint to a stock model whose layers stream."""
 
 import os
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, NoReturn
 
 import torch
+from transformers import GenerationConfig, PretrainedConfig
 
 from rabbitllm.checkpoint.config import load_generation_config
+from rabbitllm.checkpoint.hub import Download
 from rabbitllm.deprecated import accept_arguments, accept_compression
 from rabbitllm.model import StreamedModel
 from rabbitllm.prepare import prepare
+from rabbitllm.stock_arguments import accept_stock, budgets_of, device_of, pick_one
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.placement import make_room, pick_device, place, total_budget
+from rabbitllm.streaming.placement import make_room, place, total_budget
 from rabbitllm.streaming.plan import own_memory
 from rabbitllm.utils.memory import check_budget
 
@@ -22,13 +28,13 @@ class AutoModel:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
+        *model_args: object,
         device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        attn_implementation: str = "auto",
+        dtype: str | torch.dtype | None = "auto",
+        attn_implementation: str | None = "auto",
         device_memory: int | str = "auto",
         host_memory: int | str = "auto",
-        token: str | None = None,
+        token: str | bool | None = None,
         hf_token: str | None = None,
         layer_shards_saving_path: str | os.PathLike[str] | None = None,
         delete_original: bool = False,
@@ -38,7 +44,19 @@ class AutoModel:
         max_seq_len: int | None = None,
         prefetching: bool = True,
         compression: str | None = None,
-        **older: object,
+        config: PretrainedConfig | str | os.PathLike[str] | None = None,
+        generation_config: GenerationConfig | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        torch_dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        experts_implementation: str | None = None,
+        output_loading_info: bool = False,
+        **others: Any,
     ) -> StreamedModel:
         """Loads a checkpoint as a model of its stock class, streaming what does not fit.
 
@@ -68,31 +86,57 @@ class AutoModel:
             compression: "lossless" reads bfloat16 layers from disk in three quarters of their
                 bytes, and computes with the same bits. They are encoded once, into a layer store;
                 without layers on disk a checkpoint that can be read in place needs none.
-            older: arguments of rabbitllm 1.1 that do nothing any more; each one warns.
+            config: in place of the checkpoint's own: a config, or the folder or repository of one.
+            generation_config: in place of the checkpoint's own.
+            revision: branch, tag or commit of a repository; None is the main branch.
+            subfolder: where in the folder or repository the model lies.
+            cache_dir: where huggingface_hub keeps snapshots, if not in its usual place.
+            force_download: fetch a repository's files anew.
+            local_files_only: take a repository from the cache, and ask no hub.
+            torch_dtype: the older name of `dtype`.
+            device_map: stock's argument for a device: one as in `device`, its index, "auto", or a
+                dict that maps everything to one.
+            max_memory: stock's argument for budgets: that of the GPU's index is `device_memory`,
+                that of "cpu" is `host_memory`.
+            experts_implementation: what computes a mixture's experts, as in stock.
+            output_loading_info: return the model and stock's dict on keys, as a tuple.
+            model_args: refused: no model takes any.
+            others: attributes of the config, which they replace, such as `use_cache=False`;
+                arguments of stock's `from_pretrained` that ask for nothing; and arguments of
+                rabbitllm 1.1, which warn.
 
         Raises:
             CheckpointError: the checkpoint is absent, incomplete, damaged or of an unknown
                 architecture.
             BudgetError: a budget is too small; the message states the minimum.
-            ValueError: an argument's value is not understood.
+            ValueError: an argument's value is not understood, or it asks for what streaming has no
+                place for; the message says what to do instead.
             TypeError: there is no such argument.
         """
+        if model_args:
+            raise TypeError(f"{model_args[0]!r} has no name. Pass all but the model by keyword.")
         codec = accept_compression(compression)
-        accept_arguments(older)
-        for budget in (device_memory, host_memory):
+        changes = accept_arguments(accept_stock(others))
+        if experts_implementation is not None:
+            changes["experts_implementation"] = experts_implementation
+        target = device_of(device, device_map)
+        asked = budgets_of(device_memory, host_memory, max_memory, target)
+        for budget in asked.values():
             check_budget(budget)
-        target = pick_device(device)
         prepared = prepare(
             pretrained_model_name_or_path,
-            token or hf_token,
+            hf_token if token is None else token,
             target,
-            dtype,
-            attn_implementation,
+            pick_one({"dtype": dtype, "torch_dtype": torch_dtype}),
+            attn_implementation or "auto",
             trust_remote_code,
+            download=Download(revision, cache_dir, force_download, local_files_only),
+            subfolder=subfolder,
+            given_config=config,
+            changes=changes,
         )
         model, location = prepared.model, prepared.location
-        generation = load_generation_config(location.folder)
-        asked = {"device_memory": device_memory, "host_memory": host_memory}
+        generation = deepcopy(generation_config) or load_generation_config(location.folder)
         setting = "host_memory" if own_memory(target) == "host" else "device_memory"
         total = total_budget(asked[setting], target)
         staged, plan = place(
@@ -111,6 +155,28 @@ class AutoModel:
             room.ceiling.watch(stage.modules[0] for stage in blocks)
         if generation is not None:
             model.generation_config = generation
-        model.name_or_path = os.fspath(pretrained_model_name_or_path)
+        model.name_or_path = model.config.name_or_path = os.fspath(pretrained_model_name_or_path)
         model.attach(plan, pipeline, room, location.folder, target, trust_remote_code)
+        if output_loading_info:
+            # Whatever else a load may find is an error here.
+            info = {
+                "missing_keys": set[str](),
+                "unexpected_keys": prepared.unexpected(),
+                "mismatched_keys": set[tuple[str, tuple[int, ...], tuple[int, ...]]](),
+                "error_msgs": list[str](),
+            }
+            return model, info  # type: ignore[return-value]  # annotated as in stock
         return model
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, **options: object) -> NoReturn:
+        """Refuses: a config has no weights, and what streams are weights on disk.
+
+        Raises:
+            RuntimeError: always; the message says what to do instead.
+        """
+        raise RuntimeError(
+            f"A {type(config).__name__} alone has no weights to stream: a model made of it would "
+            "have random ones. transformers.AutoModelForCausalLM.from_config makes such a model, "
+            "and AutoModel.from_pretrained(folder, config=config) streams a checkpoint's weights."
+        )

@@ -34,24 +34,20 @@ CALLER = 3
 """The frame that a warning points at: the user's, who called what calls a function below."""
 
 
-def accept_arguments(given: Mapping[str, object]) -> None:
-    """Warns of arguments that no longer do anything, and names what does.
+def accept_arguments(given: Mapping[str, object]) -> dict[str, object]:
+    """Warns of arguments that no longer do anything, and names what does; returns the others.
 
     Args:
         given: keyword arguments that a function does not have.
-
-    Raises:
-        TypeError: one of them never was an argument.
     """
-    for name, value in given.items():
-        if name not in ARGUMENTS:
-            raise TypeError(f"from_pretrained() got an unexpected keyword argument {name!r}")
+    for name in given.keys() & ARGUMENTS.keys():
         # FutureWarning and not DeprecationWarning, which Python hides from all but test runners.
         warnings.warn(
-            f"{name}={value!r} has no effect since rabbitllm 2.0: {ARGUMENTS[name]}.",
+            f"{name}={given[name]!r} has no effect since rabbitllm 2.0: {ARGUMENTS[name]}.",
             FutureWarning,
             stacklevel=CALLER,
         )
+    return {name: value for name, value in given.items() if name not in ARGUMENTS}
 
 
 def accept_compression(value: str | None) -> str | None:

@@ -1,9 +1,12 @@
 """From a checkpoint to a model without weights, and where on disk those will come from."""
 
 import os
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -13,11 +16,12 @@ from rabbitllm.attention import build_with_attention, check_backend
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.config import (
+    Fields,
     causal_config,
-    load_config,
+    load_changed_config,
     pick_dtype,
-    read_fields,
     stock_class,
+    take_config,
     valid_config,
 )
 from rabbitllm.checkpoint.consistency import check_complete, check_shapes, repair_head_dim
@@ -25,8 +29,9 @@ from rabbitllm.checkpoint.convert import (
     dtypes_of,
     recipes_for,
     resolve_ties,
+    unexpected_names,
 )
-from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.hub import CACHED, Download, resolve, resolve_settings
 from rabbitllm.checkpoint.index import read_index
 from rabbitllm.checkpoint.inventory import find_moved
 from rabbitllm.checkpoint.location import Location
@@ -35,6 +40,7 @@ from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.rehearsal import rehearse
 from rabbitllm.families import family_of
 from rabbitllm.model import StreamedModel, streamed_class
+from rabbitllm.stock_arguments import unknown_argument
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import find_stages
 from rabbitllm.streaming.weights import Stage
@@ -51,28 +57,50 @@ class Prepared:
         model: parameters on the meta device, buffers real and on the host.
         staged: the same, and its stages.
         location: where its weights lie.
+        unexpected: finds what the checkpoint has and the model does not, as names in the model.
     """
 
     model: StreamedModel
     staged: StagedModel
     location: Location
+    unexpected: Callable[[], set[str]]
 
 
 def prepare(
     model_id: str | os.PathLike[str],
-    token: str | None,
+    token: str | bool | None,
     device: torch.device,
-    dtype: str | torch.dtype,
+    dtype: str | torch.dtype | None,
     attn_implementation: str,
     trust_remote_code: bool,
+    *,
+    download: Download = CACHED,
+    subfolder: str = "",
+    given_config: PretrainedConfig | str | os.PathLike[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Prepared:
-    """Reads config and headers and builds the model; arguments as `AutoModel.from_pretrained`."""
+    """Reads config and headers and builds the model; arguments as `AutoModel.from_pretrained`.
+
+    Args:
+        model_id: and those after it: as there.
+        token: see there.
+        device: where the model is going to run.
+        dtype: see there.
+        attn_implementation: see there.
+        trust_remote_code: see there.
+        download: which revision of a repository, and from where.
+        subfolder: see there.
+        given_config: what is `config` there.
+        changes: attributes of the config -> their values, in place of the checkpoint's.
+    """
     check_backend(attn_implementation)
-    folder = resolve(model_id, token, trust_remote_code)
-    fields = read_fields(folder)
-    whole, row = load_config(folder, trust_remote_code), legacy.find(fields)
+    folder = resolve(model_id, token, trust_remote_code, download, subfolder)
+    whole, fields = _settings(folder, given_config, changes or {}, token, trust_remote_code)
     stock = stock_class(whole, folder, trust_remote_code)
     config = causal_config(whole, stock)
+    if isinstance(given_config, PretrainedConfig) and attn_implementation == "auto":
+        attn_implementation = config._attn_implementation or "auto"
+    row = legacy.find(fields)
     moved = find_moved(folder)
     entries = moved.entries() if moved else read_index(folder)
     place = f"{moved.folder}, which {folder / MOVED} leads to" if moved else folder
@@ -90,7 +118,8 @@ def prepare(
     with valid_config(fields):
         trial = build_with_attention(try_out, attn_implementation, device, weights_dtype, inputs)
     # A store that took the originals' place holds parameters, which need no map.
-    recipes = recipes_for(trial, entries, row.weights if row and not moved else ())
+    mapping = row.weights if row and not moved else ()
+    recipes = recipes_for(trial, entries, mapping)
     if repair_head_dim(config, trial, recipes, entries):
         with valid_config(fields):
             trial = try_out(trial.active_attention_implementation)
@@ -119,7 +148,39 @@ def prepare(
             if not stage.pinned and weight.by is None
         },
     )
-    return Prepared(model, StagedModel(model, weights_dtype, dtypes, tied, stages), location)
+    staged = StagedModel(model, weights_dtype, dtypes, tied, stages)
+    return Prepared(model, staged, location, partial(unexpected_names, trial, entries, mapping))
+
+
+def _settings(
+    folder: Path,
+    given: PretrainedConfig | str | os.PathLike[str] | None,
+    changes: Mapping[str, Any],
+    token: str | bool | None,
+    trust_remote_code: bool,
+) -> tuple[PretrainedConfig, Fields]:
+    """The config to build with, and the fields of config.json that say what the checkpoint is.
+
+    Raises:
+        CheckpointError: the config is absent or not valid.
+        TypeError: a change is no attribute of the config, or both a config and changes are given.
+    """
+    if isinstance(given, PretrainedConfig):
+        for name in changes:
+            known = hasattr(given, name)
+            raise TypeError(
+                f"{name}= changes the checkpoint's own config, and config= is another. Set "
+                f"config.{name} instead."
+                if known
+                else unknown_argument(name, given.to_dict())
+            )
+        return take_config(given, folder)
+    if given is not None:
+        folder = resolve_settings(given, token, trust_remote_code)
+    config, fields, unknown = load_changed_config(folder, trust_remote_code, changes)
+    for name in sorted(unknown):
+        raise TypeError(unknown_argument(name, config.to_dict()))
+    return config, fields
 
 
 def _groups(stages: list[Stage]) -> dict[str, list[str]]:

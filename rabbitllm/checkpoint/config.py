@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,11 +56,17 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class Fields(dict[str, Any]):
-    """The fields of a config.json. Indexing one that is absent is an error that names it."""
+    """The fields of a config.json. Indexing one that is absent is an error that names it.
+
+    Attributes:
+        path: the file.
+        place: what to name when the config made of them is not valid.
+    """
 
     def __init__(self, fields: Mapping[str, Any], path: Path) -> None:
         super().__init__(fields)
         self.path = path
+        self.place = str(path)
 
     def __missing__(self, name: str) -> Any:
         raise CheckpointError(f"{self.path} has no {name!r}, which its {self['model_type']} needs.")
@@ -93,22 +100,58 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
             know, one that needs code from the checkpoint, one that its map cannot express, or a
             quantised checkpoint.
     """
+    return load_changed_config(folder, trust_remote_code, {})[0]
+
+
+def load_changed_config(
+    folder: Path, trust_remote_code: bool, changes: Mapping[str, Any]
+) -> tuple[PretrainedConfig, Fields, set[str]]:
+    """As `load_config`, with other values of some attributes.
+
+    Returns:
+        The config, the fields of its file, and the names of changes that are no attributes.
+
+    Raises:
+        CheckpointError: as `load_config`; also where the changes make it invalid.
+    """
     fields = read_fields(folder)
+    if changes:
+        fields.place += " with " + ", ".join(f"{name}={changes[name]!r}" for name in changes)
+    _refuse_quantised(fields, str(folder))
+    with valid_config(fields):
+        _check_counts(fields)
+        config, unused = _config(folder, fields, trust_remote_code, changes)
+        _check_sizes(config)
+    return config, fields, changes.keys() & unused.keys()
+
+
+def take_config(config: PretrainedConfig, folder: Path) -> tuple[PretrainedConfig, Fields]:
+    """A copy of a config that stands in for the checkpoint's own, and the fields of both.
+
+    The fields are the checkpoint's, which say what its tensors are named, if it has any.
+
+    Raises:
+        CheckpointError: it is not valid, or of a quantised model.
+    """
+    has_own = (folder / "config.json").is_file()
+    fields = read_fields(folder) if has_own else Fields(config.to_dict(), folder / "config.json")
+    fields.place = "config="
+    _refuse_quantised(config.to_dict(), fields.place)
+    with valid_config(fields):
+        _check_sizes(config)
+    taken = deepcopy(config)
+    taken.name_or_path = str(folder)
+    return taken, fields
+
+
+def _refuse_quantised(fields: Mapping[str, Any], place: str) -> None:
     if quantization := fields.get("quantization_config"):
         known = isinstance(quantization, dict)
         method = quantization.get("quant_method", "unknown") if known else "unknown"
         raise CheckpointError(
-            f"{folder} is quantised ({method}). Only float checkpoints stream; use the original, "
+            f"{place} is quantised ({method}). Only float checkpoints stream; use the original, "
             "unquantised one."
         )
-    with valid_config(fields):
-        _check_counts(fields)
-        config = _config(folder, fields, trust_remote_code)
-        _check_counts(config.to_dict())  # some are derived from others
-        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-        if isinstance(layers, int) and layers < 1:
-            raise ValueError(f"a model has layers, but it names {layers}")
-    return config
 
 
 def load_generation_config(folder: Path) -> GenerationConfig | None:
@@ -140,7 +183,7 @@ def valid_config(fields: Fields) -> Iterator[None]:
         raise
     except INVALID as error:
         raise CheckpointError(
-            f"{fields.path} is no valid config of {fields['model_type']!r}: {summary(error)}"
+            f"{fields.place} is no valid config of {fields['model_type']!r}: {summary(error)}"
         ) from error
 
 
@@ -148,6 +191,13 @@ def _check_counts(fields: Mapping[str, Any]) -> None:
     for name, value in _numbers(fields):
         if value > MOST and COUNTS.search(name):
             raise ValueError(f"{name}={value} is beyond what any model has")
+
+
+def _check_sizes(config: PretrainedConfig) -> None:
+    _check_counts(config.to_dict())  # some are derived from others
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers < 1:
+        raise ValueError(f"a model has layers, but it names {layers}")
 
 
 def _check_amounts(settings: Mapping[str, Any]) -> None:
@@ -165,17 +215,25 @@ def _numbers(fields: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _config(folder: Path, fields: Fields, trust_remote_code: bool) -> PretrainedConfig:
+def _config(
+    folder: Path, fields: Fields, trust_remote_code: bool, changes: Mapping[str, Any]
+) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The config with these changes, and those that it has no attribute for."""
     config: PretrainedConfig
     if row := legacy.find(fields):
         config = row.native_config(fields)
+        if changes:
+            own = config.to_dict()
+            config, unused = type(config).from_dict(own, return_unused_kwargs=True, **changes)
         config.name_or_path = str(folder)
-        return config
+        return config, unused if changes else {}
     trusted = trust_remote_code and "auto_map" in fields and legacy.row_of(fields) is None
     if fields["model_type"] not in CONFIG_MAPPING and not trusted:
         raise CheckpointError(_unknown(fields.path, fields["model_type"], "auto_map" in fields))
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-    return config
+    config, unused = AutoConfig.from_pretrained(
+        folder, trust_remote_code=trusted, return_unused_kwargs=True, **changes
+    )
+    return config, unused
 
 
 def stock_class(

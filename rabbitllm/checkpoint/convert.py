@@ -7,7 +7,7 @@ installed release, never written down here.
 
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
+    WeightTransform,
     dot_natural_key,
     rename_source_key,
 )
@@ -88,20 +89,17 @@ def recipes_for(
         keys: of the checkpoint.
         legacy: what a family without a class of its own needs before the model's own mapping.
     """
-    mapping = [*legacy, *get_model_conversion_mapping(model, None, None)]
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    mapping = _mapping(model, legacy)
+    by_pattern = {
+        pattern: entry
+        for entry in mapping
+        if isinstance(entry, WeightConverter)
+        for pattern in entry.source_patterns
+    }
     state = model.state_dict()
     recipes: dict[str, Recipe] = {}
     unused: dict[str, str] = {}
-    for key in sorted(keys, key=dot_natural_key):
-        # Positional: the fourth parameter was renamed in transformers 5.10.4.
-        target, pattern = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, state
-        )
-        if target not in state and key in state:
-            target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
+    for key, target, pattern in _renamed(model, state, keys, mapping):
         if target not in state:
             unused[key] = target
         elif pattern is None:
@@ -114,17 +112,65 @@ def recipes_for(
     return list(recipes.values())
 
 
-def _report_unused(model: PreTrainedModel, unused: dict[str, str]) -> None:
-    """Warns of checkpoint keys (-> name in the model) but for those that it ignores on purpose."""
-    targets = set(unused.values())
+def unexpected_names(
+    model: PreTrainedModel,
+    keys: Collection[str],
+    legacy: Sequence[WeightRenaming | WeightConverter] = (),
+) -> set[str]:
+    """What the model has no use for and does not ignore on purpose, under its names in the model.
+
+    Those are the `unexpected_keys` of stock's `from_pretrained`; arguments as for `recipes_for`.
+    """
+    state = model.state_dict()
+    names = {target for _, target, _ in _renamed(model, state, keys, _mapping(model, legacy))}
+    return _unexpected(model, names - state.keys())
+
+
+def _mapping(
+    model: PreTrainedModel, legacy: Sequence[WeightRenaming | WeightConverter]
+) -> list[WeightTransform]:
+    return [*legacy, *get_model_conversion_mapping(model, None, None)]
+
+
+def _renamed(
+    model: PreTrainedModel,
+    state: dict[str, torch.Tensor],
+    keys: Collection[str],
+    mapping: Sequence[WeightTransform],
+) -> Iterator[tuple[str, str, str | None]]:
+    """Each key, the name that it has in the model, and the pattern of a converter if one takes it.
+
+    Args:
+        model: the model.
+        state: its parameters and persistent buffers, by name.
+        keys: of the checkpoint.
+        mapping: of its keys.
+    """
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    for key in sorted(keys, key=dot_natural_key):
+        # Positional: the fourth parameter was renamed in transformers 5.10.4.
+        target, pattern = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, state
+        )
+        if target not in state and key in state:
+            target, pattern = rename_source_key(key, [], [], model.base_model_prefix, state)
+        yield key, target, pattern
+
+
+def _unexpected(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Of names that the model does not have, those that it does not ignore on purpose."""
     adjust: Any = model._adjust_missing_and_unexpected_keys
     if "loading_info" in signature(adjust).parameters:
-        info = SimpleNamespace(missing_keys=set(), unexpected_keys=targets)
+        info = SimpleNamespace(missing_keys=set(), unexpected_keys=names)
         adjust(info)
-        unexpected = info.unexpected_keys
-    else:
-        _, unexpected = adjust(set(), targets)
-    if unexpected:
+        return set(info.unexpected_keys)
+    return set(adjust(set(), names)[1])
+
+
+def _report_unused(model: PreTrainedModel, unused: dict[str, str]) -> None:
+    """Warns of checkpoint keys (-> name in the model) but for those that it ignores on purpose."""
+    if unexpected := _unexpected(model, set(unused.values())):
         keys = [key for key, target in unused.items() if target in unexpected]
         logger.warning(
             "%d tensors in %s are not used by %s (%s). The config names fewer layers than the "

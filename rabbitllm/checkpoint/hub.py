@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -14,6 +15,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 from rabbitllm.checkpoint.index import shard_names
@@ -25,33 +27,71 @@ CONFIG_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 CODE_PATTERNS = ("*.py",)
 
 
-def resolve(model: str | os.PathLike[str], token: str | None, trust_remote_code: bool) -> Path:
+@dataclass(frozen=True)
+class Download:
+    """How a repository is fetched: arguments of huggingface_hub's `snapshot_download`.
+
+    Attributes:
+        revision: a branch, a tag or a commit; None is the main branch.
+        cache_dir: where snapshots lie; None is the place that HF_HOME or HF_HUB_CACHE names.
+        force_download: fetch what is in the cache already, too.
+        local_files_only: take what is in the cache, and ask no hub.
+    """
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    force_download: bool = False
+    local_files_only: bool = False
+
+
+CACHED = Download()
+"""The main branch, of which the cache keeps what it has."""
+
+
+def resolve(
+    model: str | os.PathLike[str],
+    token: str | bool | None,
+    trust_remote_code: bool,
+    download: Download = CACHED,
+    subfolder: str = "",
+) -> Path:
     """The folder with a model's files: `model` itself, or the snapshot of a hub repository.
 
     Of a repository only configuration, tokenizer and safetensors files are fetched, and Python
     files if `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by huggingface_hub.
 
+    Args:
+        model: a folder, or a repository's id.
+        token: as huggingface_hub takes it; False sends none.
+        trust_remote_code: fetch Python files too.
+        download: which revision, and from where.
+        subfolder: where in the folder or repository the model's files lie.
+
     Raises:
         CheckpointError: neither a folder nor a repository that can be reached, a gated one, or one
             that the hub refuses.
     """
-    if folder := local_folder(model):
+    if folder := local_folder(model, subfolder):
         return folder
     repo = os.fspath(model)
-    with hub_errors(repo):
-        settings = fetch_settings(repo, token, trust_remote_code)
+    with hub_errors(repo, download.revision):
+        settings = fetch_settings(repo, token, trust_remote_code, download, subfolder)
         if (settings / MOVED).is_file():  # do not fetch again what was deleted on purpose
             return settings
-        return _fetch(repo, token, [*_patterns(trust_remote_code), *shard_names(settings)])
+        names = [*_patterns(trust_remote_code), *shard_names(settings)]
+        return _fetch(repo, token, names, download, subfolder)
 
 
-def local_folder(model: str | os.PathLike[str]) -> Path | None:
-    """The folder that `model` is; None if it can only be a hub repository.
+def local_folder(model: str | os.PathLike[str], subfolder: str = "") -> Path | None:
+    """The folder that `model` is, or that lies in it; None if it can only be a hub repository.
 
     Raises:
         CheckpointError: it is a path, and no folder of a checkpoint is there.
     """
     folder = Path(model).expanduser()
+    if subfolder and folder.is_dir():
+        # Absolute, for no repository's id is: one that is not there is not sought on the hub.
+        folder = folder.absolute() / subfolder
     refuse_mistaken(folder)
     if folder.is_dir():
         return folder
@@ -63,16 +103,47 @@ def local_folder(model: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def fetch_settings(repo: str, token: str | None, trust_remote_code: bool) -> Path:
+def fetch_settings(
+    repo: str,
+    token: str | bool | None,
+    trust_remote_code: bool,
+    download: Download = CACHED,
+    subfolder: str = "",
+) -> Path:
     """Fetches everything but the weights; the snapshot's folder. Raises as huggingface_hub."""
-    return _fetch(repo, token, _patterns(trust_remote_code))
+    return _fetch(repo, token, _patterns(trust_remote_code), download, subfolder)
 
 
-def _fetch(repo: str, token: str | None, patterns: list[str]) -> Path:
-    # Only our own word of another place for the weights counts, never a repository's.
-    return Path(
-        snapshot_download(repo, allow_patterns=patterns, ignore_patterns=MOVED, token=token)
+def resolve_settings(
+    model: str | os.PathLike[str], token: str | bool | None, trust_remote_code: bool
+) -> Path:
+    """As `resolve`, of a model whose weights are not wanted; its config.json may be named, too.
+
+    Raises:
+        CheckpointError: as `resolve`.
+    """
+    path = Path(model).expanduser()
+    if path.name == "config.json" and path.is_file():
+        return path.parent
+    if folder := local_folder(model):
+        return folder
+    repo = os.fspath(model)
+    with hub_errors(repo):
+        return fetch_settings(repo, token, trust_remote_code)
+
+
+def _fetch(
+    repo: str, token: str | bool | None, names: list[str], download: Download, subfolder: str
+) -> Path:
+    snapshot = snapshot_download(
+        repo,
+        allow_patterns=[f"{subfolder}/{name}" if subfolder else name for name in names],
+        # Only our own word of another place for the weights counts, never a repository's.
+        ignore_patterns=[MOVED, f"*/{MOVED}"],
+        token=token,
+        **vars(download),
     )
+    return Path(snapshot) / subfolder
 
 
 def _patterns(trust_remote_code: bool) -> list[str]:
@@ -81,7 +152,7 @@ def _patterns(trust_remote_code: bool) -> list[str]:
 
 
 @contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
     """Turns what huggingface_hub raises into a CheckpointError that names the way out."""
     try:
         yield
@@ -89,6 +160,11 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise CheckpointError(
             f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, then pass "
             "token=... or set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{repo} has no revision {revision!r}. Its branches, tags and commits are listed at "
+            f"https://huggingface.co/{repo}/commits."
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
-from rabbitllm.checkpoint.hub import resolve
+from rabbitllm.checkpoint.hub import Download, resolve
 from rabbitllm.checkpoint.index import read_index
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES
@@ -53,6 +53,7 @@ class Hub:
         failing: name of a file -> the HTTP status it gets.
         tokens: of all requests.
         fetched: names of the files whose contents were asked for.
+        revisions: branches, tags and commits that were asked for.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class Hub:
         self.failing: dict[str, int] = {}
         self.tokens: list[str | None] = []
         self.fetched: list[str] = []
+        self.revisions: set[str] = set()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -135,6 +137,10 @@ class Hub:
                 for n, f in files.items()
             ]
             return 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
+        if api and rest[0] == "revision":
+            self.revisions.add(rest[1])
+            if rest[1] not in ("main", "v1"):
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         if api:
             info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
             return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
@@ -216,6 +222,54 @@ def test_code_is_fetched_where_it_is_trusted(hub: Hub) -> None:
     assert set(hub.fetched) == _wanted(hub.repos["tiny/llama"]) | {"modeling_custom.py"}
 
 
+def test_a_revision_goes_to_the_given_cache_and_comes_again_only_by_force(
+    hub: Hub, tmp_path: Path, streamed: Callable[..., StreamedModel]
+) -> None:
+    options: dict[str, Any] = {"revision": "v1", "cache_dir": tmp_path / "elsewhere"}
+    model = streamed("tiny/llama", **options)
+    assert hub.revisions == {"v1"}
+    assert tmp_path / "elsewhere" in model.checkpoint_folder.parents
+    assert not (tmp_path / "cache").exists()
+    hub.fetched.clear()
+    streamed("tiny/llama", **options)
+    assert hub.fetched == []
+    streamed("tiny/llama", **options, force_download=True)
+    assert set(hub.fetched) == _wanted(hub.repos["tiny/llama"])
+    hub.tokens.clear()
+    streamed("tiny/llama", **options, local_files_only=True)
+    assert hub.tokens == []
+
+
+def test_an_unknown_revision_is_named(hub: Hub) -> None:
+    with pytest.raises(CheckpointError, match=r"tiny/llama has no revision 'v2'\. .*/commits"):
+        resolve("tiny/llama", None, False, Download(revision="v2"))
+
+
+def test_what_is_not_in_the_cache_is_not_fetched_for_local_files_only(hub: Hub) -> None:
+    with pytest.raises(CheckpointError, match=r"is not, or not whole.*local_files_only"):
+        resolve("tiny/llama", None, False, Download(local_files_only=True))
+    assert hub.tokens == []
+
+
+def test_of_a_subfolder_nothing_else_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["tiny/nested"] = tmp_path / "nested"
+    shutil.copytree(hub.repos["tiny/llama"], tmp_path / "nested" / "inside" / "small")
+    shutil.copytree(hub.repos["tiny/llama"], tmp_path / "nested", dirs_exist_ok=True)
+    (tmp_path / "nested" / "inside" / "small" / MOVED).write_text(json.dumps({"store": "/"}))
+    folder = resolve("tiny/nested", None, False, subfolder="inside/small")
+    assert set(hub.fetched) == {f"inside/small/{name}" for name in _wanted(hub.repos["tiny/llama"])}
+    assert _wanted(folder) == _wanted(hub.repos["tiny/llama"])
+
+
+def test_a_config_of_a_repository_brings_no_weights(
+    hub: Hub, streamed: Callable[..., StreamedModel], prompt: Any
+) -> None:
+    folder = hub.repos["tiny/llama"]
+    model = streamed(folder, config="tiny/shards")
+    assert not any(name.endswith(".safetensors") for name in hub.fetched)
+    assert model(prompt).logits.equal(streamed(folder)(prompt).logits)
+
+
 def test_a_repository_loads_as_its_folder_does(
     hub: Hub, streamed: Callable[..., StreamedModel], prompt: Any
 ) -> None:
@@ -240,6 +294,12 @@ def test_the_token_of_the_environment_is_sent_unless_one_is_given(
     hub.tokens.clear()
     resolve("tiny/llama", "let-me-in", False)
     assert set(hub.tokens) == {"let-me-in"}
+
+
+def test_no_token_is_sent_where_none_is_wanted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "from-outside")
+    resolve("tiny/llama", False, False)
+    assert set(hub.tokens) == {None}
 
 
 @pytest.mark.parametrize("token", [None, "a-stranger's"])
