@@ -1,4 +1,4 @@
-"""Make the reports and README's table again from the records; --check only compares.
+"""Make the reports and README's tables again from the records; --check only compares.
 
 exit status: 0 if all is current or was written, 1 if --check finds a stale document
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from harness.matrix import ROOT
 from harness.records import write_atomically
-from harness.render import sweep
+from harness.render import sweep, throughput
 from harness.render.folder import compare, report_texts
-from harness.render.readme import with_families
+from harness.render.readme import families_of, with_part
 
 EXAMPLE = "  tox -e docs -- --check"
 
@@ -60,13 +60,18 @@ def texts(root: Path) -> dict[Path, str]:
     """Path -> text of every document of a checkout that comes from records.
 
     Raises:
-        FileNotFoundError: there is no folder of records.
-        ValueError: there are no records, or README has no place for the table.
+        FileNotFoundError: there is no folder of records, or a benchmark has none.
+        ValueError: there are no records, or README has no place for what they say.
     """
     reports, readme = root / "reports", root / "README.md"
     found = report_texts(reports)
-    found[readme] = with_families(
-        readme.read_text("utf-8"), found[reports / "compatibility.md"], readme.name
-    )
+    parts = {
+        "families": families_of(found[reports / "compatibility.md"]),
+        "speed": throughput.section(reports / "benchmarks"),
+    }
+    text = readme.read_text("utf-8")
+    for part, content in parts.items():
+        text = with_part(text, part, content, readme.name)
+    found[readme] = text
     results = sweep.read_all(reports / "sweep")
     return found | ({reports / sweep.PAGE: sweep.page(results)} if results else {})

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import replace
 
 import pytest
 
 from harness.commands.docs import check, write
+from harness.matrix import ROOT
 from harness.records import Store
-from harness.render.readme import BEGIN, END
+from harness.render.readme import marks
 
 DOCUMENTS = [
     "README.md",
@@ -20,7 +22,9 @@ DOCUMENTS = [
 def root(tmp_path, cell_record, monkeypatch):
     """A checkout with one record and one result of the sweep, committed."""
     Store(tmp_path / "reports" / "results", "5.0.0").put([cell_record()])
-    (tmp_path / "README.md").write_text(f"# Name\n\n{BEGIN}\n{END}\n", encoding="utf-8")
+    parts = "\n\n".join("\n".join(marks(part)) for part in ("families", "speed"))
+    (tmp_path / "README.md").write_text(f"# Name\n\n{parts}\n", encoding="utf-8")
+    shutil.copytree(ROOT / "reports" / "benchmarks", tmp_path / "reports" / "benchmarks")
     sweep = tmp_path / "reports" / "sweep"
     sweep.mkdir()
     line = '{"model_type": "llama", "release": "5.0.0", "outcome": "bit-equal", "streamed": 4}\n'
@@ -42,6 +46,16 @@ def test_what_was_just_written_is_current(root, capsys):
     assert sorted(capsys.readouterr().out.splitlines()) == DOCUMENTS
     assert check(root) == 0
     assert "| Llama 2 / 3 |" in (root / "README.md").read_text("utf-8")
+
+
+def test_the_speed_in_readme_is_that_of_the_benchmarks(root):
+    write(root, "git:HEAD")
+    path = root / "reports" / "benchmarks" / "peers-qwen2-7b.jsonl"
+    text = path.read_text("utf-8").replace('_per_second": 0.472', '_per_second": 0.512')
+    path.write_text(text, encoding="utf-8")
+    assert check(root) == 1
+    write(root, "git:HEAD")
+    assert "accelerate\n0.51" in (root / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -1,0 +1,1 @@
+"""llama.cpp, which computes on the CPU what is not on the GPU, with the same shape of weights."""

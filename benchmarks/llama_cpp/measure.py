@@ -1,0 +1,90 @@
+r"""llama-bench over how many layers are on the GPU, to stand beside benchmarks.streaming.
+
+    python -m benchmarks.llama_cpp --bench llama.cpp/build/bin/llama-bench --gguf qwen2-7b.gguf \
+        --layers 0,7,14,28 --out llama-cpp-qwen2-7b.jsonl
+
+The GGUF has the shape and dtype of what it is compared with, as llama.cpp's convert_hf_to_gguf.py
+makes it from a checkpoint. Writes llama-bench's own records as JSON lines, and a Markdown table
+beside them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rabbitllm.cli.tables import table
+
+
+def measure(
+    bench: Path, gguf: Path, layers: int, prompt: int, new: int, threads: int
+) -> list[dict[str, Any]]:
+    """llama-bench's records of a prompt and of a generation.
+
+    Args:
+        bench: the program.
+        gguf: the model.
+        layers: on the GPU.
+        prompt: tokens read.
+        new: tokens generated, without a prompt.
+        threads: of the CPU; one for each core leaves none to the copies.
+
+    Raises:
+        subprocess.CalledProcessError: llama-bench failed; it has said why.
+    """
+    command = [bench, "-m", gguf, "-ngl", layers, "-p", prompt, "-n", new, "-t", threads]
+    done = subprocess.run(
+        [*map(str, command), "-o", "json"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    records: list[dict[str, Any]] = json.loads(done.stdout)
+    return records
+
+
+def render(records: Sequence[dict[str, Any]]) -> str:
+    """The records as a Markdown table."""
+    rows = [
+        {
+            "layers on the GPU": record["n_gpu_layers"],
+            "test": f"tg{record['n_gen']}" if record["n_gen"] else f"pp{record['n_prompt']}",
+            "tokens/s": f"{record['avg_ts']:.2f} ± {record['stddev_ts']:.2f}",
+        }
+        for record in records
+    ]
+    first = records[0]
+    return (
+        f"{table(rows, 'github')}\n\n"
+        f"llama.cpp {first['build_commit']}, {first['model_type']}, "
+        f"{first['model_size'] / 1e9:.1f} GB, {first['n_threads']} threads; "
+        f"{first['gpu_info']}, {first['cpu_info']}.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the arguments, measures, writes; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.llama_cpp",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bench", type=Path, required=True, help="llama-bench")
+    parser.add_argument("--gguf", type=Path, required=True, help="the model")
+    parser.add_argument("--layers", default="0,99", help="on the GPU, in turn (%(default)s)")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens (%(default)s)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--threads", type=int, required=True, help="of the CPU")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
+    asked = parser.parse_args(argv)
+    records = []
+    for layers in map(int, asked.layers.split(",")):
+        print(f"{layers} layers on the GPU ...", file=sys.stderr, flush=True)
+        records += measure(
+            asked.bench, asked.gguf, layers, asked.prompt, asked.new_tokens, asked.threads
+        )
+    asked.out.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    text = render(records)
+    asked.out.with_suffix(".md").write_text(text)
+    print(text)
+    return 0
