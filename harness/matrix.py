@@ -39,6 +39,9 @@ DEALT = (
     "far_positions",
     "hidden_states",
     "eager_parity",
+    "beams",
+    "generation_config",
+    "half_precision",
     "greedy_generation",
     "speed",
 )

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from harness.measuring.golden.manifest import digest, write_checkpoint
 from harness.measuring.references import REFERENCES
 from harness.measuring.references.model import OriginalModel
 from harness.records.code import hash_code
-from harness.records.provenance import recipe
+from harness.records.provenance import golden, recipe
 
 SEED = 20
 NOISE = 0.2
@@ -80,7 +80,7 @@ def golden_checkpoint(architecture: str, sha256: str, cache: Path) -> Path:
     """
     if (found := digest(architecture)) != sha256:
         raise ValueError(f"the golden checkpoint of {architecture} is {found}, not {sha256}")
-    name = f"golden-{architecture}-{sha256[:12]}"
+    name = f"golden-{architecture}-{hashlib.sha256(golden(architecture).encode()).hexdigest()[:12]}"
     return made_once(cache / name, lambda folder: write_checkpoint(architecture, folder))
 
 
@@ -204,19 +204,36 @@ def load_reference(
     Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels
     choose their order of summation by alignment: only copies, which torch aligns to 64 bytes, have
     comparable bits.
+
+    Raises:
+        ValueError: stock finds no weight for a parameter, or no parameter for a weight.
     """
     if name := cell.architecture.reference:
         return OriginalModel(REFERENCES[name].reference(folder), device)
-    model = stock_class(cell).from_pretrained(
-        folder, dtype=getattr(torch, cell.dtype), attn_implementation=cell.backend.id
+    stock: Any = stock_class(cell)  # whose signature does not tell of the information
+    model, loading = stock.from_pretrained(
+        folder,
+        dtype=getattr(torch, cell.dtype),
+        attn_implementation=cell.backend.id,
+        output_loading_info=True,
     )
+    for what in ("missing", "unexpected", "mismatched"):
+        if keys := loading[f"{what}_keys"]:
+            raise ValueError(f"stock loads the checkpoint with {what} keys: {listed(keys)}")
     own_memory(model)
     # A streamed weight has no gradient, and torch's matmul chooses its kernel by requires_grad,
     # even under no_grad: the head's logits of one position per row then differ in the last bit.
     model.requires_grad_(False)
-    model.to(device)  # type: ignore[arg-type]  # transformers' decorated signature
+    model.to(device)
     model.eval()
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def listed(keys: Iterable[Any]) -> str:
+    """The first of the keys, and how many there are."""
+    names = sorted(map(str, keys))
+    return f"{', '.join(names[:3])} ({len(names)} in all)"
 
 
 def own_memory(model: PreTrainedModel) -> None:

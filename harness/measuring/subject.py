@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.matrix import Cell
-from harness.measuring.checkpoints import load_reference
+from harness.measuring.checkpoints import golden_checkpoint, load_reference
 from harness.measuring.memory import live_storages
 from harness.measuring.parity import TOLERANCE, equal
 
@@ -74,13 +74,16 @@ class Subject:
     Args:
         cell: what is measured.
         folder: its checkpoint.
+        counted: whether what is in memory before the streamed model is loaded is counted, which
+            takes a second.
 
     Attributes:
         probes: what the contract check saw of stock, see `harness.measuring.contract`.
     """
 
-    def __init__(self, cell: Cell, folder: Path) -> None:
+    def __init__(self, cell: Cell, folder: Path, counted: bool = True) -> None:
         self.cell = cell
+        self.counted = counted
         self.folder = folder
         self.device = torch.device(cell.device)
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
@@ -110,7 +113,8 @@ class Subject:
     def streamed(self) -> Any:
         """The model under test, at the smallest budget that works: every block streams."""
         self.reference  # noqa: B018  # what is in memory before the engine's is not the engine's
-        self.storages_before = set(live_storages())
+        if self.counted:
+            self.storages_before = set(live_storages())
         return self.stream()
 
     def stream(self) -> Any:
@@ -127,6 +131,16 @@ class Subject:
             device_memory="min",
             host_memory="min" if self.device.type == "cpu" else "auto",
         )
+
+    @cache  # noqa: B019  # a subject lives as long as its cell
+    def published(self, sha256: str) -> Subject:
+        """The same cell with its golden checkpoint, whose file has this SHA-256.
+
+        Raises:
+            ValueError: see `golden_checkpoint`.
+        """
+        name, folder = self.cell.architecture.id, self.folder.parent
+        return Subject(self.cell, golden_checkpoint(name, sha256, folder), counted=False)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -225,6 +239,7 @@ class Subject:
             min_new_tokens=length,
             max_new_tokens=length,
             pad_token_id=0,
+            repetition_penalty=1.0,  # a golden checkpoint's generation_config.json has another
             return_dict_in_generate=True,
             output_logits=True,
         )

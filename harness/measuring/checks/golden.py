@@ -1,10 +1,10 @@
 """Answers are not the golden ones.
 
 The checkpoint has the published layout and the same bits everywhere. Stock's answers to it are held
-to the committed values (matrix/golden/values): logits of a text, and tokens
-generated with a cache from prompts short and long, alone and padded. Where an independent reference
-computed the values, a release that differs is wrong; where another release did, it has changed. The
-streamed model's logits are held to stock's.
+to the committed values (matrix/golden/values): logits of a text, and tokens generated with a cache
+from prompts short and long, alone and padded. Asked again, it must answer the same. Where an
+independent reference computed the values, a release that differs is wrong; where another release
+did, it has changed. The streamed model's logits are held to stock's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.measuring.checkpoints import golden_checkpoint
 from harness.measuring.checks import Outcome
 from harness.measuring.golden.manifest import architectures
 from harness.measuring.golden.values import NEW, REFERENCE, Batch, Values, first_other, read_values
@@ -26,6 +25,11 @@ ROUNDING = 2e-5
 """The largest difference that counts as rounding on a CPU, as a fraction of the largest logit.
 
 Backends, releases and references differ by up to 3e-6.
+"""
+HALF_ROUNDING = 0.05
+"""The same for half of the text's positions in bfloat16: 0.033 in the farthest, a Gemma 3.
+
+A single position may be further off, where it rounds into another expert.
 """
 
 
@@ -66,20 +70,21 @@ def run(subject: Subject) -> Outcome:
     name = subject.cell.architecture.id
     if name not in architectures():
         return Outcome("not-run", message=f"{name} has no golden checkpoint")
-    if subject.dtype != torch.float32:
-        return Outcome("not-run", message="golden values are those of float32")
     values = read_values(name)
-    published = Subject(subject.cell, golden_checkpoint(name, values.sha256, subject.folder.parent))
+    published = subject.published(values.sha256)
     with reference_side():
         logits = read(published, published.reference, values)
-        batches = [generated(published, batch.prompts) for batch in values.batches]
-    streamed = compare(read(published, published.stream(), values), logits)
-    rounding = max(ROUNDING, subject.tolerance)
-    released = replace(
-        distance(logits, torch.tensor(values.logits), rounding),
-        first_other_token=first_other(batches, values.batches),
-    )
+        again = read(published, published.reference, values)
+        released = distance(logits, torch.tensor(values.logits), subject)
+        if subject.dtype == torch.float32:  # rounding to half of that chooses other tokens
+            batches = [generated(published, batch.prompts) for batch in values.batches]
+            released = replace(released, first_other_token=first_other(batches, values.batches))
     figures: dict[str, Any] = {"by": values.by} | asdict(released)
+    repeated = compare(again, logits)
+    if not subject.equal(repeated):
+        said = f"stock answers otherwise when asked again, by {repeated['relative']:.2g}"
+        return Outcome("reference-broken", figures, said)
+    streamed = compare(read(published, published.streamed, values), logits)
     figures |= {f"streamed_{figure}": found for figure, found in streamed.items()}
     if not subject.equal(streamed):
         said = f"the streamed model's are not stock's: largest difference {streamed['max_abs']:.3g}"
@@ -106,14 +111,17 @@ def generated(subject: Subject, prompts: tuple[tuple[int, ...], ...]) -> Batch:
     return Batch(prompts, tuple(map(tuple, made.tolist())))
 
 
-def distance(logits: Tensor, due: Tensor, rounding: float) -> Distance:
+def distance(logits: Tensor, due: Tensor, subject: Subject) -> Distance:
     """How far logits are from others.
 
     Args:
         logits: [text, vocabulary].
-        due: the right ones.
-        rounding: the largest difference that is none, as a fraction of the largest logit.
+        due: the right ones, in float32.
+        subject: whose dtype and kernels say what rounding makes.
     """
-    off = (logits - due).abs().amax(-1) / due.abs().max()
-    within = off <= rounding  # which a NaN is not
+    off = (logits.float() - due).abs().amax(-1) / due.abs().max()
+    if subject.dtype == torch.float32:
+        within = off <= max(ROUNDING, subject.tolerance)  # which a NaN is not
+    else:
+        within = (off <= HALF_ROUNDING) | (off.median() <= HALF_ROUNDING)
     return Distance(off.max().item(), int((~within).sum()))

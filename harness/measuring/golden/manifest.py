@@ -2,10 +2,12 @@
 
 One JSON file for each architecture in matrix/golden/checkpoints, named as its row:
 
-    {"config": {...}, "tensors": {"model.norm.weight": {"dtype": "BF16", "shape": [64]}, ...}}
+    {"config": {...}, "generation": {...},
+     "tensors": {"model.norm.weight": {"dtype": "BF16", "shape": [64]}, ...}}
 
-`config` is config.json with the fields that the architecture's authors publish, at small sizes;
-`tensors` are the keys of their files. No transformers has a hand in either.
+`config` is config.json with the fields that the architecture's authors publish, at small sizes, and
+`generation` is generation_config.json; `tensors` are the keys of their files. No transformers has a
+hand in any of them.
 """
 
 from __future__ import annotations
@@ -44,11 +46,14 @@ class Manifest:
 
     Attributes:
         config: what config.json says.
+        generation: what generation_config.json says: ids that end a text, the second of them one
+            that the model generates; a penalty of repetition, and the longest text.
         tensors: key -> how it is stored.
         seed: another one makes other weights.
     """
 
     config: dict[str, Any]
+    generation: dict[str, Any]
     tensors: dict[str, Stored]
     seed: int = 0
 
@@ -93,9 +98,11 @@ def safetensors(architecture: str) -> bytes:
 
 
 def write_checkpoint(architecture: str, folder: Path) -> None:
-    """Writes the architecture's config.json and model.safetensors."""
-    config = read_manifest(architecture).config
-    (folder / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    """Writes the architecture's config.json, generation_config.json and model.safetensors."""
+    manifest = read_manifest(architecture)
+    files = {"config.json": manifest.config, "generation_config.json": manifest.generation}
+    for name, fields in files.items():
+        (folder / name).write_text(json.dumps(fields, indent=2), "utf-8")
     (folder / "model.safetensors").write_bytes(safetensors(architecture))
 
 

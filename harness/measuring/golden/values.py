@@ -8,9 +8,10 @@ did, and they tell that another one answers differently, not which of the two is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class Values:
         text: token ids.
         logits: of the text, for each position those of the whole vocabulary.
         batches: greedy generation, from prompts short and long, alone and padded.
+        configured: generation as generation_config.json says, from a prompt that ends by a token,
+            and from one that ends by its length.
     """
 
     sha256: str
@@ -74,6 +77,7 @@ class Values:
     text: tuple[int, ...]
     logits: tuple[tuple[float, ...], ...]
     batches: tuple[Batch, ...]
+    configured: tuple[Batch, ...]
 
 
 def read_values(architecture: str) -> Values:
@@ -92,6 +96,7 @@ def written(values: Values) -> str:
     lines: dict[str, list[str]] = {
         "logits": [json.dumps(row) for row in values.logits],
         "batches": [json.dumps(asdict(batch)) for batch in values.batches],
+        "configured": [json.dumps(asdict(batch)) for batch in values.configured],
     }
     fields = [
         f"{json.dumps(name)}: "
@@ -111,8 +116,7 @@ def compute(architecture: str, forward: Forward, by: str) -> Values:
     config = manifest.config
     words = config.get("text_config", config)["vocab_size"]
     text = token_ids(f"{architecture}/{manifest.seed}/text", TEXT, 3, words)
-    ends = config["eos_token_id"]
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = manifest.generation["eos_token_id"]
     try:
         batches = [
             Batch(
@@ -120,6 +124,10 @@ def compute(architecture: str, forward: Forward, by: str) -> Values:
                 tuple(tuple(greedy(forward, row, ends)) for row in prompts),
             )
             for prompts in ([text[:SHORT]], [text, text[SKIPPED:]])
+        ]
+        configured = [
+            Batch((tuple(prompt),), (tuple(as_configured(forward, prompt, manifest.generation)),))
+            for prompt in (text[:SHORT], text)
         ]
     except ValueError as error:
         raise ValueError(f"{architecture}: {error}; its manifest needs another seed") from error
@@ -131,6 +139,7 @@ def compute(architecture: str, forward: Forward, by: str) -> Values:
         text=tuple(text),
         logits=tuple(tuple(float(f"{x:.{DIGITS}g}") for x in row) for row in logits.tolist()),
         batches=tuple(batches),
+        configured=tuple(configured),
     )
 
 
@@ -148,11 +157,7 @@ def greedy(forward: Forward, prompt: Sequence[int], ends: Sequence[int]) -> list
     """
     ids = list(prompt)
     for _ in range(NEW):
-        logits = forward(torch.tensor([ids]))[0, -1]
-        best = logits.topk(2)
-        ids.append(int(best.indices[0]))
-        if best.values[0] - best.values[1] < MARGIN * logits.abs().max():
-            raise ValueError("a greedy token is hardly better than the next")
+        ids.append(best(forward(torch.tensor([ids]))[0, -1]))
     new = ids[len(prompt) :]
     if set(new) & set(ends):
         raise ValueError("a greedy token ends the text")
@@ -161,13 +166,52 @@ def greedy(forward: Forward, prompt: Sequence[int], ends: Sequence[int]) -> list
     return new
 
 
+def as_configured(
+    forward: Forward, prompt: Sequence[int], generation: Mapping[str, Any]
+) -> list[int]:
+    """The greedy tokens behind a prompt, as generation_config.json says.
+
+    Repetition is penalised as in https://arxiv.org/abs/1909.05858, section 4.1: the logit of a
+    token that the text holds is divided by the penalty, or multiplied if it is negative.
+
+    Args:
+        forward: of the model.
+        prompt: token ids.
+        generation: the file's fields.
+
+    Raises:
+        ValueError: a token is hardly better than the next.
+    """
+    ids, penalty = list(prompt), generation["repetition_penalty"]
+    while len(ids) < generation["max_length"]:
+        logits = forward(torch.tensor([ids]))[0, -1].clone()
+        held = torch.tensor(sorted(set(ids)))
+        logits[held] = torch.where(logits[held] < 0, logits[held] * penalty, logits[held] / penalty)
+        ids.append(best(logits))
+        if ids[-1] in generation["eos_token_id"]:
+            break
+    return ids[len(prompt) :]
+
+
+def best(logits: Tensor) -> int:
+    """The token with the largest of the logits [vocabulary].
+
+    Raises:
+        ValueError: it is hardly better than the next.
+    """
+    first, second = logits.topk(2).values
+    if first - second < MARGIN * logits.abs().max():
+        raise ValueError("a greedy token is hardly better than the next")
+    return int(logits.argmax())
+
+
 def first_other(ours: Sequence[Batch], due: Sequence[Batch]) -> int | None:
     """The number, from 1, of the first token that is another one in any row; None if all agree."""
     rows = zip(chain(*(b.tokens for b in ours)), chain(*(b.tokens for b in due)), strict=True)
     numbers = [
         number
         for ours_row, due_row in rows
-        for number, (a, b) in enumerate(zip(ours_row, due_row, strict=True), start=1)
+        for number, (a, b) in enumerate(zip_longest(ours_row, due_row), start=1)
         if a != b
     ]
     return min(numbers, default=None)

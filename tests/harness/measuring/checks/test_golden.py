@@ -10,10 +10,11 @@ import transformers
 from transformers.models.llama import modeling_llama
 
 from harness.judging.causes import explanation
+from harness.measuring import subject as subjects
 from harness.measuring.cell import measure
 from harness.measuring.checks import golden
 from harness.measuring.golden.values import REFERENCE, read_values
-from harness.measuring.subject import Subject
+from harness.measuring.subject import StockError, Subject
 
 
 @pytest.fixture
@@ -40,9 +41,15 @@ def test_a_sound_release_and_engine_pass(measured, architecture):
     assert figures["relative"] < golden.ROUNDING / 4
 
 
-def wrong_norm(patch: pytest.MonkeyPatch) -> None:
+def around_norm(patch: pytest.MonkeyPatch, factor: float) -> None:
     original = modeling_llama.LlamaRMSNorm.forward
-    patch.setattr(modeling_llama.LlamaRMSNorm, "forward", lambda self, x: original(self, x) * 1.001)
+    patch.setattr(
+        modeling_llama.LlamaRMSNorm, "forward", lambda self, x: original(self, x) * factor
+    )
+
+
+def wrong_norm(patch: pytest.MonkeyPatch) -> None:
+    around_norm(patch, 1.001)
 
 
 def second_best(patch: pytest.MonkeyPatch) -> None:
@@ -109,19 +116,50 @@ def test_a_streamed_model_that_differs_is_the_engines_fault(measured, monkeypatc
     assert "the streamed model's are not stock's: largest difference 0.001" in found.message
 
 
-def test_nan_is_beyond_rounding():
-    logits = torch.ones(3, 4)
+def test_nan_is_beyond_rounding(cell, tmp_path):
+    subject, logits = Subject(cell(), tmp_path), torch.ones(3, 4)
     broken = logits.clone()
     broken[1, 2] = torch.nan
-    assert golden.distance(broken, logits, 1.0).positions == 1
-    assert golden.distance(logits, logits, 0.0).positions == 0
+    assert golden.distance(broken, logits, subject).positions == 1
+    assert golden.distance(logits, logits, subject).positions == 0
+
+
+def test_stock_that_answers_otherwise_when_asked_again_is_to_blame(measured, monkeypatch):
+    always = property(lambda _: True, lambda _, __: None)
+    monkeypatch.setattr(modeling_llama.LlamaAttention, "training", always, raising=False)
+    found = measured()
+    assert found.status == "reference-broken"
+    assert "stock answers otherwise when asked again" in found.message
+
+
+def test_stock_that_reads_other_keys_is_to_blame(cell, tmp_path, monkeypatch):
+    original = transformers.LlamaForCausalLM.__init__
+
+    def renamed(self: Any, config: Any) -> None:
+        original(self, config)
+        self.model.last_norm = self.model.norm
+        del self.model.norm
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", renamed)
+    published = Subject(cell(), tmp_path / "own").published(read_values("llama").sha256)
+    with pytest.raises(StockError) as raised:
+        published.reference  # noqa: B018  # which loads it
+    assert "missing keys: model.last_norm.weight (1 in all)" in str(raised.value.__cause__)
 
 
 def test_what_has_no_golden_values_is_not_run(measured):
-    without, half = measured("internlm"), measured(dtype="bfloat16")
-    assert (without.status, half.status) == ("not-run", "not-run")
+    without = measured("internlm")
+    assert without.status == "not-run"
     assert "internlm has no golden checkpoint" in without.message
-    assert "golden values are those of float32" in half.message
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_held_to_what_it_rounds(measured, monkeypatch, dtype):
+    assert measured(dtype=dtype).status == "pass"
+    around_norm(monkeypatch, 1.2)
+    found = measured(dtype=dtype)
+    assert found.status == "stock-wrong"
+    assert "20 positions are off by up to" in found.message
 
 
 def test_values_of_other_bits_are_not_compared(measured, monkeypatch):
@@ -137,12 +175,12 @@ def test_stock_that_cannot_read_the_published_config_is_to_blame(measured, monke
     def refuse(self: Any, config: Any) -> None:
         raise AttributeError("no such field")
 
-    original = golden.golden_checkpoint
+    original = subjects.golden_checkpoint
 
     def then_refuse(*given: Any) -> Path:
         monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", refuse)
         return original(*given)
 
-    monkeypatch.setattr(golden, "golden_checkpoint", then_refuse)
+    monkeypatch.setattr(subjects, "golden_checkpoint", then_refuse)
     found = measured()
     assert (found.status, found.exception) == ("reference-broken", "AttributeError")

@@ -10,11 +10,13 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers.models.mistral import modeling_mistral
 
 from harness.measuring import checks
 from harness.measuring.checkpoints import checkpoint
 from harness.measuring.checks.chunked_prompt import original_context
 from harness.measuring.checks.invariance import Pair
+from harness.measuring.golden.values import read_values
 from harness.measuring.subject import Subject
 
 
@@ -127,3 +129,39 @@ def test_no_chunk_crosses_longropes_original_context(cell, tmp_path):
         made = Subject(found, checkpoint(found, tmp_path)).reference
         contexts[name] = original_context(made.config)
     assert contexts == {"llama": 0, "phi3-longrope": 8, "phi4-mini": 0}
+
+
+def test_beams_that_are_not_reordered_are_seen(subject, monkeypatch):
+    assert checks.load("beams")[0](subject).status == "pass"
+    monkeypatch.setattr(transformers.DynamicCache, "reorder_cache", lambda *_: None)
+    found = checks.load("beams")[0](subject)
+    assert found.status == "reference-broken"
+    assert "log probability of" in found.message
+
+
+@pytest.mark.parametrize(("side", "status"), [("reference", "stock-wrong"), ("streamed", "fail")])
+@pytest.mark.parametrize("field", ["eos_token_id", "repetition_penalty", "max_length"])
+def test_a_generation_config_that_is_not_read_is_seen(subject, side, status, field):
+    check = checks.load("generation_config")[0]
+    assert check(subject).status == "pass"
+    published = subject.published(read_values("mistral").sha256)
+    plain = {"eos_token_id": 2, "repetition_penalty": 1.0, "max_length": 26}
+    for broken in ("reference", "streamed") if side == "reference" else (side,):
+        setattr(getattr(published, broken).generation_config, field, plain[field])
+    found = check(subject)
+    assert found.status == status, found
+    assert "is the first other one" in found.message
+
+
+def test_a_norm_in_half_precision_is_seen(subject, monkeypatch):
+    check = checks.load("half_precision")[0]
+    assert check(subject).status == "pass"
+
+    def forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        return norm.weight * (x * scale)
+
+    monkeypatch.setattr(modeling_mistral.MistralRMSNorm, "forward", forward)
+    found = check(subject)
+    assert found.status == "stock-wrong"
+    assert "norm is off by 0.4" in found.message
