@@ -13,7 +13,13 @@ from rabbitllm.checkpoint.hub import Download
 from rabbitllm.deprecated import accept_arguments, accept_compression
 from rabbitllm.model import StreamedModel
 from rabbitllm.prepare import prepare
-from rabbitllm.stock_arguments import accept_stock, budgets_of, device_of, pick_one
+from rabbitllm.stock_arguments import (
+    accept_stock,
+    budgets_of,
+    check_types,
+    device_of,
+    pick_one,
+)
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
 from rabbitllm.streaming.placement import make_room, place, total_budget
@@ -111,10 +117,13 @@ class AutoModel:
             BudgetError: a budget is too small; the message states the minimum.
             ValueError: an argument's value is not understood, or it asks for what streaming has no
                 place for; the message says what to do instead.
-            TypeError: there is no such argument.
+            TypeError: there is no such argument, or not of that type.
         """
         if model_args:
             raise TypeError(f"{model_args[0]!r} has no name. Pass all but the model by keyword.")
+        check_types(
+            {"config": config, "generation_config": generation_config, "max_memory": max_memory}
+        )
         codec = accept_compression(compression)
         changes = accept_arguments(accept_stock(others))
         if experts_implementation is not None:

@@ -98,7 +98,8 @@ def prepare(
     whole, fields = _settings(folder, given_config, changes or {}, token, trust_remote_code)
     stock = stock_class(whole, folder, trust_remote_code)
     config = causal_config(whole, stock)
-    if isinstance(given_config, PretrainedConfig) and attn_implementation == "auto":
+    chosen = isinstance(given_config, PretrainedConfig) or "_attn_implementation" in (changes or {})
+    if chosen and attn_implementation == "auto":
         attn_implementation = config._attn_implementation or "auto"
     row = legacy.find(fields)
     moved = find_moved(folder)
@@ -205,6 +206,10 @@ def _skeleton(
     attention: str,
     inputs: legacy.Inputs | None,
 ) -> StreamedModel:
+    # `_from_config` does so as well, but for the first releases.
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if part is not None:
+            part.dtype = dtype
     # Buffers such as rotary frequencies are computed by the model's own constructor, so they stay
     # real.
     with init_empty_weights(include_buffers=False):

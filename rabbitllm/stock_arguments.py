@@ -1,11 +1,13 @@
 """The arguments of stock's `from_pretrained`, and what each becomes where layers stream."""
 
+import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, PretrainedConfig
 
 from rabbitllm.errors import nearest
 from rabbitllm.streaming.placement import pick_device
@@ -73,6 +75,7 @@ ARGUMENTS: dict[str, str | Refused] = {
     "mirror": ACCEPTED,
     "offload_folder": ACCEPTED,  # what stays on disk is read where it lies
     "offload_state_dict": ACCEPTED,
+    "resume_download": ACCEPTED,  # huggingface_hub always does
     "weights_only": ACCEPTED,  # nothing is unpickled
     "adapter_kwargs": Refused(ADAPTERS),
     "adapter_name": Refused(ADAPTERS, (None, "default")),
@@ -129,6 +132,16 @@ OWN = (
 )
 """Parameters of `AutoModel.from_pretrained` that stock's does not have."""
 
+TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "config": (
+        (PretrainedConfig, str, os.PathLike),
+        "a config, or the folder or repository of one",
+    ),
+    "generation_config": ((GenerationConfig,), "a GenerationConfig"),
+    "max_memory": ((Mapping,), "a dict, such as {0: '4GiB', 'cpu': '16GiB'}"),
+}
+"""Of what types an argument may be, and in words."""
+
 WHOLE = ("auto", "balanced", "balanced_low_0", "sequential")
 """Values of `device_map` that leave the choice; layers stream to one device whichever it is."""
 
@@ -149,6 +162,14 @@ def accept_stock(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name}={reprlib.repr(value)} has no meaning for a streamed model. {rule.instead}"
             )
     return {name: value for name, value in given.items() if name not in ARGUMENTS}
+
+
+def check_types(given: Mapping[str, object]) -> None:
+    """Raises TypeError for a value of another type than `TYPES` has; None is of any."""
+    for name, value in given.items():
+        types, words = TYPES[name]
+        if value is not None and not isinstance(value, types):
+            raise TypeError(f"{name}={reprlib.repr(value)} is not {words}.")
 
 
 def unknown_argument(name: str, attributes: Iterable[str]) -> str:

@@ -220,13 +220,14 @@ def _config(
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The config with these changes, and those that it has no attribute for."""
     config: PretrainedConfig
+    unused: dict[str, Any] = {}
     if row := legacy.find(fields):
         config = row.native_config(fields)
         if changes:
             own = config.to_dict()
             config, unused = type(config).from_dict(own, return_unused_kwargs=True, **changes)
         config.name_or_path = str(folder)
-        return config, unused if changes else {}
+        return config, unused
     trusted = trust_remote_code and "auto_map" in fields and legacy.row_of(fields) is None
     if fields["model_type"] not in CONFIG_MAPPING and not trusted:
         raise CheckpointError(_unknown(fields.path, fields["model_type"], "auto_map" in fields))
