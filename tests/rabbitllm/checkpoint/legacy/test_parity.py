@@ -149,3 +149,13 @@ def test_a_half_precision_checkpoint(copy, streamed, ids, run, distance):
     model = streamed(folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert distance(run(model, ids).float(), reference(ids)) <= 0.05
+
+
+def test_attributes_of_the_config_and_a_config_may_be_given(original, streamed, ids, run):
+    folder, _ = original("baichuan-7b")
+    model = streamed(folder, use_cache=False, rms_norm_eps=0.1)
+    assert model.config.use_cache is False
+    assert model.config.rms_norm_eps == 0.1
+    again = streamed(folder, config=model.config)
+    assert run(again, ids).equal(run(model, ids))
+    assert not run(streamed(folder), ids).equal(run(model, ids))
