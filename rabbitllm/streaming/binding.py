@@ -1,7 +1,7 @@
 """Puts weights in their places in the modules, and says which are there."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -11,6 +11,11 @@ Held: TypeAlias = dict[str, torch.Tensor | None]
 """The parameters, or buffers, of one module by attribute, as the module itself holds them."""
 Bindings: TypeAlias = tuple[tuple[tuple[Held, str], ...], ...]
 """Of each weight of a stage: where it is bound."""
+
+Bound = TypeVar("Bound", bound=torch.Tensor)
+
+MARK = "_streams"
+"""The attribute of tensors that the engine may take away again: all others are the user's."""
 
 
 def bindings(stage: Stage) -> Bindings:
@@ -27,7 +32,31 @@ def bound(where: Bindings) -> list[torch.Tensor | None]:
 
 
 def bind(where: Bindings, tensors: Sequence[torch.Tensor | None]) -> None:
-    """Makes `tensors` those of the modules."""
+    """Makes `tensors` those of the modules, but for what the user has put there or taken away."""
+    for owners, tensor in zip(where, tensors, strict=True):
+        for held, attribute in owners:
+            if streams(held.get(attribute)):
+                held[attribute] = tensor
+
+
+def put(where: Bindings, tensors: Sequence[torch.Tensor | None]) -> None:
+    """Makes `tensors` those of the modules, whatever is there."""
     for owners, tensor in zip(where, tensors, strict=True):
         for held, attribute in owners:
             held[attribute] = tensor
+
+
+def streams(tensor: torch.Tensor | None) -> bool:
+    """Whether a tensor is one that the engine puts in place and takes away."""
+    return getattr(tensor, MARK, False)
+
+
+def in_use(where: Bindings) -> bool:
+    """Whether any weight still is the engine's to bring: replaced ones are with the user."""
+    return any(streams(held.get(attribute)) for owners in where for held, attribute in owners)
+
+
+def marked(tensor: Bound) -> Bound:
+    """The same tensor, as one that the engine may take away again."""
+    setattr(tensor, MARK, True)
+    return tensor

@@ -3,13 +3,22 @@
 An embedding is asked by its token ids, a mixture's experts by the routes of the tokens.
 """
 
+import inspect
+import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from rabbitllm.streaming.binding import marked, streams
+from rabbitllm.streaming.entry import Forward, run_by
+
 COUNT = "num_experts"
 """The attribute by which an experts module knows how many rows its weights have."""
+PADDING = "padding_idx"
+"""The attribute by which an embedding knows a row of the whole table; it only matters to gradients.
+"""
 
 
 class Gather:
@@ -17,10 +26,10 @@ class Gather:
 
     The numbers in that argument are replaced by their positions among the distinct ones, and each
     weight by those rows, so scaled and otherwise modified modules work unchanged, and give the same
-    bits.
+    bits. Weights that the user has put in their place are taken as they are.
 
     Args:
-        module: its weights are on meta, and all have as many rows, slices along dimension 0.
+        module: its weights are placeholders, and all have as many rows, slices along dimension 0.
         rows: attribute -> what brings those rows of the weight: int64 [rows] -> [rows, ...], both
             on the host; raises IndexError for a number that has none.
         by: which positional argument of the forward holds row numbers, of any integer dtype and
@@ -35,31 +44,36 @@ class Gather:
         by: int,
         device: torch.device,
     ) -> None:
+        self._module = weakref.ref(module)
         self._rows = rows
-        self._by = by
+        self._signature = inspect.signature(module.forward)
+        self._by = list(self._signature.parameters)[by]
         self._device = device
-        self._idle = {attribute: module._parameters[attribute] for attribute in rows}
-        self._count = getattr(module, COUNT, None)
-        if isinstance(module, nn.Embedding):
-            module.padding_idx = None  # a row of the whole table; it only matters to gradients
-        module.register_forward_pre_hook(self._bind)
-        module.register_forward_hook(self._unbind, always_call=True)
+        self._idle = {attribute: module.get_parameter(attribute) for attribute in rows}
+        known = vars(module)
+        self._whole = {name: known[name] for name in (COUNT, PADDING) if name in known}
+        run_by(module, self._run)
 
-    def _bind(
-        self, module: nn.Module, arguments: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        asked = arguments[self._by]
-        distinct, positions = torch.unique(asked.cpu(), return_inverse=True)
-        for attribute, bring in self._rows.items():
-            rows = bring(distinct).to(self._device)  # checks the numbers
-            module._parameters[attribute] = nn.Parameter(rows, requires_grad=False)
-        self._set_count(module, len(distinct))
-        return *arguments[: self._by], positions.to(self._device), *arguments[self._by + 1 :]
-
-    def _unbind(self, module: nn.Module, *_: object) -> None:
-        module._parameters.update(self._idle)
-        self._set_count(module, self._count)
-
-    def _set_count(self, module: nn.Module, count: int | None) -> None:
-        if self._count is not None:
-            setattr(module, COUNT, count)
+    def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self._module()
+        assert module is not None, "who calls its forward holds it"
+        idle = [name for name in self._rows if streams(module._parameters.get(name))]
+        if not idle:
+            return forward(*args, **kwargs)
+        call = self._signature.bind(*args, **kwargs)
+        numbers = torch.arange(len(self._idle[idle[0]]))
+        whole = len(idle) < len(self._rows)  # beside weights of the user's, which have all rows
+        if not whole:
+            numbers, positions = torch.unique(call.arguments[self._by].cpu(), return_inverse=True)
+            call.arguments[self._by] = positions.to(self._device)
+        try:
+            for name in idle:
+                rows = self._rows[name](numbers).to(self._device)  # checks the numbers
+                module._parameters[name] = marked(nn.Parameter(rows, requires_grad=False))
+            if not whole:
+                rowwise = {COUNT: len(numbers), PADDING: None}
+                vars(module).update((name, rowwise[name]) for name in self._whole)
+            return forward(*call.args, **call.kwargs)
+        finally:
+            module._parameters.update((name, self._idle[name]) for name in idle)
+            vars(module).update(self._whole)

@@ -12,6 +12,7 @@ import torch
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
+from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import views
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import SLOTS, Memory
@@ -71,7 +72,7 @@ class Slot:
     def tensors_of(self, stage: Stage) -> list[torch.Tensor]:
         """The stage's weights in this slot, in the order of `stage.weights`."""
         if stage.name not in self.tensors:
-            self.tensors[stage.name] = views(stage, self.buffer)
+            self.tensors[stage.name] = [marked(view) for view in views(stage, self.buffer)]
         return self.tensors[stage.name]
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from rabbitllm.prepare import prepare
+from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.pipeline import Options
@@ -37,7 +38,7 @@ def gathered(module: nn.Module, by: int) -> dict[str, Table]:
     """Takes the module's weights away, and has it gather their rows."""
     tables = {name: Table(weight.detach()) for name, weight in module.named_parameters()}
     for name, table in tables.items():
-        module._parameters[name] = nn.Parameter(table.rows.to("meta"), requires_grad=False)
+        module._parameters[name] = marked(nn.Parameter(table.rows.to("meta"), False))
     Gather(module, tables, by, CPU)
     return tables
 
@@ -130,7 +131,7 @@ def test_experts_give_stocks_bits_from_the_rows_that_tokens_are_sent_to(
             assert [len(asked) for asked in table.asked][1:] == [2]  # one token goes to two
 
 
-def test_experts_count_again_behind_an_interrupt(
+def test_all_experts_count_again_behind_an_interrupt(
     checkpoint: Callable[..., Path], stock: Callable[..., PreTrainedModel], prompt: torch.Tensor
 ) -> None:
     model = stock(checkpoint("mixtral"))
@@ -145,7 +146,7 @@ def test_experts_count_again_behind_an_interrupt(
     with pytest.raises(KeyboardInterrupt):
         model(prompt[:1, :1])
     handle.remove()
-    assert experts.num_experts == 2
+    assert experts.num_experts == 4
     assert torch.equal(model(prompt).logits, expected)
     assert experts.num_experts == 4
     assert len(next(iter(tables.values())).asked) == 2
@@ -181,3 +182,51 @@ def asked_by_routes(stage: Stage) -> Stage:
         replace(weight, by=1) if ".experts." in weight.name else weight for weight in stage.weights
     )
     return replace(stage, weights=tuple(weights))
+
+
+def test_hooks_of_users_see_the_call_as_it_was_made() -> None:
+    embedding = nn.Embedding(50, 8)
+    ids = torch.tensor([[7, 3, 7]])
+    expected = embedding(ids)
+    gathered(embedding, 0)
+    seen: list[object] = []
+
+    def before(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        seen.append((args, kwargs))
+
+    embedding.register_forward_pre_hook(before, with_kwargs=True)
+    embedding.register_forward_hook(lambda _, args, output: seen.append(args))
+    assert torch.equal(embedding(ids), expected)
+    assert torch.equal(embedding(input=ids), expected)
+    assert [args for args in seen if args] == [((ids,), {}), (ids,), ((), {"input": ids})]
+
+
+def test_a_weight_that_the_user_put_there_is_taken_as_it_is() -> None:
+    embedding = nn.Embedding(50, 8, padding_idx=3)
+    ids = torch.tensor([[7, 3, 7]])
+    (table,) = gathered(embedding, 0).values()
+    embedding.weight = nn.Parameter(torch.randn(50, 8))
+    answer = embedding(ids)
+    answer.sum().backward()
+    assert torch.equal(answer, nn.functional.embedding(ids, embedding.weight))
+    assert embedding.weight.grad is not None
+    assert embedding.weight.grad.sum(-1).nonzero().tolist() == [[7]]  # the padding learns nothing
+    assert not table.asked
+
+
+def test_beside_one_that_the_user_put_there_the_others_come_whole() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = (nn.Parameter(torch.randn(5, 4)) for _ in "ab")
+
+        @override
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.left[ids] + self.right[ids]
+
+    module, ids = Sum(), torch.tensor([4, 1, 4])
+    tables = gathered(module, 0)
+    module.left = nn.Parameter(torch.zeros(5, 4))
+    assert torch.equal(module(ids), tables["right"].rows[ids])
+    assert tables["left"].asked == []
+    assert module.right.is_meta
