@@ -1,0 +1,23 @@
+"""Has something happen before and behind a module's forward."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import nn
+
+
+def around(module: nn.Module, before: Callable[[], None], behind: Callable[[], None]) -> None:
+    """Calls one before the module's forward and one behind it, also when the forward fails.
+
+    What is behind comes last: hooks that were registered since see the weights as they were used.
+    """
+    last = module.register_forward_hook(lambda *_: behind(), always_call=True).id
+
+    def begin(module: nn.Module, *_: object) -> None:
+        hooks = cast("OrderedDict[int, Any]", module._forward_hooks)
+        if next(reversed(hooks), None) != last:
+            hooks.move_to_end(last)
+        before()
+
+    module.register_forward_pre_hook(begin)
