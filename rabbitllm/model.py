@@ -3,6 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +14,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
+from rabbitllm.streaming.kept import borrow, keep
 from rabbitllm.streaming.meter import Limits
 from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.plan import Plan
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     class _Stock(PreTrainedModel, GenerationMixin): ...
 else:
     _Stock = object
+
+
+CHECKPOINT = "_gradient_checkpointing_func"
+"""The attribute in which transformers tells a layer how to be checkpointed."""
 
 
 class StreamedModel(_Stock):
@@ -130,6 +136,67 @@ class StreamedModel(_Stock):
                 kwargs["prefill_chunk_size"] = chunk
         return super().generate(inputs, generation_config, *args, **kwargs)
 
+    def weights(self, *names: str) -> "AbstractContextManager[None]":
+        """Has streamed weights in memory for the time of a `with`, to read them.
+
+        What is assigned in their place meanwhile stays; other changes end with it.
+
+            with model.weights("lm_head"):
+                logits = hidden @ model.lm_head.weight.T
+
+        Args:
+            names: of weights, or of modules: then of all weights inside.
+
+        Raises:
+            ValueError: the model has nothing of a name.
+        """
+        return borrow(self, names)
+
+    def keep_weights(self, *names: str) -> None:
+        """Brings streamed weights into memory for good: ordinary parameters, beyond the budget.
+
+        They can be changed then, merged with an adapter or trained, and are no longer read from the
+        checkpoint.
+
+        Args:
+            names: of weights, or of modules: then of all weights inside.
+
+        Raises:
+            ValueError: the model has nothing of a name.
+        """
+        keep(self, names)
+
+    @override
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Stock's: embedding and head stay in memory from then on, beyond the budget."""
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            ends = {self.get_input_embeddings(), self.get_output_embeddings()}
+            keep(self, [name for name, module in self.named_modules() if module in ends])
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        for module in self.modules():
+            if checkpoint := vars(module).get(CHECKPOINT):
+                setattr(module, CHECKPOINT, self._pipeline.recompute(module, checkpoint))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuses to be pickled or copied: threads and open files are parts of it.
+
+        Raises:
+            TypeError: always; the message says what to do instead.
+        """
+        raise TypeError(
+            "A streamed model cannot be pickled, copied or saved whole: its weights stay where "
+            f"they are. Load {self.name_or_path} again with AutoModel.from_pretrained where you "
+            "need it; model.state_dict() has the weights."
+        )
+
     @override
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses: the weights never are in memory all at once.
@@ -175,11 +242,25 @@ class StreamedModel(_Stock):
         return meter.stats.figures(limits)
 
 
+def _refuse_tracing() -> None:
+    """Refuses to become a part of a program: that would hold what is in memory by chance.
+
+    Raises:
+        RuntimeError: the forward is being exported or traced.
+    """
+    if torch.compiler.is_exporting() or torch._C._is_tracing():
+        raise RuntimeError(
+            "A streamed model cannot be exported or traced: its weights come and go while it runs. "
+            "Load it with stock transformers for that."
+        )
+
+
 def _forward_of(stock: type[PreTrainedModel]) -> Callable[..., Any]:
     """The forward of a stock class, run by the pipeline; transformers asks for its arguments."""
 
     @wraps(stock.forward)
     def forward(self: StreamedModel, *args: Any, **kwargs: Any) -> Any:
+        _refuse_tracing()
         return self._pipeline.run(partial(stock.forward, self), args, kwargs)
 
     return forward

@@ -1,21 +1,23 @@
 """What stands in a streamed weight's place while its weights are elsewhere."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import override
 
-from rabbitllm.streaming.binding import bind, bindings
+from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.streaming.binding import bindings, put
 from rabbitllm.streaming.weights import Stage
 
-METADATA = (torch.Tensor.detach, torch.Tensor.requires_grad_)
-"""Functions that give a tensor without computing with it; state dicts and freezing need them."""
-
-
-Rows = Callable[[torch.Tensor], torch.Tensor]
-"""What brings rows of a weight: int64 [rows] -> [rows, ...], both on the host."""
+ASKED = "model.state_dict() and weight.detach() give its values"
+ELSEWHERE = (
+    "is in memory only while its layer runs. To have it there longer: `with model.weights(...)`, "
+    "or model.keep_weights(...) for good; to read it, "
+    f"{ASKED}"
+)
 
 
 class Placeholder(nn.Parameter):
@@ -25,15 +27,15 @@ class Placeholder(nn.Parameter):
     meta device an adapter would lose its values without an error.
 
     Computing with one is an error. torch itself does not always say so: on a CPU, its `linear` with
-    a weight on the meta device returns whatever is in memory.
-
-    Rows are lent where they can be brought: some models read the embedding of a padding token from
-    the weight itself.
+    a weight on the meta device returns whatever is in memory. Detached, which state dicts do, it is
+    a tensor with the values: a view of the file where they lie there as they are. Rows of it can be
+    taken, too: some models read the embedding of a padding token from the weight itself.
     """
 
+    _streams = True
     home: torch.device
     path: str
-    rows: Rows | None = None
+    values: Callable[[], torch.Tensor]
 
     @classmethod
     @override
@@ -48,25 +50,28 @@ class Placeholder(nn.Parameter):
 
         Raises:
             RuntimeError: naming the weight.
-            IndexError: it has no such row.
+            IndexError: it has no such rows.
         """
-        if func == torch.Tensor.__getitem__ and isinstance(args[0], cls) and args[0].rows:
-            first, *others = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if (numbers := _row_numbers(first, len(args[0]))) is not None:
-                distinct, positions = torch.unique(numbers.cpu(), return_inverse=True)
-                home = args[0].home
-                return args[0].rows(distinct).to(home)[(positions.to(home), *others)]
         given = [*args, *(kwargs or {}).values()]
+        if func is torch.Tensor.detach:
+            return args[0].values()
+        if func == torch.Tensor.__getitem__ and isinstance(args[0], cls):
+            return args[0].values()[args[1]].to(args[0].home)
+        if func is torch.Tensor.requires_grad_:
+            return _refuse_training(args[0], *given[1:])
         others = [arg for arg in given if isinstance(arg, torch.Tensor) and type(arg) is not cls]
-        real = any(not other.is_meta for other in others)
-        result = None if real else super().__torch_function__(func, types, args, kwargs or {})
-        if real or (isinstance(result, torch.Tensor) and func not in METADATA):
-            names = ", ".join(arg.path for arg in given if isinstance(arg, cls))
-            raise RuntimeError(
-                f"{names} is used while it is not in memory: this model reaches the weight by "
-                "another way than the forward of its layer, so it cannot be streamed."
-            )
-        return result
+        if all(other.is_meta for other in others):
+            try:
+                result = super().__torch_function__(func, types, args, kwargs or {})
+            except NotImplementedError:  # torch's own word for values that are not there
+                pass
+            else:
+                if not isinstance(result, torch.Tensor):
+                    return result
+        names = ", ".join(arg.path for arg in given if isinstance(arg, cls))
+        raise RuntimeError(
+            f"{names} is used while it is not in memory: a streamed weight {ELSEWHERE}."
+        )
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]  # an attribute, to type checkers
@@ -74,40 +79,59 @@ class Placeholder(nn.Parameter):
         return self.home
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def requires_grad(self) -> bool:
+        """Never: the checkpoint's weights are not trained."""
+        return False
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        _refuse_training(self, value)
+
+    @property
+    def data(self) -> torch.Tensor:
         """There is none: a change, such as a merged adapter, would be lost.
 
         Raises:
             RuntimeError: always.
         """
+        raise RuntimeError(f"{self.path} of a streamed model {ELSEWHERE}.")
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
         raise RuntimeError(
-            "This weight of a streamed model is in memory only while its layer runs, so it cannot "
-            "be read or changed. Adapters work unmerged; to merge one, load the model with stock "
-            "transformers."
+            f"{self.path} of a streamed model {ELSEWHERE}. To replace it, assign a new "
+            "nn.Parameter to its module: that stays in memory."
         )
 
 
-def _row_numbers(index: object, count: int) -> torch.Tensor | None:
-    """The rows, counted from the first, that an index of dimension 0 names; None if it may be all.
+def _refuse_training(idle: Placeholder, requires: bool = True) -> Placeholder:
+    """Gives it back as it is.
+
+    Raises:
+        RuntimeError: it is to be trained.
+    """
+    if requires:
+        raise RuntimeError(
+            f"{idle.path} is streamed from the checkpoint, which is not trained: its weight cannot "
+            "require gradients. Train an adapter (PEFT), or take the weight into memory first: "
+            "model.keep_weights(...)."
+        )
+    return idle
+
+
+def put_placeholders(stage: Stage, home: torch.device, reader: Reader) -> None:
+    """Has placeholders stand in for the stage's weights.
 
     Args:
-        index: as in brackets behind a tensor.
-        count: how many rows there are.
+        stage: whose.
+        home: where they are going to be used.
+        reader: knows their values.
     """
-    if isinstance(index, bool) or not isinstance(index, int | torch.Tensor):
-        return None
-    numbers = torch.as_tensor(index)
-    if numbers.dtype.is_floating_point or numbers.dtype == torch.bool:
-        return None
-    return torch.where(numbers < 0, numbers + count, numbers)
-
-
-def put_placeholders(stage: Stage, home: torch.device) -> None:
-    """Has placeholders stand in for the stage's weights, which are going to be used on `home`."""
-    tensors = []
+    tensors: list[torch.Tensor] = []
     for weight in stage.weights:
         empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
         placeholder = Placeholder(empty, requires_grad=False)
         placeholder.home, placeholder.path = home, weight.name
+        placeholder.values = partial(reader.apart, weight.name)
         tensors.append(placeholder)
-    bind(bindings(stage), tensors)
+    put(bindings(stage), tensors)

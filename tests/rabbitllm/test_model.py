@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rabbitllm import StreamedModel
 
@@ -64,3 +69,113 @@ def test_idle_weights_name_the_device_they_are_used_on(model: StreamedModel) -> 
     with pytest.raises(RuntimeError, match="only while its layer runs"):
         _ = idle.data
     assert next(model.parameters()).device == model.device
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        copy.deepcopy,
+        pickle.dumps,
+        lambda model: torch.save(model, io.BytesIO()),
+    ],
+)
+def test_a_copy_is_refused_and_the_way_out_named(
+    model: StreamedModel, prompt: torch.Tensor, copy: Callable[[StreamedModel], object]
+) -> None:
+    before = model(prompt).logits
+    with pytest.raises(TypeError, match=r"cannot be pickled, copied.*from_pretrained"):
+        copy(model)
+    assert torch.equal(model(prompt).logits, before)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda model, prompt: torch.export.export(model, (prompt,)),
+        lambda model, prompt: torch.export.export(model, (prompt,), strict=True),
+        lambda model, prompt: torch.jit.trace(model, (prompt,)),
+    ],
+)
+def test_a_program_of_it_is_refused_and_nothing_is_changed(
+    talker: Path,
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    convert: Callable[[StreamedModel, torch.Tensor], object],
+) -> None:
+    model = streamed(talker)
+    before = model(prompt).logits
+    with pytest.raises(RuntimeError, match="cannot be exported or traced"):
+        convert(model, prompt)
+    assert torch.equal(model(prompt).logits, before)
+
+
+def test_a_state_dict_has_the_values_of_what_streams(
+    checkpoint: Callable[..., Path], model: StreamedModel
+) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint("llama", torch.bfloat16))
+    held = model.state_dict()
+    assert held.keys() == stock.state_dict().keys()
+    assert all(torch.equal(held[name], due) for name, due in stock.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
+@pytest.mark.parametrize("size", [176, 144])
+def test_the_vocabulary_is_resized_as_on_the_stock_model(
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    architecture: str,
+    size: int,
+) -> None:
+    folder = checkpoint(architecture)
+    answers = []
+    for model in (AutoModelForCausalLM.from_pretrained(folder).eval(), streamed(folder)):
+        torch.manual_seed(0)
+        model.resize_token_embeddings(size)
+        assert model.config.vocab_size == size
+        answers.append(model(torch.tensor([[1, size - 1, 5]])).logits)
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-6)
+    assert answers[1].shape[-1] == size
+
+
+def test_weights_that_are_assigned_take_effect(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], prompt: torch.Tensor
+) -> None:
+    folder = checkpoint("llama")
+    stock, ours = AutoModelForCausalLM.from_pretrained(folder).eval(), streamed(folder)
+    others = {name: torch.randn_like(held) * 0.1 for name, held in stock.state_dict().items()}
+    stock.load_state_dict(others)
+    ours.load_state_dict(others, assign=True)
+    read = ours.streaming_stats()["bytes_from_disk"]
+    for _ in range(2):
+        torch.testing.assert_close(ours(prompt).logits, stock(prompt).logits)
+    assert ours.streaming_stats()["bytes_from_disk"] == read, "nothing is left to be read"
+
+
+def test_weights_cannot_be_copied_into_and_the_message_names_the_way(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel]
+) -> None:
+    model = streamed(checkpoint("llama"))
+    with pytest.raises(RuntimeError, match="used while it is not in memory"):
+        model.load_state_dict(model.state_dict())
+
+
+def test_the_inner_model_answers_several_threads(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], prompt: torch.Tensor
+) -> None:
+    folder = checkpoint("llama")
+    stock, ours = AutoModelForCausalLM.from_pretrained(folder).eval(), streamed(folder)
+    inputs = [prompt[:, : 4 + number] for number in range(3)] * 10
+    due = [stock.model(each).last_hidden_state for each in inputs]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda each: ours.model(each).last_hidden_state, inputs))
+    assert all(map(torch.equal, found, due))
+
+
+def test_hooks_behind_a_layer_see_its_weight(model: StreamedModel, prompt: torch.Tensor) -> None:
+    seen: list[bool] = []
+    for _, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda m, *_: seen.append(bool(m.weight.abs().sum() > 0)))
+    model(prompt)
+    assert len(seen) == 4 * 7 + 1
+    assert all(seen)
