@@ -16,14 +16,18 @@ from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.crossing import move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.transfer import Transfer
+from rabbitllm.streaming.entry import run_by
 from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
-from rabbitllm.streaming.placeholder import Placeholder, put_placeholders
+from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory, staging_sizes
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.streaming.workarounds import keep_rows_single
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+"""Modules without a forward."""
 
 
 def stream(
@@ -47,15 +51,16 @@ def stream(
     meter = Meter(options.profiling)
     codecs = {name: entry.codec for name, entry in entries.items()}
     devices = dict.fromkeys([device, *(place.device for place in plan.places.values())])
-    for stage in stages:
-        put_placeholders(stage, plan.places[stage.name].device)
-    _place_buffers(model, stages, plan, device)
-    _prepare_head(model, device)
     with ExitStack() as undoing:
         transfers: dict[torch.device, Transfer] = {}
         for each in devices:
             transfers[each] = DEVICES[each.type](Reader(entries), meter, each)
             undoing.callback(transfers[each].close)
+        for stage in stages:
+            home = plan.places[stage.name].device
+            put_placeholders(stage, home, transfers[home].reader)
+        _place_buffers(model, stages, plan, device)
+        _prepare_head(model, device)
         resident = [stage for stage in stages if plan.places[stage.name].resident]
         moving = [stage for stage in stages if not plan.places[stage.name].resident]
         _gather(moving, plan, transfers)
@@ -64,6 +69,7 @@ def stream(
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
         pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options)
+        _take_turns(model, streamed, pipeline)
         pipeline.start()
         undoing.pop_all()  # the pipeline's end closes them from here on
     return pipeline
@@ -102,11 +108,16 @@ def _gather(
             for weight in weights:
                 reader.files.open(reader.entries[weight.name].file)
             rows = {w.owners[0].attribute: partial(reader.read_rows, w.name) for w in weights}
-            for attribute, bring in rows.items():
-                placeholder = module._parameters[attribute]
-                assert isinstance(placeholder, Placeholder)
-                placeholder.rows = bring
             Gather(module, rows, by, device)
+
+
+def _take_turns(model: nn.Module, streamed: Iterable[Stage], pipeline: Pipeline) -> None:
+    """Has the parts of the model that stages are in, and that can be called alone, take turns."""
+    inside = {module for stage in streamed for module in stage.modules}
+    for module in model.modules():
+        parts = set(module.modules()) - {module}
+        if module is not model and not isinstance(module, CONTAINERS) and parts & inside:
+            run_by(module, pipeline.enter)
 
 
 def _load(

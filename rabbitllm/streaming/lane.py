@@ -23,13 +23,18 @@ class Lane:
         self.slots = slots
         self.ring = Ring(())
 
-    def take(self, stage: Stage, busy: Collection[Slot]) -> Slot:
+    def take(self, stage: Stage, busy: Collection[Slot], back: bool = False) -> Slot:
         """The slot that holds the stage, or is going to; what runs next is what comes behind it.
+
+        Args:
+            stage: what is needed.
+            busy: the slots whose stages run.
+            back: gradients need it, so what comes next is what comes before it.
 
         Raises:
             RuntimeError: no slot is left for it.
         """
-        self.ring.advance(stage)
+        self.ring.advance(stage, back)
         return self._holder(stage) or self._load(stage, busy)
 
     def prefetch(self, busy: Collection[Slot]) -> None:

@@ -10,6 +10,9 @@ What happens around each stage of a forward:
     prefetch   behind both: the stages that come next, as many as there are slots, begin to load,
                each into a slot that neither a running stage nor a nearer one is in
 
+A forward that records a graph is followed by a backward pass, which needs the stages the other way
+round: see `rabbitllm.streaming.gradients`.
+
 What comes next is known from the last forward of the whole model, and is a ring: behind the last
 stage of one token comes the first of the next, so loading never pauses between tokens.
 
@@ -27,17 +30,23 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
-from rabbitllm.streaming.binding import Bindings, bind, bindings, bound
-from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.binding import Bindings, bind, bindings, bound, in_use
+from rabbitllm.streaming.entry import Forward
+from rabbitllm.streaming.gradients import Saved, checkpointed, copies, save
+from rabbitllm.streaming.hooks import around
 from rabbitllm.streaming.lane import Lane
-from rabbitllm.streaming.meter import Mark, Meter
+from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.running import Run, Running
 from rabbitllm.streaming.weights import Stage
 
 
@@ -56,21 +65,6 @@ class Options:
     progress: bool = False
     profiling: bool = False
     admit: Callable[[tuple[Any, ...], Mapping[str, Any]], None] = lambda *_: None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A stage whose modules are running.
-
-    Attributes:
-        slot: where its weights are.
-        begun: when they were in place.
-        thread: the one that runs it.
-    """
-
-    slot: Slot
-    begun: Mark
-    thread: int
 
 
 class Pipeline:
@@ -93,10 +87,15 @@ class Pipeline:
         self._lane_of: dict[Stage, Lane] = {}
         self._bindings: dict[Stage, Bindings] = {}
         self._idle: dict[Stage, list[torch.Tensor | None]] = {}
-        self._running: dict[Stage, _Run] = {}
+        self._running = Running()
+        self._again: set[Stage] = set()  # what a checkpoint runs, with hooks or past them
+        self._stages: weakref.WeakKeyDictionary[nn.Module, Stage] = weakref.WeakKeyDictionary()
         self._settled = True  # no forward is under way, nor was one cut off
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
+        self._choosing = threading.RLock()  # of a slot, for a forward or a backward pass
+        self._entered: int | None = None  # the thread that has the turn
+        self._recorded = False  # a graph that needs streamed weights, by the current forward
         self._bar: tqdm[Any] | None = None
         self._inherited = False  # by a fork, and not used since
         for lane, stages in lanes.items():
@@ -111,8 +110,8 @@ class Pipeline:
         self._bindings[alone] = bindings(stage)
         self._idle[alone] = bound(self._bindings[alone])
         for module in stage.modules:
-            module.register_forward_pre_hook(_calling(self.acquire, alone))
-            module.register_forward_hook(_calling(self.release, alone), always_call=True)
+            around(module, partial(self.acquire, alone), partial(self.release, alone))
+            self._stages[module] = alone
         return alone
 
     def start(self) -> None:
@@ -133,47 +132,89 @@ class Pipeline:
         self._take_over()
         with self._turn:
             self._options.admit(args, kwargs)
-            self._check()
-            self._settle()
-            self._settled, self._seen = False, []
+            self._entered, self._seen = None, []
             self.meter.settle()
             clock = self._lanes[0].transfer
             begun = clock.mark()
             try:
                 with self._bar_over_stages() as self._bar:
-                    output = forward(*args, **kwargs)
+                    output = self.enter(forward, args, kwargs)
                 if self._seen:
                     self._learn(self._seen)
                     self._prefetch()
                 self._check()
-                self._settled = not self._running
                 return output
             finally:
                 self._seen = self._bar = None
-                self._settle()
                 self.meter.forward(begun, clock.mark(), _sequences(args, kwargs))
+
+    def enter(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The forward of the model, or of a part of it that has stages inside, in its turn."""
+        if self._inside:
+            return forward(*args, **kwargs)
+        self._take_over()
+        with self._turn, self._recording():
+            self._check()
+            self._settle()
+            self._settled, self._entered = False, threading.get_ident()
+            try:
+                output = forward(*args, **kwargs)
+                self._settled = not self._running
+                return output
+            finally:
+                self._entered = None
+                self._settle()
+
+    def recompute(self, module: nn.Module, checkpoint: Forward) -> Forward:
+        """The same checkpoint function, for a module whose weights it needs in place again.
+
+        Some releases of transformers checkpoint a layer's call, with its hooks, others its forward.
+        """
+        stage = self._stages.get(module)
+        return (
+            checkpoint if stage is None else checkpointed(checkpoint, partial(self._rerun, stage))
+        )
+
+    def _rerun(
+        self, stage: Stage, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if stage in self._running and self._running[stage].here:
+            return forward(*args, **kwargs)
+        self.acquire(stage)
+        self._again.add(stage)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._again.discard(stage)
+            self.release(stage)
 
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's weights in place, waiting for them if need be."""
+        if stage in self._again or not in_use(self._bindings[stage]):
+            return  # it is in place, or the user has put other weights there
         self._take_over()
-        self._refuse_twice(stage)
+        self._running.refuse_twice(stage, self._inside)
         self._settled = False
-        if self._seen is not None:
+        if self._seen is not None and self._inside:
             self._seen.append(stage)
+        again = torch.is_grad_enabled() and not self._inside
         lane = self._lane_of[stage]
-        slot = lane.take(stage, self._busy())
-        begun = lane.transfer.mark()
+        with self._choosing:
+            slot = lane.take(stage, self._running.busy, back=again)
+            begun = lane.transfer.mark()
+            self._running[stage] = Run(slot, begun, threading.get_ident(), self._inside)
         lane.transfer.wait(slot)
         arrived = lane.transfer.mark()
         self.meter.wait(stage.name, begun, arrived)
-        self._running[stage] = _Run(slot, arrived, threading.get_ident())
-        bind(self._bindings[stage], slot.tensors_of(stage))
+        self._running[stage] = replace(self._running[stage], begun=arrived)
+        bind(self._bindings[stage], copies(stage, slot) if again else slot.tensors_of(stage))
         self._prefetch()
 
     def release(self, stage: Stage) -> None:
         """Takes the weights away; the slot is free once the device has run what was launched."""
-        if stage not in self._running:
-            return  # its pre-hook failed; torch calls this hook all the same
+        if stage in self._again or stage not in self._running:
+            # Whoever runs it again releases it; its weights are the user's; its pre-hook failed.
+            return
         run, transfer = self._running[stage], self._lane_of[stage].transfer
         bind(self._bindings[stage], self._idle[stage])
         transfer.computed(run.slot)
@@ -198,11 +239,46 @@ class Pipeline:
             self._turn.release()
         else:
             self._turn, self._seen, self._bar = threading.RLock(), None, None
-        here = threading.get_ident()
-        self._running = {stage: run for stage, run in self._running.items() if run.thread == here}
+            self._entered = None
+        self._choosing = threading.RLock()
+        self._running.drop([stage for stage, run in self._running.items() if not run.here])
         for lane in self._lanes:
-            lane.inherit(self._busy())
+            lane.inherit(self._running.busy)
         self._settled = False
+
+    @property
+    def _inside(self) -> bool:
+        """Whether this thread runs the model's forward, or that of a part with several stages."""
+        return self._entered == threading.get_ident()
+
+    def _recording(self) -> AbstractContextManager[Any]:
+        """Has graphs that are recorded meanwhile keep the names of streamed weights."""
+        self._recorded = False
+        if not torch.is_grad_enabled():
+            return nullcontext()
+        return saved_tensors_hooks(self._save, self._saved)
+
+    def _save(self, tensor: torch.Tensor) -> object:
+        """What a graph keeps of a tensor: see `rabbitllm.streaming.gradients`."""
+        saved = save(tensor, self._running.slots)
+        if saved is None:
+            return tensor
+        self._recorded = True
+        return saved
+
+    def _saved(self, kept: object) -> torch.Tensor:
+        """The tensor that a graph needs again."""
+        if not isinstance(kept, Saved):
+            assert isinstance(kept, torch.Tensor)
+            return kept
+        lane = self._lane_of[kept.stage]
+        with self._choosing:
+            slot = lane.take(kept.stage, self._running.busy, back=True)
+            lane.transfer.wait(slot)
+            copy = kept.copy_from(slot)
+            lane.transfer.computed(slot)
+            self._prefetch()
+        return copy
 
     def _take_over(self) -> None:
         """What must be done before the first use behind a fork."""
@@ -211,30 +287,17 @@ class Pipeline:
                 lane.transfer.take_over()
             self._inherited = False
 
-    def _refuse_twice(self, stage: Stage) -> None:
-        """A stage that is running cannot run once more, inside itself or in another thread.
-
-        Where a block is called by itself, this thread's own run of it is one that was cut off.
-
-        Raises:
-            RuntimeError: it is running.
-        """
-        run = self._running.get(stage)
-        if run and (self._seen is not None or run.thread != threading.get_ident()):
-            raise RuntimeError(
-                f"{stage.name} is already running; its weights cannot be bound twice."
-            )
-
     def _settle(self) -> None:
         """Takes the weights away from whatever did not come to its end."""
         if self._settled:
             return
-        for stage, idle in self._idle.items():
-            bind(self._bindings[stage], idle)
+        self._running.drop([stage for stage, run in self._running.items() if run.over])
+        for stage in self._idle.keys() - self._running.keys():
+            bind(self._bindings[stage], self._idle[stage])
         for lane in self._lanes:
             lane.settle()
-        self._running.clear()
-        self._settled = True
+        self._again &= self._running.keys()
+        self._settled = not self._running
 
     def _check(self) -> None:
         """Raises CheckpointError if a file whose weights are used in place is not what it was."""
@@ -246,15 +309,14 @@ class Pipeline:
         for lane in self._lanes:
             if order := [stage for stage in seen if self._lane_of[stage] is lane]:
                 lane.ring.learn(order)
+                if self._recorded:
+                    lane.ring.turn()
 
     def _prefetch(self) -> None:
         if self._options.prefetching:
-            for lane in self._lanes:
-                lane.prefetch(self._busy())
-
-    def _busy(self) -> set[Slot]:
-        """The slots that a running stage is in."""
-        return {run.slot for run in self._running.values()}
+            with self._choosing:
+                for lane in self._lanes:
+                    lane.prefetch(self._running.busy)
 
     def _bar_over_stages(self) -> "AbstractContextManager[tqdm[Any] | None]":
         if not self._options.progress:
@@ -274,13 +336,6 @@ def _inherit_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_inherit_all)
-
-
-def _calling(action: Callable[[Stage], None], stage: Stage) -> Callable[..., None]:
-    def hook(*_: object) -> None:
-        action(stage)
-
-    return hook
 
 
 def _sequences(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

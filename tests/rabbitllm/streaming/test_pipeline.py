@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
@@ -118,6 +119,8 @@ class Toy(nn.Module):
         self.blocks = nn.ModuleDict(
             {name: nn.Linear(WIDTH, WIDTH, bias=False, device="meta") for name in self.truth}
         )
+        for block in self.blocks.values():
+            marked(block.weight)
         self.order = order or "".join(self.truth)
         self.inside: Callable[[str], None] = lambda name: None
         self.pipeline: Pipeline | None = None

@@ -20,6 +20,7 @@ from torch import nn
 from typing_extensions import override
 
 from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import host_buffer
 from rabbitllm.streaming.devices import CudaTransfer, cuda
 from rabbitllm.streaming.lane import Lane
@@ -173,7 +174,7 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         empty = torch.empty(WIDTH, WIDTH, device="meta")
-        self.weight = nn.Parameter(empty, requires_grad=False)
+        self.weight = marked(nn.Parameter(empty, requires_grad=False))
 
     @override
     def forward(self, hidden: list[torch.Tensor]) -> None:

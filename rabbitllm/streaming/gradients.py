@@ -1,0 +1,87 @@
+"""Weights that a graph needs: autograd keeps their names, and they come again when it is run.
+
+A slot is overwritten long before the backward pass reads what was in it. So where a forward records
+a graph, a streamed weight is saved as its place: stage, and view within the stage's memory. The
+backward pass asks for them stage by stage, the last one first, and gets copies, each for as long as
+its computation takes (https://docs.pytorch.org/docs/stable/autograd.html#saved-tensors-hooks).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rabbitllm.streaming.binding import marked
+from rabbitllm.streaming.buffers import as_held
+from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.entry import Forward, Run
+from rabbitllm.streaming.weights import Stage
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A view of a streamed weight that a graph needs.
+
+    Attributes:
+        stage: whose memory it is a view of.
+        dtype: of its elements.
+        size: of each dimension, in elements.
+        stride: of each dimension, in elements.
+        offset: elements from the start of the stage's memory.
+    """
+
+    stage: Stage
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def copy_from(self, slot: Slot) -> torch.Tensor:
+        """The view's values, in memory of their own, from a slot that holds the stage."""
+        elements = slot.buffer.view(self.dtype)
+        offset = elements.storage_offset() + self.offset
+        return torch.as_strided(elements, self.size, self.stride, offset).clone()
+
+
+def save(tensor: torch.Tensor, running: Mapping[Stage, Slot]) -> Saved | None:
+    """What to keep of a tensor that a graph needs; None where that is the tensor itself.
+
+    Args:
+        tensor: of any kind.
+        running: the stages whose weights are in place, and where.
+    """
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return None
+    memory = tensor.untyped_storage().data_ptr()
+    for stage, slot in running.items():
+        if slot.buffer.untyped_storage().data_ptr() == memory:
+            start = slot.buffer.storage_offset() // tensor.element_size()
+            offset = int(tensor.storage_offset()) - start
+            return Saved(stage, tensor.dtype, tensor.shape, tensor.stride(), offset)
+    return None
+
+
+def copies(stage: Stage, slot: Slot) -> list[torch.Tensor]:
+    """A stage's weights in memory of their own, which whoever needs them keeps.
+
+    For a block that runs by itself and records a graph: it is computed again for gradients.
+    """
+    return [
+        marked(as_held(weight, tensor.clone()))
+        for weight, tensor in zip(stage.weights, slot.tensors_of(stage), strict=True)
+    ]
+
+
+def checkpointed(checkpoint: Forward, run: Run) -> Forward:
+    """A checkpoint function that has `run` run what it is given, each time it is computed.
+
+    Args:
+        checkpoint: is given a function and its arguments, and calls it once more for gradients.
+        run: see `Run`.
+    """
+
+    def begin(forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(lambda *inner, **named: run(forward, inner, named), *args, **kwargs)
+
+    return begin
