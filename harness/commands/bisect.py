@@ -25,7 +25,7 @@ from harness.running.run import Work, run_cells
 from harness.upgrading.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
 from harness.upgrading.package_index import ask_index, of_its_time
 
-EXAMPLE = "  python -m harness bisect gemma2/sdpa"
+EXAMPLE = "  tox -e harness -- bisect gemma2/sdpa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,8 +15,8 @@ from harness.render.comparison import FORMATS
 from harness.upgrading.retry import retry
 
 EXAMPLE = """\
-  python -m harness diff 5.20.2 5.21.1
-  python -m harness diff git:HEAD reports/results --format md"""
+  tox -e harness -- diff 5.20.2 5.21.1
+  tox -e harness -- diff git:HEAD reports/results --format md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

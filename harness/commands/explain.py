@@ -15,7 +15,7 @@ from harness.records import Record, read_all
 from harness.render.record import report
 from harness.upgrading.bisection import BISECTED, ends, is_bad
 
-EXAMPLE = "  python -m harness explain gemma2/sdpa"
+EXAMPLE = "  tox -e harness -- explain gemma2/sdpa"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,5 +54,5 @@ def since(record: Record, of_cell: list[Record]) -> list[str]:
         return ["No older release on record is good."]
     return [
         f"Last good release on record: {good.release}; first bad: {bad.release}. What lies between "
-        f"is measured by: python -m harness bisect {record.cell}"
+        f"is measured by: tox -e harness -- bisect {record.cell}"
     ]

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard",
         metavar="N/COUNT",
-        help="run this share of the cells; `python -m harness merge` brings shares together",
+        help="run this share of the cells; `tox -e harness -- merge` brings shares together",
     )
     parser.add_argument(
         "--jobs",

@@ -14,7 +14,7 @@ from harness.records.merge import merge, write
 EXAMPLE = """\
   tox -e matrix -- --shard 1/2 --reports shard1      (on one machine)
   tox -e matrix -- --shard 2/2 --reports shard2      (on another)
-  python -m harness merge shard1/results shard2/results --into reports/results"""
+  tox -e harness -- merge shard1/results shard2/results --into reports/results"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

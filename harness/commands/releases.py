@@ -13,7 +13,7 @@ from harness.records import write_atomically
 from harness.upgrading.package_index import ask_index
 from harness.upgrading.releases import changes, newest_patches, updated
 
-EXAMPLE = "  python -m harness releases --check"
+EXAMPLE = "  tox -e releases -- --check"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not found:
         print("matrix/releases.toml is up to date")
     elif arguments.check:
-        print("matrix/releases.toml is out of date. Run: python -m harness releases")
+        print("matrix/releases.toml is out of date. Run: tox -e releases")
         return 1
     else:
         write_atomically(path, after)

@@ -16,7 +16,7 @@ from harness.commands import names
 from harness.matrix import ROOT
 from harness.running.cell import TIME_LIMIT
 
-EXAMPLE = "  python -m harness sweep --types bloom,jamba"
+EXAMPLE = "  tox -e sweep -- --types bloom,jamba"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
