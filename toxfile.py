@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent
 CELL_COMMAND = ("python", "-m", "pytest", "-q", "--no-header", "matrix/test_cells.py")
 CELL_EXTRAS = ("harness", "smollm2")
 LIGHT_ENVIRONMENTS = ("canary", "docs", "harness", "matrix", "releases", "render", "upgrade-check")
-NEWEST_ENVIRONMENTS = ("test", "lint", "sweep", "golden", "package")
+NEWEST_ENVIRONMENTS = ("test", "lint", "ecosystem", "sweep", "golden", "package")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
