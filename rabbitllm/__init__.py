@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from rabbitllm.deprecated import rename
 from rabbitllm.errors import BudgetError, CheckpointError
+from rabbitllm.utils.installed import require_torch
 
 if TYPE_CHECKING:
     from rabbitllm.auto import AutoModel
@@ -48,6 +49,7 @@ def __getattr__(name: str) -> Any:
     if new not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # torch and transformers take seconds to import; `rabbitllm --help` needs neither.
+    require_torch()
     return getattr(importlib.import_module(_HOMES.get(new, "rabbitllm.families")), new)
 
 

@@ -9,6 +9,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from rabbitllm import __version__
+from rabbitllm.errors import first_line
+from rabbitllm.utils.installed import mismatch, version_of
+
 EXAMPLE = """\
   rabbitllm doctor
   rabbitllm doctor --benchmark Qwen/Qwen2.5-0.5B-Instruct"""
@@ -50,16 +54,20 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _versions() -> dict[str, str]:
-    import accelerate
-    import huggingface_hub
-    import safetensors
-    import torch
-    import transformers
+    """Name -> version, by what is installed: what does not import has a version all the same."""
+    names = ("torch", "transformers", "accelerate", "safetensors", "huggingface_hub")
+    found = {name: version_of(name) for name in names}
+    return (
+        {"rabbitllm": __version__} | found | ({"In the way": why} if (why := _in_the_way()) else {})
+    )
 
-    import rabbitllm
 
-    modules = (rabbitllm, torch, transformers, accelerate, safetensors, huggingface_hub)
-    return {module.__name__: str(module.__version__) for module in modules}
+def _in_the_way() -> str:
+    """Why no model can be loaded with these versions; empty if one can."""
+    try:
+        return mismatch()
+    except ImportError as error:
+        return f"transformers does not import: {first_line(error)}"
 
 
 def _cuda() -> str:
@@ -138,12 +146,11 @@ def _token() -> str:
 
 def _compatibility() -> str:
     import torch
-    import transformers
 
     from rabbitllm.compatibility import remarks
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    return "\n".join(remarks(transformers.__version__, devices))
+    return "\n".join(remarks(version_of("transformers"), devices))
 
 
 def _benchmark(model_id: str) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rabbitllm.checkpoint.codecs import COMPRESSIONS
 from rabbitllm.checkpoint.mistaken import refuse_mistaken
+from rabbitllm.utils.installed import require_torch
 from rabbitllm.utils.memory import check_budget
 
 if TYPE_CHECKING:
@@ -111,12 +112,14 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
 
 
 def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses a MODEL that is something else.
+    """Refuses a MODEL that is something else, and a torch that transformers does without.
 
     Raises:
+        ImportError: torch is too old for transformers.
         CheckpointError: it is a file, or a folder of what is no checkpoint; the message says what.
     """
     refuse_mistaken(Path(arguments.model).expanduser())
+    require_torch()
 
 
 def load(arguments: argparse.Namespace, **options: object) -> "StreamedModel":

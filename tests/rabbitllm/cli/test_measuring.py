@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +68,41 @@ def test_doctor_survives_a_disk_it_cannot_write_to(
     status, out, _ = command("doctor")
     assert status == 0
     assert "not measured: [Errno 13] Permission denied" in out
+
+
+def test_doctor_says_that_torch_is_too_old(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.utils.import_utils.is_torch_available", lambda: False)
+    status, out, _ = command("doctor")
+    assert status == 0
+    assert re.search(r"In the way +torch \S+ is too old for transformers \S+: install a newer", out)
+    assert "Compatibility" in out
+
+
+def test_doctor_survives_a_transformers_that_does_not_import(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.utils.import_utils", None)
+    status, out, _ = command("doctor")
+    assert status == 0
+    assert re.search(r"In the way +transformers does not import: import of transformers", out)
+    assert re.search(r"transformers +5", out)
+
+
+def test_what_loads_a_model_says_that_torch_is_too_old(
+    command: Command, talker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.utils.import_utils.is_torch_available", lambda: False)
+    for arguments in (
+        ("plan", talker),
+        ("run", talker, "hi"),
+        ("split", talker),
+        ("bench", talker),
+    ):
+        status, _, err = command(*arguments)
+        assert (status, err.count("\n")) == (1, 1)
+        assert "is too old for transformers" in err
 
 
 def test_doctor_compares_backends(command: Command, talker: Path) -> None:
