@@ -1,7 +1,8 @@
-"""Environments for the compatibility matrix, made from matrix/releases.toml and pyproject.toml.
+"""Environments for the compatibility matrix, made from matrix/*.toml and pyproject.toml.
 
 tox loads this file as a plugin. For each release of transformers it adds an environment such as
-`tf5.0.0`, labelled `cells`, that holds the package's dependencies, the harness and that release.
+`tf5.0.0`, labelled `cells`, that holds the package's dependencies, the harness and that release;
+for each row of matrix/environments.toml one such as `tf5.0.0-lowest`, labelled `environments`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 CELL_COMMAND = ("python", "-m", "pytest", "-q", "--no-header", "matrix/test_cells.py")
 CELL_EXTRAS = ("harness", "smollm2")
-LIGHT_ENVIRONMENTS = ("canary", "docs", "harness", "matrix", "releases", "render", "upgrade-check")
+LIGHT_ENVIRONMENTS = (
+    "canary",
+    "docs",
+    "environments",
+    "harness",
+    "matrix",
+    "releases",
+    "render",
+    "upgrade-check",
+)
 NEWEST_ENVIRONMENTS = ("test", "lint", "ecosystem", "sweep", "golden", "package")
 
 
@@ -43,6 +53,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 def releases(root: Path = ROOT) -> list[str]:
     """The transformers releases of the matrix, in the order of matrix/releases.toml."""
     return [row["version"] for row in read_toml(root / "matrix" / "releases.toml")["release"]]
+
+
+def surroundings(root: Path = ROOT) -> dict[str, dict[str, Any]]:
+    """Name of an environment -> its row of matrix/environments.toml."""
+    rows = read_toml(root / "matrix" / "environments.toml")["environment"]
+    return {f"tf{row['release']}-{row['id']}": row for row in rows}
 
 
 def newest(root: Path = ROOT) -> str:
@@ -66,19 +82,24 @@ def candidates() -> dict[str, str]:
 
 
 def cell_environment(
-    release: str, requirement: str = "", arguments: Sequence[str] = (), root: Path = ROOT
+    release: str,
+    requirement: str = "",
+    arguments: Sequence[str] = (),
+    root: Path = ROOT,
+    extras: Sequence[str] = CELL_EXTRAS,
 ) -> dict[str, Any]:
     """The tox settings of the environment that measures one release of transformers.
 
     Everything is one list of requirements, so that uv resolves it at once: an old release then
     gets the huggingface_hub and tokenizers that it accepts. The package itself is run from the
     checkout, which spares a build for each environment. `requirement` is where the release comes
-    from if not from the index, and what else it needs; `arguments` follow the pytest command.
+    from if not from the index, and what else it needs; `arguments` follow the pytest command;
+    `extras` are those of pyproject.toml that the environment holds.
     """
     package = read_toml(root / "pyproject.toml")["project"]["dependencies"]
     deps = [
         *package,
-        *requirements(*CELL_EXTRAS, root=root),
+        *requirements(*extras, root=root),
         requirement or f"transformers=={release}",
     ]
     return {
@@ -91,10 +112,29 @@ def cell_environment(
     }
 
 
+def surrounded_environment(
+    row: dict[str, Any], arguments: Sequence[str] = (), root: Path = ROOT
+) -> dict[str, Any]:
+    """The settings of the environment of a row of matrix/environments.toml.
+
+    Its packages are not those that [tool.uv] in pyproject.toml pins, so uv does not read that.
+    """
+    torch = [f"torch=={row['torch']}"] if row.get("torch") else []
+    requirement = "\n".join([f"transformers=={row['release']}", *torch])
+    resolution = "lowest-direct" if row.get("lowest") else "highest"
+    return cell_environment(row["release"], requirement, arguments, root, ("harness",)) | {
+        "description": f"run cells with transformers {row['release']}: {row['id']}",
+        "labels": {"environments"},
+        "base_python": [f"python{row['python']}"],
+        "set_env": f"PYTHONPATH={root}\nUV_NO_CONFIG=1\nUV_RESOLUTION={resolution}",
+    }
+
+
 @impl
 def tox_extend_envs() -> list[str]:
-    """Names one environment for each release."""
-    return [f"tf{release}" for release in dict.fromkeys([*releases(), *candidates()])]
+    """Names one environment for each release, and one for each row of other surroundings."""
+    listed = [f"tf{release}" for release in dict.fromkeys([*releases(), *candidates()])]
+    return [*listed, *surroundings()]
 
 
 @impl
@@ -114,6 +154,9 @@ def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
             mark = hashlib.sha256(requirement.encode()).hexdigest()[:8]
             settings["env_dir"] = core_conf["work_dir"] / f"tf{release}-{mark}"
         loaders[f"tf{release}"].append(MemoryLoader(**settings))
+    for name, row in surroundings().items():
+        settings = surrounded_environment(row, state.conf.pos_args(None) or ())
+        loaders[name].append(MemoryLoader(**settings))
     for name in LIGHT_ENVIRONMENTS:
         loaders[name].append(MemoryLoader(deps="\n".join(requirements("harness"))))
     for name in NEWEST_ENVIRONMENTS:

@@ -170,6 +170,31 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """One row of matrix/environments.toml: a Python and a torch beside the pinned ones.
+
+    Attributes:
+        id: the row's name, which ends that of its tox environment.
+        python: version of the interpreter, such as "3.10".
+        release: of transformers.
+        architectures: ids of those that run.
+        torch: the version; empty for what the other requirements lead to.
+        lowest: everything that pyproject.toml names is at the lowest version that it admits.
+        backends: ids of the attention backends that run.
+        notes: why the row is as it is.
+    """
+
+    id: str
+    python: str
+    release: str
+    architectures: tuple[str, ...]
+    torch: str = ""
+    lowest: bool = False
+    backends: tuple[str, ...] = (DEFAULT_BACKEND,)
+    notes: str = ""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One thing to measure.
 
@@ -283,6 +308,15 @@ def load_matrix(folder: Path = MATRIX) -> Matrix:
         releases=read_rows(Release, folder / "releases.toml", "release", key="version"),
         backends=read_rows(Backend, folder / "backends.toml", "backend"),
     )
+
+
+def load_surroundings(folder: Path = MATRIX) -> tuple[Surroundings, ...]:
+    """The rows of matrix/environments.toml.
+
+    Raises:
+        TableError: the file is not as its dataclass says.
+    """
+    return read_rows(Surroundings, folder / "environments.toml", "environment")
 
 
 def _chosen(kind: str, rows: Sequence[Named], names: Sequence[str] | None) -> list[Named]:

@@ -35,7 +35,9 @@ def root(tmp_path):
 def test_each_release_in_the_table_has_an_environment():
     listed = toxfile.releases()
     assert listed
-    assert toxfile.tox_extend_envs() == [f"tf{release}" for release in listed]
+    made = toxfile.tox_extend_envs()
+    assert made == [*(f"tf{release}" for release in listed), *toxfile.surroundings()]
+    assert "tf5.0.0-lowest" in made
 
 
 def test_releases_keep_the_order_of_the_table(root):
@@ -54,6 +56,24 @@ def test_an_environment_holds_its_release_and_what_the_package_needs(root):
     assert settings["labels"] == {"cells"}
     assert settings["package"] == "skip"
     assert settings["set_env"] == f"PYTHONPATH={root}"
+
+
+def test_other_surroundings_have_their_python_and_none_of_the_pins(root):
+    row = {"id": "torch2.4", "python": "3.10", "release": "5.1.0", "torch": "2.4.0"}
+    settings = toxfile.surrounded_environment(row, (), root)
+    assert settings["base_python"] == ["python3.10"]
+    deps = settings["deps"].splitlines()
+    assert deps[-2:] == ["transformers==5.1.0", "torch==2.4.0"]
+    assert "gguf" not in deps
+    assert "UV_NO_CONFIG=1\nUV_RESOLUTION=highest" in settings["set_env"]
+    assert settings["labels"] == {"environments"}
+
+
+def test_the_lowest_versions_are_what_uv_is_asked_for(root):
+    row = {"id": "lowest", "python": "3.10", "release": "5.1.0", "lowest": True}
+    settings = toxfile.surrounded_environment(row, (), root)
+    assert "UV_RESOLUTION=lowest-direct" in settings["set_env"]
+    assert settings["deps"].splitlines()[-1] == "transformers==5.1.0"
 
 
 def test_tests_run_on_the_newest_release_of_the_table(root):

@@ -16,6 +16,9 @@ BOUNDARIES = "boundaries"
 """Folder, beside that of the records, for those of releases that are no rows of the matrix and lie
 between two in which a cell has different statuses."""
 
+ENVIRONMENTS = "environments"
+"""Folder, beside that of the records, for those of each row of matrix/environments.toml."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from harness.judging.expected_failures import judge
 from harness.judging.snapshots import load_side
+from harness.matrix import load_surroundings
 from harness.records import read_all, write_atomically
-from harness.records.store import BOUNDARIES
+from harness.records.store import BOUNDARIES, ENVIRONMENTS
 from harness.render import changes, sweep
+from harness.render.environments import environments
 from harness.render.frames import load_rows
 from harness.render.pages import documents
 
@@ -45,6 +47,7 @@ def report_texts(reports: Path) -> dict[Path, str]:
         changes.read(reports / changes.FILE),
         [judge(record, rows.expected) for record in between],
         sweep.known(sweep.read_all(reports / "sweep")),
+        environments(reports / ENVIRONMENTS, load_surroundings(), rows.expected),
     )
     return {reports / name: text for name, text in made.items()}
 

@@ -19,7 +19,7 @@ from harness.render.markdown import escape_markdown, markdown_link, markdown_tab
 from harness.render.payload import figure, payload
 from harness.render.ranges import in_words
 from harness.render.statuses import LOOKS, caption, look
-from harness.render.summary import row_caption, row_summary, sentences
+from harness.render.summary import listed, row_caption, row_summary, sentences
 from harness.render.text import shorten
 
 FIRST = "sdpa"
@@ -167,6 +167,7 @@ def contents(
             "first": frame["time"].min(),
             "last": newest["time"],
             "engine": newest["engine_hash"],
+            "versions": {name: version(frame, name) for name in ("python", "torch")},
             "hardware": [name for name in frame["hardware"].unique() if name],
         },
         "frame": frame,
@@ -178,12 +179,19 @@ def contents(
     return shown
 
 
+def version(frame: pd.DataFrame, package: str) -> str:
+    """The versions of a package that the records were made with, as text."""
+    found = {versions.get(package, "") for versions in frame["versions"]} - {""}
+    return listed(sorted(found, key=frames.by_version))
+
+
 def documents(
     records: Iterable[Record],
     rows: frames.Rows | None = None,
     changed: dict[str, Any] | None = None,
     between: Iterable[Record] = (),
     swept: dict[str, Any] | None = None,
+    environments: pd.DataFrame | None = None,
 ) -> dict[str, str]:
     """File name -> text of every document.
 
@@ -193,11 +201,13 @@ def documents(
         changed: see `harness.render.changes`; None leaves that part out.
         between: judged, see `harness.render.frames.cells`.
         swept: see `harness.render.sweep.known`.
+        environments: see `harness.render.environments`; None leaves that part out.
 
     Raises:
         ValueError: there are no records.
     """
     shown = contents(records, rows or frames.Rows(), changed, between)
+    shown["environments"] = pd.DataFrame() if environments is None else environments
     frame = shown["frame"]
     html = environment("html")
     loader = html.loader

@@ -50,19 +50,25 @@ def variables(candidates: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, CANDIDATES: json.dumps(dict(candidates))}
 
 
+def name_of(release: str, surroundings: str = "") -> str:
+    """What tox calls the environment of a release, or of it in other surroundings."""
+    return f"tf{release}-{surroundings}" if surroundings else f"tf{release}"
+
+
 def make_environments(
-    releases: Sequence[str], candidates: Mapping[str, str]
+    releases: Sequence[str], candidates: Mapping[str, str], surroundings: str = ""
 ) -> dict[str, Environment]:
     """Makes the environments of these releases in parallel; those that are up to date stay.
 
     Args:
         releases: of transformers.
         candidates: release -> requirement, for those that are no row of matrix/releases.toml.
+        surroundings: id of a row of matrix/environments.toml; empty for the pinned ones.
 
     Raises:
         OrchestrationError: tox did not say what became of an environment.
     """
-    names = [f"tf{release}" for release in releases]
+    names = [name_of(release, surroundings) for release in releases]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tox.json"
         options = ["--notest", "--parallel-no-spinner", "--result-json", str(report)]
@@ -104,10 +110,11 @@ def failure_of(outcome: Mapping[str, object]) -> str:
 
 
 def enter(
-    release: str, candidates: Mapping[str, str], *arguments: str
+    release: str, candidates: Mapping[str, str], *arguments: str, surroundings: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command of a release's environment, as it is, with these arguments."""
-    command = tox("run", "-q", "-e", f"tf{release}", "--skip-env-install", "--", *arguments)
+    name = name_of(release, surroundings)
+    command = tox("run", "-q", "-e", name, "--skip-env-install", "--", *arguments)
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -118,14 +125,16 @@ def enter(
     )
 
 
-def hardware_of(release: str, candidates: Mapping[str, str], device: str) -> str:
+def hardware_of(
+    release: str, candidates: Mapping[str, str], device: str, surroundings: str = ""
+) -> str:
     """The class of this machine, as a cell in the release's environment would record it.
 
     Raises:
         OrchestrationError: it cannot be told, for example for want of the device.
     """
     code = f"from harness.records.provenance import hardware; print(hardware({device!r}))"
-    command = tox("exec", "-qq", "-e", f"tf{release}", "--", "python", "-c", code)
+    command = tox("exec", "-qq", "-e", name_of(release, surroundings), "--", "python", "-c", code)
     done = subprocess.run(
         command, cwd=ROOT, env=variables(candidates), text=True, capture_output=True
     )

@@ -37,6 +37,7 @@ class Work:
         force: run cells whose record is current, too.
         spot_check: where all records are current, run a few cells again and compare.
         candidates: release -> requirement, for those that are no row of matrix/releases.toml.
+        surroundings: id of a row of matrix/environments.toml; empty for what is pinned.
     """
 
     results: Path
@@ -44,6 +45,7 @@ class Work:
     force: bool = False
     spot_check: bool = False
     candidates: Mapping[str, str] = field(default_factory=dict)
+    surroundings: str = ""
 
 
 @stoppable(first=end_children)  # unwinding kills tox, whose own children would be left
@@ -63,7 +65,7 @@ def run_cells(cells: Sequence[Cell], work: Work) -> Outcome:
     }
     started = time.monotonic()
     say(f"Making environments for transformers {', '.join(by_release)}")
-    environments = make_environments(list(by_release), work.candidates)
+    environments = make_environments(list(by_release), work.candidates, work.surroundings)
     say(f"Environments took {time.monotonic() - started:.0f} s")
     broken = {release: env.reason for release, env in environments.items() if env.reason}
     for release, reason in broken.items():
@@ -124,7 +126,7 @@ def to_run(
     if recorded is None:
         return dict(by_release)
     device = by_release[recorded][0].device
-    hardware = hardware_of(recorded, work.candidates, device)
+    hardware = hardware_of(recorded, work.candidates, device, work.surroundings)
     pending = {
         release: stale(group, records[release], environments[release].versions, hardware)
         for release, group in by_release.items()
@@ -159,6 +161,7 @@ def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
         release,
         work.candidates,
         *("--device", device, "--cells", names, "--results", str(work.results)),
+        surroundings=work.surroundings,
     )
     found = {record.key: record for record in Store(work.results, release).read()}
     counts = Counter(found[cell.key].status for cell in chosen if cell.key in found)

@@ -338,6 +338,14 @@ def test_compiled_lets_torch_compile_and_needs_a_compiler(subject, monkeypatch):
     assert (found.status, found.message) == ("not-run", "torch finds no C++ compiler")
 
 
+def test_a_torch_without_stances_compiles_all_the_same(monkeypatch):
+    monkeypatch.delattr(torch.compiler, "set_stance")
+    with compiling(allowed=True):
+        pass
+    with pytest.raises(AttributeError), compiling(allowed=False):
+        pass
+
+
 def test_probes_describe_the_contract(subject):
     made = subject("qwen2")
     assert outcome("contract", made).status == "pass"

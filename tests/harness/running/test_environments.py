@@ -59,6 +59,11 @@ def test_tox_without_a_report_is_an_error(tox_reports):
         environments.make_environments(["5.0.0"], {})
 
 
+def test_surroundings_have_an_environment_of_their_own(tox_reports):
+    tox_reports({"tf5.0.0-lowest": FINE})
+    assert list(environments.make_environments(["5.0.0"], {}, "lowest")) == ["5.0.0"]
+
+
 def test_candidates_reach_the_toxfile(tox_reports, monkeypatch):
     toxfile = pytest.importorskip("toxfile", reason="tox is not installed")
     asked = {"5.99.0": "transformers @ file:///wheels/transformers.whl"}

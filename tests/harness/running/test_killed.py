@@ -43,7 +43,7 @@ def enter(release, candidates, *arguments):
 runs.say = lambda line: None
 runs.enter = enter
 runs.hardware_of = lambda *_: "cpu"
-runs.make_environments = lambda releases, _: {
+runs.make_environments = lambda releases, *_: {
     release: Environment(versions=versions) for release in releases
 }
 runs.run_cells(list(cells.values()), runs.Work(results, jobs=2))

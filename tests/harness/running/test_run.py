@@ -25,7 +25,7 @@ def run(monkeypatch, tmp_path):
     def measure(reasons=(), statuses=(), exit_status=0, **options):
         entered = []
 
-        def enter(release, candidates, *arguments):
+        def enter(release, candidates, *arguments, surroundings):
             entered.append(arguments[arguments.index("--cells") + 1])
             if release in statuses:
                 made = blank(CELLS[0], statuses[release], "message\nmore")
@@ -33,7 +33,7 @@ def run(monkeypatch, tmp_path):
                 Store(tmp_path, release).put([replace(made, **changed)])
             return subprocess.CompletedProcess((), exit_status, "what pytest said")
 
-        def make_environments(releases, candidates):
+        def make_environments(releases, *_):
             made = {release: Environment(versions=VERSIONS) for release in releases}
             return made | {
                 release: Environment(reason) for release, reason in dict(reasons).items()

@@ -31,7 +31,7 @@ from harness.running.environments import Environment
 moment, port, reports = sys.argv[1:]
 environments.tox = lambda *_: [sys.executable, "-c", {TOX!r}, port]
 if moment == "cells":
-    runs.make_environments = lambda releases, _: {{
+    runs.make_environments = lambda releases, *_: {{
         release: Environment("no such version" if release == "5.0.0" else "")
         for release in releases
     }}
