@@ -142,7 +142,9 @@ class TextStream:
         after = self._decode(self._context, len(self.tokens))
         if after.endswith(REPLACEMENT) and len(self.tokens) - self._decoded < PENDING:
             return
-        self._context, self._decoded = self._decoded, len(self.tokens)
+        if len(after) > len(before):  # else special tokens, which say nothing of spaces
+            self._context = self._decoded
+        self._decoded = len(self.tokens)
         self._hand_on(after[len(before) :])
 
     def end(self) -> None:
@@ -153,7 +155,13 @@ class TextStream:
             self._emit(self._held)
 
     def _decode(self, start: int, stop: int) -> str:
-        text: str = self._tokenizer.decode(self.tokens[start:stop], skip_special_tokens=True)
+        # Some tokenizers ask for spaces before punctuation to be removed, which older releases do;
+        # the model wrote them.
+        text: str = self._tokenizer.decode(
+            self.tokens[start:stop],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
         return text
 
     def _hand_on(self, text: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import decoders
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rabbitllm import StreamedModel
@@ -58,6 +59,21 @@ def test_several_tokens_may_come_at_once(tokenizer: PreTrainedTokenizerBase) -> 
 def test_special_tokens_are_not_shown(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = [*tokenizer("hi").input_ids, tokenizer.eos_token_id]
     assert stream(tokenizer, ids)[0] == ["h", "i"]
+
+
+def test_a_special_token_takes_no_space_from_what_follows(talker: Path) -> None:
+    whole = AutoTokenizer.from_pretrained(talker)
+    whole.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]
+    )
+    hi, there = whole("hi").input_ids, whole(" there").input_ids
+    ids = [*hi, whole.eos_token_id, whole.eos_token_id, *there]
+    assert "".join(stream(whole, ids)[0]) == "hi there"
+
+
+def test_spaces_before_punctuation_stay(talker: Path) -> None:
+    asking = AutoTokenizer.from_pretrained(talker, clean_up_tokenization_spaces=True)
+    assert "".join(stream(asking, asking("a . b !").input_ids)[0]) == "a . b !"
 
 
 def test_bytes_of_no_character_do_not_hold_back_what_follows(
