@@ -28,6 +28,7 @@ CHECKS = (
     "left_padded",
     "tied_head",
     "golden",
+    "tokenizer",
 )
 """What every cell is checked for, unless its architecture's row says otherwise."""
 

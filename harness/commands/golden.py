@@ -1,7 +1,7 @@
-"""Compute golden values again and write them to matrix/golden/values.
+"""Compute golden values again and write them to matrix/golden.
 
 The independent reference of a family computes them where there is one, else stock of the installed
-transformers, eager and without a cache.
+transformers, eager and without a cache; those of tokenizers, the tokenizers library and jinja2.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def main(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: an architecture has no golden checkpoint, or its values would be no good test.
     """
-    from harness.measuring.golden import manifest, values  # need torch
+    from harness.measuring.golden import manifest, texts, values  # need torch
+    from harness.measuring.golden.tokenizers import name_for, read_published
 
     known = manifest.architectures()
     for name in arguments.arch or ():
@@ -47,6 +48,9 @@ def main(arguments: argparse.Namespace) -> int:
                 found = values.compute(row.id, forward, by)
             write_atomically(values.VALUES / f"{row.id}.json", values.written(found))
             print(f"{row.id}: by {by}")
+    for name in sorted({name for name in map(name_for, arguments.arch or known) if name}):
+        write_atomically(texts.path_of(name), texts.written(texts.compute(name)))
+        print(f"tokenizer of {', '.join(read_published(name).architectures)}")
     return 0
 
 
