@@ -46,7 +46,7 @@ def sound(cell, tmp_path_factory):
 
 
 def small(cell: Any, checks: tuple[str, ...] = CHECKS) -> Any:
-    """Return the cell without what only times, and without tokenizers, which nothing here breaks."""
+    """Return the cell without what only times, and tokenizers, which nothing here breaks."""
     kept = tuple(name for name in checks if name not in ("speed", "tokenizer"))
     row = replace(cell.architecture, checks=kept)
     return replace(cell, release=transformers.__version__, architecture=row)
