@@ -1,6 +1,8 @@
 """Where a model's files come from: a folder, or the hub."""
 
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RevisionNotFoundError,
 )
 
-from rabbitllm.checkpoint.index import shard_names
+from rabbitllm.checkpoint.index import shard_names, total_size
 from rabbitllm.checkpoint.mistaken import refuse_mistaken
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.errors import CheckpointError, first_line, summary
+from rabbitllm.utils.memory import format_size
+
+logger = logging.getLogger(__name__)
 
 CONFIG_PATTERNS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 CODE_PATTERNS = ("*.py",)
@@ -78,7 +83,10 @@ def resolve(
         settings = fetch_settings(repo, token, trust_remote_code, download, subfolder)
         if (settings / MOVED).is_file():  # do not fetch again what was deleted on purpose
             return settings
-        names = [*_patterns(trust_remote_code), *shard_names(settings)]
+        shards = shard_names(settings)
+        if not all((settings / shard).exists() for shard in shards):
+            _announce(repo, settings)
+        names = [*_patterns(trust_remote_code), *shards]
         return _fetch(repo, token, names, download, subfolder)
 
 
@@ -130,6 +138,18 @@ def resolve_settings(
     repo = os.fspath(model)
     with hub_errors(repo):
         return fetch_settings(repo, token, trust_remote_code)
+
+
+def _announce(repo: str, settings: Path) -> None:
+    """Says what is going to come, and where there has to be room for it."""
+    nbytes = total_size(settings)
+    logger.info(
+        "Fetching %s: %s of weights into %s, where %s are free",
+        repo,
+        format_size(nbytes) if nbytes else "a file",
+        settings.parents[2],
+        format_size(shutil.disk_usage(settings).free),
+    )
 
 
 def _fetch(

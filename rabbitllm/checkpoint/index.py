@@ -1,5 +1,6 @@
 """A checkpoint's weight files, and an index of the tensors in them."""
 
+from operator import index
 from pathlib import Path
 
 from rabbitllm.checkpoint.plain_json import MALFORMED, parse, read_bytes
@@ -20,6 +21,17 @@ def shard_names(folder: Path) -> list[str]:
         CheckpointError: its index is malformed, or names files elsewhere.
     """
     return sorted(set(_weight_map(folder).values())) if _index(folder) else [WEIGHTS]
+
+
+def total_size(folder: Path) -> int | None:
+    """Bytes of a checkpoint's weights, as its index says, if it has one that does."""
+    if not _index(folder):
+        return None
+    try:
+        text = read_bytes(folder / WEIGHTS_INDEX, MAX_HEADER_BYTES)
+        return index(parse(text, MOST_TENSORS)["metadata"]["total_size"])
+    except MALFORMED:
+        return None
 
 
 def read_index(folder: Path) -> dict[str, TensorEntry]:

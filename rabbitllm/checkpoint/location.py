@@ -143,7 +143,21 @@ class Location:
             read_again: some of the weights come from disk in every forward. Where none does, only
                 a store that is needed anyway is encoded.
         """
+        if compression and (why := self._useless(compression, read_again)):
+            logger.warning("compression=%r does nothing here: %s.", compression, why)
         return compression if read_again or not self.readable_in_place() else None
+
+    def _useless(self, compression: str, read_again: bool) -> str | None:
+        """Why a compression cannot help; None if it can."""
+        if not self._encodes(compression):
+            found = sorted({str(w.dtype).removeprefix("torch.") for w in self.whole.values()})
+            return (
+                f"it encodes large weights in bfloat16, and the layers of {self.folder} have none "
+                f"({', '.join(found)})"
+            )
+        if not read_again and self.readable_in_place():
+            return "no layer comes from disk with these budgets"
+        return None
 
     def _encodes(self, compression: str) -> dict[str, Codec]:
         """Of the weights that a compression encodes."""

@@ -135,9 +135,15 @@ class LayerStore:
         return {stem: names for stem, names in groups.items() if not self._whole(stem, names)}
 
     def _write(self, missing: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
-        logger.info("Preparing %s in %s", self._checkpoint, self.folder)
+        total = self._nbytes(missing)
+        logger.info(
+            "Preparing %s, once: %s into the layer store %s",
+            self._checkpoint,
+            format_size(total),
+            self.folder,
+        )
         with tqdm(
-            total=self._nbytes(missing),
+            total=total,
             desc="Preparing layers",
             unit="B",
             unit_scale=True,

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from typing_extensions import override
+
 from rabbitllm import __version__
 from rabbitllm.cli import bench, cache, chat, doctor, plan, run, serve, split
 from rabbitllm.cli.failures import EXPECTED, FAILED, INTERRUPTED, explain
@@ -19,6 +21,12 @@ from rabbitllm.cli.parser import Parser
 
 COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve)
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+STEPS = (
+    "rabbitllm.checkpoint.hub",
+    "rabbitllm.checkpoint.store",
+    "rabbitllm.streaming.engine",
+)
+"""What says, before something that takes long, what that is: downloads, layer stores, loading."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.main is None:
         parser.print_help()
         return 0
-    logging.basicConfig(
-        level=LEVELS[min(arguments.verbose, len(LEVELS) - 1)],
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    _prepare_logging(LEVELS[min(arguments.verbose, len(LEVELS) - 1)])
     if not sys.stderr.isatty():  # our own bars see to it alone
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -60,6 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.debug("What went wrong:", exc_info=error)
         print(f"rabbitllm: {line}", file=sys.stderr)
         return status
+
+
+def _prepare_logging(level: int) -> None:
+    """Has warnings printed, and the steps of loading; more if that is asked for."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    for name in STEPS:
+        logging.getLogger(name).setLevel(min(level, logging.INFO))
+
+
+class _Formatter(logging.Formatter):
+    """Of the steps of loading only what they are."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        step = record.name in STEPS and record.levelno == logging.INFO
+        return record.getMessage() if step else super().format(record)
 
 
 def _prepare_streams() -> None:

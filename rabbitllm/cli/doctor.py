@@ -1,16 +1,20 @@
-"""Show what this machine offers, and what stands in the way.
+"""Show what this machine offers, what stands in the way, and what to do about it.
 
 With --benchmark, also how fast a model runs with each attention backend.
 """
 
 import argparse
+import os
 import platform
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rabbitllm import __version__
-from rabbitllm.errors import first_line
+from rabbitllm.errors import first_line, summary
 from rabbitllm.utils.installed import mismatch, version_of
 
 EXAMPLE = """\
@@ -18,6 +22,12 @@ EXAMPLE = """\
   rabbitllm doctor --benchmark Qwen/Qwen2.5-0.5B-Instruct"""
 BACKENDS = ("auto", "sdpa", "eager")
 PROMPT_TOKENS, NEW_TOKENS = 32, 16
+MOST = 3
+"""Things to do that are named, the first first."""
+SLOW = 1.0
+"""GB/s. A disk below it is the first thing to mend."""
+BROKEN = (ImportError, NameError, AttributeError, RuntimeError, OSError)
+"""What importing a library raises that does not fit the others."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,51 +43,86 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     from rabbitllm.cli.tables import table
 
-    findings = {
-        "Python": f"{platform.python_version()} on {platform.platform()}",
-        **_versions(),
-        "CUDA": _cuda(),
-        "FlashAttention 2": _flash_attention(),
-        "Host memory": _memory(),
-        "Layer stores": _stores(),
-        "Hub token": _token(),
-        "Compatibility": _compatibility(),
-    }
-    width = max(map(len, findings))
-    for name, finding in findings.items():
-        lines = finding.splitlines()
-        print(f"{name.ljust(width)}  " + f"\n{' ' * width}  ".join(lines))
+    width = max(map(len, FINDINGS))
+    to_do: list[str] = []
+    for name, look in FINDINGS.items():
+        finding = _found(look)
+        lines = finding.text.splitlines()
+        if lines:
+            print(f"{name.ljust(width)}  " + f"\n{' ' * width}  ".join(lines), flush=True)
+        to_do += [finding.to_do] if finding.to_do else []
     if arguments.benchmark:
         print()
         print(table(_benchmark(arguments.benchmark)))
+    print("\nTo do:" if to_do else "\nNothing to do.")
+    for number, text in enumerate(to_do[:MOST], 1):
+        print(f"{number}. {text}")
     return 0
 
 
-def _versions() -> dict[str, str]:
-    """Name -> version, by what is installed: what does not import has a version all the same."""
-    names = ("torch", "transformers", "accelerate", "safetensors", "huggingface_hub")
-    found = {name: version_of(name) for name in names}
-    return (
-        {"rabbitllm": __version__} | found | ({"In the way": why} if (why := _in_the_way()) else {})
-    )
+class Finding(NamedTuple):
+    """What was looked at.
+
+    Attributes:
+        text: what is there, in lines; empty where nothing need be said.
+        to_do: what would mend it, if that is called for.
+    """
+
+    text: str
+    to_do: str = ""
 
 
-def _in_the_way() -> str:
-    """Why no model can be loaded with these versions; empty if one can."""
+def _found(look: Callable[[], Finding]) -> Finding:
+    """What there is, or why that cannot be told."""
     try:
-        return mismatch()
-    except ImportError as error:
-        return f"transformers does not import: {first_line(error)}"
+        return look()
+    except BROKEN as error:
+        return Finding(f"not known: {summary(error)}")
 
 
-def _cuda() -> str:
+def _python() -> Finding:
+    return Finding(f"{platform.python_version()} on {platform.platform()}")
+
+
+def _package(name: str) -> Finding:
+    """A package's release, from its metadata: one that does not import has a release, too."""
+    version = version_of(name)
+    return Finding(version or "not installed", "" if version else f"pip install {name}")
+
+
+def _rabbitllm() -> Finding:
+    return Finding(__version__)
+
+
+def _in_the_way() -> Finding:
+    """Why no model can be loaded with these versions."""
+    try:
+        if why := mismatch():
+            return Finding(why, why)
+        from transformers import PreTrainedModel  # noqa: F401
+    except BROKEN as error:
+        pair = " and ".join(f"{name} {version_of(name)}" for name in ("transformers", "torch"))
+        return Finding(
+            f"transformers does not import: {first_line(error)}",
+            f"Mend {pair}: pip install --upgrade torch transformers.",
+        )
+    return Finding("")
+
+
+def _cuda() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        why = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        return f"no device (this torch is {why})"
     from rabbitllm.utils.memory import format_size
 
+    if not torch.cuda.is_available():
+        if not torch.version.cuda and shutil.which("nvidia-smi"):
+            return Finding(
+                "no device (this torch is built without CUDA)",
+                "There is a driver for an NVIDIA GPU, but this torch is built without CUDA. Choose "
+                "a build at https://pytorch.org/get-started.",
+            )
+        why = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        return Finding(f"no device (this torch is {why})")
     lines = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
@@ -89,17 +134,17 @@ def _cuda() -> str:
             f"cuda:{index} {name}, compute capability {capability[0]}.{capability[1]}, "
             f"{format_size(free)} of {format_size(total)} free"
         )
-    return "\n".join(lines)
+    return Finding("\n".join(lines))
 
 
-def _flash_attention() -> str:
+def _flash_attention() -> Finding:
     from rabbitllm.utils.platform import is_flash_attention_available
 
     available, reason = is_flash_attention_available()
-    return f"usable on {reason}" if available else f"not usable: {reason}"
+    return Finding(f"usable on {reason}" if available else f"not usable: {reason}")
 
 
-def _memory() -> str:
+def _memory() -> Finding:
     import psutil
 
     from rabbitllm.utils.memory import available_host_memory, format_size
@@ -107,50 +152,111 @@ def _memory() -> str:
     free, system = available_host_memory(), psutil.virtual_memory()
     # Without a limit the two differ by what others took in between.
     limited = " (a container's limit)" if free < 0.9 * system.available else ""
-    return f"{format_size(free)} available{limited}; the machine has {format_size(system.total)}"
+    return Finding(
+        f"{format_size(free)} available{limited}; the machine has {format_size(system.total)}",
+        f"A container's limit leaves {format_size(free)}, and the machine has "
+        f"{format_size(system.available)} free: raise it, for weights that stay do not travel."
+        if limited and free < system.available / 2
+        else "",
+    )
 
 
-def _stores() -> str:
-    """What lies in the layer stores' folder, and how fast its disk reads."""
+def _stores() -> Finding:
+    """What lies in the layer stores' folder."""
     from rabbitllm.checkpoint.inventory import find_stores
     from rabbitllm.checkpoint.naming import default_root
     from rabbitllm.utils.memory import format_size
 
     root = default_root()
     stores = find_stores(root)
-    there = next(path for path in (root, *root.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_there(root)).free
     held = format_size(sum(store.nbytes for store in stores))
-    return (
-        f"{root}: {len(stores)} stores, {held}; {format_size(free)} free\n"
-        f"direct reads there: {_disk_speed(there, free)}"
+    unfinished = sum(not store.complete for store in stores)
+    return Finding(
+        f"{root}: {len(stores)} stores, {held}; {format_size(free)} free",
+        f"{unfinished} of the layer stores are incomplete: `rabbitllm cache ls` names them, "
+        "`rabbitllm split` finishes one, and `rabbitllm cache rm` removes it."
+        if unfinished
+        else "",
     )
 
 
-def _disk_speed(folder: Path, free: int) -> str:
+def _disk() -> Finding:
+    """How fast the disk of the layer stores reads."""
+    from rabbitllm.checkpoint.naming import default_root
     from rabbitllm.measure.limits import PROBE, folder_bandwidth
 
-    if free < 2 * PROBE:
-        return "not measured, for the disk is nearly full"
+    folder = _there(default_root())
+    if shutil.disk_usage(folder).free < 2 * PROBE:
+        return Finding(
+            "not measured, for the disk is nearly full",
+            f"Make room on the disk of {folder}, or set RABBITLLM_CACHE to a folder elsewhere.",
+        )
     try:
-        return f"{folder_bandwidth(folder):.2f} GB/s"
+        rate = folder_bandwidth(folder)
     except OSError as error:
-        return f"not measured: {error}"
+        return Finding(
+            f"not measured: {error}", "Set RABBITLLM_CACHE to a folder that can be written to."
+        )
+    return Finding(
+        f"{rate:.2f} GB/s",
+        f"The disk of {folder} reads {rate:.2f} GB/s, {15 / rate:.0f} s for each token of a 7B "
+        "model that streams from it: HF_HOME and RABBITLLM_CACHE name a faster one."
+        if rate < SLOW
+        else "",
+    )
 
 
-def _token() -> str:
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _token() -> Finding:
     from huggingface_hub import get_token
 
-    return "present" if get_token() else "none (only gated and private repositories need one)"
+    present = "present" if get_token() else "none (only gated and private repositories need one)"
+    return Finding(present)
 
 
-def _compatibility() -> str:
+def _compatibility() -> Finding:
     import torch
 
     from rabbitllm.compatibility import remarks
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    return "\n".join(remarks(version_of("transformers"), devices))
+    return Finding("\n".join(remarks(version_of("transformers"), devices)))
+
+
+def _only_elsewhere() -> Finding:
+    """What only Linux, or only POSIX, has, and is done without here."""
+    lacking = {
+        "direct reads: weights come through the page cache": hasattr(os, "O_DIRECT"),
+        "reads at a place: a file of weights is opened nine times": hasattr(os, "preadv"),
+        "limits of containers: 'auto' sees the machine's memory alone": Path("/proc").is_dir(),
+        "forks: a cell of the matrix imports all anew, and what it abandons stays": hasattr(
+            os, "fork"
+        ),
+    }
+    return Finding("\n".join(text for text, there in lacking.items() if not there))
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "huggingface_hub")
+FINDINGS: dict[str, Callable[[], Finding]] = {
+    "Python": _python,
+    "rabbitllm": _rabbitllm,
+    **{name: partial(_package, name) for name in PACKAGES},
+    "In the way": _in_the_way,
+    "CUDA": _cuda,
+    "FlashAttention 2": _flash_attention,
+    "Host memory": _memory,
+    "Layer stores": _stores,
+    "Direct reads": _disk,
+    "Hub token": _token,
+    "Compatibility": _compatibility,
+    "Not here": _only_elsewhere,
+}
+"""What is looked at, in order, and how."""
 
 
 def _benchmark(model_id: str) -> list[dict[str, str]]:

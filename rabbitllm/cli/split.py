@@ -29,7 +29,8 @@ def main(arguments: argparse.Namespace) -> int:
     from rabbitllm.utils.memory import format_size
 
     location = prepare_only(arguments, torch.device("cpu")).location
-    located = location.locate(arguments.store, arguments.delete_original, arguments.compression)
+    codec = location.worth_encoding(arguments.compression, read_again=True)
+    located = location.locate(arguments.store, arguments.delete_original, codec)
     files = {entry.file for entry in located.values()}
     size = format_size(sum(file.stat().st_size for file in files))
     for folder in sorted({file.parent for file in files}):

@@ -1,5 +1,6 @@
 """Puts a model's weights where the plan says, and starts the pipeline for those that stream."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +26,9 @@ from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory, staging_sizes
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.streaming.workarounds import keep_rows_single
+from rabbitllm.utils.memory import format_size
+
+logger = logging.getLogger(__name__)
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 """Modules without a forward."""
@@ -129,7 +133,11 @@ def _load(
     """Brings what stays to its device, and makes what streams ready to come."""
     crowded = {plan.places[stage.name].device for stage in streamed}
     hosted = [stage for stage in streamed if plan.places[stage.name].memory == "host"]
-    with _progress(sum(stage.nbytes for stage in [*resident, *hosted])) as bar:
+    kept, locked = (sum(stage.nbytes for stage in each) for each in (resident, hosted))
+    parts = ((kept, "that stay"), (locked, "in page-locked memory"))
+    if said := " and ".join(f"{format_size(size)} {where}" for size, where in parts if size):
+        logger.info("Loading weights: %s", said)
+    with _progress(kept + locked) as bar:
         for stage in resident:
             device = plan.places[stage.name].device
             bind(bindings(stage), transfers[device].resident(stage, device not in crowded))

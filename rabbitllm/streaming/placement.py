@@ -10,7 +10,7 @@ import torch
 
 from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.devices import DEVICES
-from rabbitllm.streaming.plan import Budget, Plan, make_plan, own_memory
+from rabbitllm.streaming.plan import Budget, Plan, make_plan, own_memory, too_small
 from rabbitllm.streaming.room import Room
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes
@@ -116,7 +116,7 @@ def place(
         max_seq_len: tokens that automatic budgets keep room for.
 
     Raises:
-        BudgetError: a budget is too small; the message states the minimum.
+        BudgetError: a budget is too small, even for split blocks; the message states what "min" is.
         ValueError: a budget is no size.
     """
     on_host = own_memory(device) == "host"
@@ -125,15 +125,15 @@ def place(
     working = working_bytes(read_geometry(staged.model.config), staged.dtype, device, work)
     for_host = None if on_host else total_budget(host_memory, HOST)
 
-    def fits(candidate: StagedModel) -> bool:
-        return total == "min" or candidate.minimum_bytes + working <= total
-
     def plan(candidate: StagedModel) -> Plan:
         for_weights = weights_budget(total, candidate.minimum_bytes, working)
         return make_plan(candidate.stages, device, for_weights, for_host)
 
-    while not fits(staged) and (smaller := staged.with_largest_split()):
-        staged = smaller
+    least = staged.minimum_bytes
+    if total != "min":
+        staged = _split_to_fit(staged, total - working)
+        if total < staged.minimum_bytes:
+            raise too_small(total, least)
     best = plan(staged)
     while on_host and total != "min" and best.slot_sizes[device]:
         smaller = staged.with_largest_split()
@@ -145,6 +145,19 @@ def place(
             break
         staged, best = smaller, finer
     return staged, best
+
+
+def _split_to_fit(staged: StagedModel, room: int) -> StagedModel:
+    """The coarsest stages of which the least fits into so many bytes, or else is smallest.
+
+    Parts that are always resident can make the least of smaller stages larger.
+    """
+    best, finer = staged, staged.with_largest_split()
+    while finer and best.minimum_bytes > room:
+        if finer.minimum_bytes < best.minimum_bytes:
+            best = finer
+        finer = finer.with_largest_split()
+    return best
 
 
 def make_room(

@@ -129,11 +129,7 @@ def make_plan(
     minimum = minimum_bytes(stages)
     budget = minimum if device_budget == "min" else device_budget
     if budget < minimum:
-        raise BudgetError(
-            f"A budget of {format_size(budget)} for weights is too small: this model needs at "
-            f"least {format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free "
-            "memory."
-        )
+        raise too_small(budget, minimum)
     resident = _resident(stages, budget)
     slotless = {stage.name for stage in stages if stage.slotless} - resident
     streamed = {s.name: s.nbytes for s in stages if s.name not in resident | slotless}
@@ -151,6 +147,15 @@ def make_plan(
         device_bytes={device: kept + sum(slot_sizes)},
         host_bytes=sum(streamed[name] for name in hosted) + staging,
         slotless=frozenset(slotless),
+    )
+
+
+def too_small(budget: int, minimum: int) -> BudgetError:
+    """The error of a budget for weights, which names the bytes that "min" would take."""
+    return BudgetError(
+        f"A budget of {format_size(budget)} for weights is too small: this model needs at "
+        f"least {format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free "
+        "memory."
     )
 
 

@@ -306,3 +306,25 @@ def test_what_is_expected_to_be_read_is_read(
     sizes = {stage.name: stage.stored_nbytes for stage in stages}
     expected = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_compression_that_cannot_help_says_so(
+    llama: Path,
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    streamed(checkpoint(), compression="lossless")
+    assert "does nothing here: it encodes large weights in bfloat16, and the layers" in caplog.text
+    assert "have none (float32)." in caplog.text
+    caplog.clear()
+    streamed(llama, compression="lossless", host_memory="1GiB")
+    assert "does nothing here: no layer comes from disk with these budgets." in caplog.text
+    caplog.clear()
+    streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
+    assert "does nothing" not in caplog.text
+    main(["split", str(checkpoint()), "--compression", "lossless", "--store", str(tmp_path)])
+    assert "have none (float32)." in caplog.text
+    assert "nothing to split" in capsys.readouterr().out

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from rabbitllm.cli import main
+from rabbitllm.cli import STEPS, main
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """Leaves the loggers as they were."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
+    for name in STEPS:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture

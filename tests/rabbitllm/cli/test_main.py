@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,15 +17,6 @@ from rabbitllm.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 NAMES = ["run", "chat", "plan", "split", "cache", "doctor", "bench", "serve"]
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """Leaves the root logger as it was."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +106,71 @@ def test_what_loads_a_model_says_that_torch_is_too_old(
         status, _, err = command(*arguments)
         assert (status, err.count("\n")) == (1, 1)
         assert "is too old for transformers" in err
+
+
+@pytest.fixture
+def sound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine on which nothing is to be done."""
+    monkeypatch.setenv("RABBITLLM_CACHE", str(tmp_path))
+    monkeypatch.setattr("rabbitllm.utils.memory.available_host_memory", lambda: 1 << 60)
+    monkeypatch.setattr("rabbitllm.measure.limits.folder_bandwidth", lambda _: 7.0)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+
+
+@pytest.mark.usefixtures("sound")
+def test_doctor_ends_with_what_there_is_to_do(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert command("doctor")[1].endswith("\nNothing to do.\n")
+    monkeypatch.setattr("rabbitllm.measure.limits.folder_bandwidth", lambda _: 0.25)
+    (tmp_path / "a-store").mkdir()
+    (tmp_path / "a-store" / "store.json").write_text("{}")
+    first, second = command("doctor")[1].partition("\nTo do:\n")[2].splitlines()
+    assert first.startswith("1. 1 of the layer stores are incomplete")
+    assert second.startswith(f"2. The disk of {tmp_path} reads 0.25 GB/s, 60 s for each token")
+
+
+@pytest.mark.usefixtures("sound")
+def test_doctor_names_three_things_the_first_first(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {f"part {i}": lambda i=i: doctor.Finding("", f"mend {i}") for i in range(5)}
+    monkeypatch.setattr(doctor, "FINDINGS", found)
+    assert command("doctor")[1] == "\nTo do:\n1. mend 0\n2. mend 1\n3. mend 2\n"
+
+
+def test_doctor_survives_a_transformers_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers" / "__init__.py").write_text("nn.Module  # as without torch\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "rabbitllm", "doctor"],
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+        | {"RABBITLLM_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    release = importlib.metadata.version("transformers")
+    assert f"\ntransformers      {release}\n" in done.stdout
+    assert f"\ntorch             {importlib.metadata.version('torch')}\n" in done.stdout
+    assert "In the way        transformers does not import: name 'nn' is not" in done.stdout
+    assert f"1. Mend transformers {release} and torch" in done.stdout
+    assert "Host memory" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.usefixtures("sound")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("O_DIRECT", "direct reads"), ("preadv", "reads at a place"), ("fork", "forks: a cell")],
+)
+def test_doctor_says_what_other_systems_lack(
+    command: Command, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    assert "Not here" not in command("doctor")[1]
+    monkeypatch.delattr(os, name)
+    assert f"\nNot here          {said}" in command("doctor")[1]
 
 
 def test_doctor_compares_backends(command: Command, talker: Path) -> None:

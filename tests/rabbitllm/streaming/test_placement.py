@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from rabbitllm import BudgetError
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming import placement
 from rabbitllm.streaming.devices import CudaTransfer, cpu
-from rabbitllm.streaming.placement import free_bytes, total_budget, weights_budget
+from rabbitllm.streaming.placement import free_bytes, place, total_budget, weights_budget
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -93,3 +94,21 @@ def test_on_cpu_blocks_split_where_smaller_slots_leave_less_to_read(
     everything = sum(staged.sizes.values()) + 1000 + 10_000
     monkeypatch.setattr(placement, "total_budget", lambda *_: everything)
     assert placement.place(staged, torch.device("cpu"), "auto", "auto", 64)[0] is staged
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gemma2"])
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_min_is_the_number_that_an_error_names_and_works(
+    checkpoint: Callable[..., Path], architecture: str, device: torch.device
+) -> None:
+    staged = prepare(checkpoint(architecture), None, CPU, "auto", "auto", False).staged
+    key, other = ("host_memory", "device_memory")[:: 1 if device == CPU else -1]
+
+    def placed(budget: int | str) -> int:
+        _, plan = place(staged, device, **{key: budget, other: "min"}, max_seq_len=None)
+        return plan.device_bytes[device]
+
+    least = placed("min")
+    with pytest.raises(BudgetError, match=rf"needs at least .* \({least} bytes\)"):
+        placed("1KiB")
+    assert placed(least) <= least
