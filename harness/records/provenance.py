@@ -68,8 +68,9 @@ def recipe(architecture: Architecture) -> str:
 
 @cache
 def golden(architecture: str) -> str:
-    """The text of an architecture's files in matrix/golden; empty if it has none."""
-    paths = sorted(GOLDEN.glob(f"*/{escape(architecture)}.json"))
+    """The text of an architecture's files in matrix/golden, and of all tokenizers there."""
+    named = GOLDEN.glob(f"*/{escape(architecture)}.json")
+    paths = sorted({*named, *GOLDEN.glob("tokenizers/*")})  # whose names are of families
     return "".join(path.read_text("utf-8") for path in paths)
 
 
