@@ -43,6 +43,9 @@ DEALT = (
     "beams",
     "generation_config",
     "half_precision",
+    "every_id",
+    "interrupt",
+    "traffic",
     "greedy_generation",
     "speed",
 )

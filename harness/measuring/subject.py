@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.matrix import Cell
+from harness.matrix import Cell, Dtype
 from harness.measuring.checkpoints import golden_checkpoint, load_reference
 from harness.measuring.memory import live_storages
 from harness.measuring.parity import TOLERANCE, equal
@@ -120,20 +120,32 @@ class Subject:
             self.storages_before = set(live_storages())
         return self.stream()
 
-    def stream(self) -> Any:
-        """Loads the model under test."""
+    def stream(self, folder: Path | None = None, **options: Any) -> Any:
+        """Loads the model under test.
+
+        Args:
+            folder: another checkpoint than the cell's.
+            options: of `AutoModel.from_pretrained`, other than those of all checks.
+        """
         from rabbitllm import AutoModel  # a broken engine is this cell's failure, not the harness's
 
-        return AutoModel.from_pretrained(
-            self.folder,
-            device=self.cell.device,
-            dtype=self.cell.dtype,
-            attn_implementation=self.cell.backend.id,
-            layer_shards_saving_path=self.folder.parent / "stores",  # not the user's own cache
-            show_layer_progress=False,
-            device_memory="min",
-            host_memory="min" if self.device.type == "cpu" else "auto",
-        )
+        usual: dict[str, Any] = {
+            "device": self.cell.device,
+            "dtype": self.cell.dtype,
+            "attn_implementation": self.cell.backend.id,
+            "layer_shards_saving_path": self.folder.parent / "stores",  # not the user's own cache
+            "show_layer_progress": False,
+            "device_memory": "min",
+            "host_memory": "min" if self.device.type == "cpu" else "auto",
+        }
+        return AutoModel.from_pretrained(folder or self.folder, **usual | options)
+
+    def stock(self, folder: Path | None = None, dtype: Dtype | None = None) -> Any:
+        """The stock model of another checkpoint, or in another number format."""
+        row = replace(self.cell.architecture, dtype=dtype or self.cell.dtype)
+        cell = replace(self.cell, architecture=row)
+        with reference_side():
+            return load_reference(cell, folder or self.folder, self.device)
 
     @cache  # noqa: B019  # a subject lives as long as its cell
     def published(self, sha256: str) -> Subject:
@@ -249,8 +261,11 @@ class Subject:
 
 
 def left_padded(rows: Sequence[Tensor]) -> dict[str, Tensor]:
-    """input_ids and attention_mask [rows, longest]: rows of token ids, with zeros before them."""
-    ids = rows[0].new_zeros(len(rows), max(map(len, rows)))
+    """input_ids and attention_mask [rows, longest]: rows of token ids, with others before them.
+
+    What pads is an id of the text: only the mask tells padding from it.
+    """
+    ids = rows[0][:1].repeat(len(rows), max(map(len, rows)))
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, -len(row) :] = row

@@ -37,6 +37,8 @@ def run(subject: Subject) -> Outcome:
         wrong.append(
             f"it runs {model.active_attention_implementation}, asked for {subject.cell.backend.id}"
         )
+    if training := [name for name, module in model.named_modules() if module.training]:
+        wrong.append(f"{training[0] or 'it'}.training is True: dropout is active")
     if not names:
         wrong.append("it has no blocks that could stream")
     if resident:

@@ -1,0 +1,45 @@
+"""A layer store is used although its checkpoint has changed.
+
+Loaded once, in another number format so that a store is made in any case; then its weights change
+under the same path, as when a newer revision is downloaded, and it is loaded again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from harness.measuring.checks import Outcome, verdict
+from harness.measuring.parity import close
+from harness.measuring.subject import Subject, reference_side
+
+
+def run(subject: Subject) -> Outcome:
+    """Loads a copy of the checkpoint before and after the change."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        shutil.copytree(subject.folder, folder)
+        options = {"dtype": "bfloat16", "layer_shards_saving_path": Path(scratch) / "stores"}
+        before = subject.uncached(subject.stream(folder, **options))
+        change(folder)
+        with reference_side():
+            due = subject.uncached(subject.stock(folder, "bfloat16"))
+        ours = subject.uncached(subject.stream(folder, **options))
+    if close(due, before, 0.0):
+        return Outcome("reference-broken", {}, "the change of the weights changes no answer")
+    old = close(ours, before, 0.0)
+    said = "answers are still the old ones" if old else "answers are neither old nor new"
+    return verdict(close(ours, due, subject.tolerance), {}, said)
+
+
+def change(folder: Path) -> None:
+    """Turns every matrix of the checkpoint upside down; names and shapes stay."""
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        changed = {
+            name: t.flip(0).contiguous() if t.dim() > 1 else t for name, t in tensors.items()
+        }
+        save_file(changed, path, {"format": "pt"})
