@@ -18,12 +18,13 @@ from harness.measuring.cell import Measurement, measure
 from harness.records import FAILED
 from rabbitllm.streaming.devices import CudaTransfer
 from tests.harness.measuring.mutations.calls import CALLS
+from tests.harness.measuring.mutations.dimensions import DIMENSIONS
 from tests.harness.measuring.mutations.outside import OUTSIDE
 from tests.harness.measuring.mutations.residency import RESIDENCY
 from tests.harness.measuring.mutations.stocks import STOCKS
 from tests.harness.measuring.mutations.weights import WEIGHTS
 
-ENGINES = WEIGHTS + OUTSIDE + RESIDENCY + CALLS
+ENGINES = WEIGHTS + OUTSIDE + RESIDENCY + CALLS + DIMENSIONS
 MUTATIONS = {mutation.name: mutation for mutation in ENGINES}
 
 
@@ -34,33 +35,35 @@ def red(found: Measurement) -> set[str]:
 @pytest.fixture(scope="session")
 def sound(cell, tmp_path_factory):
     """Measure a cell as it is, once; gives the folder of its checkpoints, too."""
-    made: dict[tuple[str, str], tuple[Measurement, Path]] = {}
+    made: dict[Any, tuple[Measurement, Path]] = {}
 
-    def measured(*key: str) -> tuple[Measurement, Path]:
-        if key not in made:
+    def measured(key: tuple[str, str], checks: tuple[str, ...]) -> tuple[Measurement, Path]:
+        if (key, checks) not in made:
             folder = tmp_path_factory.mktemp("sound")
-            made[key] = measure(small(cell(*key)), folder), folder
-        return made[key]
+            made[key, checks] = measure(small(cell(*key), checks), folder), folder
+        return made[key, checks]
 
     return measured
 
 
 def small(cell: Any, checks: tuple[str, ...] = CHECKS) -> Any:
-    """Return the cell without what only times, and tokenizers, which nothing here breaks."""
-    kept = tuple(name for name in checks if name not in ("speed", "tokenizer"))
+    """Return the cell with these checks and no further ones; nothing here breaks tokenizers."""
+    kept = tuple(name for name in checks if name != "tokenizer")
     row = replace(cell.architecture, checks=kept)
-    return replace(cell, release=transformers.__version__, architecture=row)
+    backend = replace(cell.backend, checks={})
+    release = transformers.__version__
+    return replace(cell, release=release, architecture=row, backend=backend, dealt=())
 
 
 @pytest.mark.parametrize("mutation", ENGINES + STOCKS, ids=lambda mutation: mutation.name)
 def test_what_is_broken_is_seen_and_named(mutation, sound, cell, tmp_path, monkeypatch):
     key = mutation.architecture, mutation.backend
-    before, folder = sound(*key)
+    before, folder = sound(key, mutation.checks)
     assert (before.status, before.message) == ("pass", "")
     # The checkpoints are the sound ones; what a broken engine stores is its own.
     shutil.copytree(folder, tmp_path, ignore=shutil.ignore_patterns("stores"), dirs_exist_ok=True)
     mutation.breaks(monkeypatch)
-    found = measure(small(cell(*key)), tmp_path)
+    found = measure(small(cell(*key), mutation.checks), tmp_path)
     assert found.status == mutation.status, found.message
     assert mutation.red <= red(found) <= mutation.red | mutation.unsure
     assert re.search(mutation.message, found.message), found.message

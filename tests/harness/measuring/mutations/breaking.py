@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+from harness.matrix import CHECKS
 from harness.measuring.contract import text_blocks
 from harness.records import Status
 from rabbitllm import prepare
@@ -25,7 +26,7 @@ PARITY = frozenset(
 """The checks that see any other number in a block."""
 LOGITS = PARITY - {"cache_fill"}
 """Those that see one behind the blocks."""
-RUNNING = PARITY | {"residency", "greedy_generation", "tied_head"}
+RUNNING = PARITY | {"residency", "tied_head"}
 """What runs the model."""
 
 
@@ -43,6 +44,7 @@ class Mutation:
         status: of the cell: whose fault it is.
         backend: of attention.
         unsure: the checks that may fail or not: small differences may choose another token.
+        checks: what the cell runs.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Mutation:
     status: Status = "fail"
     backend: str = "sdpa"
     unsure: frozenset[str] = frozenset({"greedy_generation"})
+    checks: tuple[str, ...] = CHECKS
 
 
 def around(owner: Any, name: str, change: Change) -> Break:

@@ -123,7 +123,7 @@ CALLS = (
         "llama",
         frozenset({"left_padded"}),
         r"model\.layers\.0 was called with other 0 than stock's",
-        "",
+        "The first layer gets other hidden states",
     ),
     Mutation(
         "cache keyword wrong",
@@ -210,7 +210,12 @@ CALLS = (
         "The model fell back",
     ),
     Mutation(
-        "another backend in secret", each_block(eager_in_secret), "llama", PARITY, OTHER_RESULT, ""
+        "another backend in secret",
+        each_block(eager_in_secret),
+        "llama",
+        PARITY,
+        OTHER_RESULT,
+        "A layer computes otherwise",
     ),
     Mutation(
         "not causal",
@@ -218,7 +223,7 @@ CALLS = (
         "llama",
         PARITY - {"left_padded"},
         r"self_attn\.is_causal is False, stock's is True",
-        "",
+        "A module keeps another setting",
     ),
     Mutation(
         "scaling rounded",
@@ -226,7 +231,7 @@ CALLS = (
         "llama",
         PARITY,
         r"self_attn\.scaling is 0\.2501, stock's is 0\.25",
-        "",
+        "A module keeps another setting",
     ),
     Mutation(
         "softcap left out",
@@ -234,7 +239,7 @@ CALLS = (
         "gemma2",
         PARITY,
         OTHER_RESULT,
-        "",
+        "A layer computes otherwise",
         backend="eager",
     ),
     Mutation(
@@ -252,17 +257,24 @@ CALLS = (
         "qwen3_moe",
         PARITY,
         r"mlp\.gate\.top_k is 1, stock's is 2",
-        "",
+        "A module keeps another setting",
     ),
     Mutation(
         "dropout active",
         built(nn.Module.train),
         "phi",
-        frozenset({"golden"}),
+        frozenset({"golden", "split_and_load"}),
         r"\.training is True, stock's is False",
-        "",
+        "The model is in training mode",
     ),
-    Mutation("hidden states rounded", each_block(rounded), "llama", PARITY, OTHER_RESULT, ""),
+    Mutation(
+        "hidden states rounded",
+        each_block(rounded),
+        "llama",
+        PARITY,
+        OTHER_RESULT,
+        "A layer computes otherwise",
+    ),
     Mutation(
         "block called twice",
         each_block(called_twice),
@@ -293,7 +305,7 @@ CALLS = (
         "llama",
         PARITY,
         "'tuple' object has no attribute 'logits'",
-        "",
+        "The model answers with something else",
     ),
     Mutation(
         "tokens without limit",
@@ -301,7 +313,7 @@ CALLS = (
         "llama",
         frozenset({"left_padded"}),
         "The shape of the mask",
-        "",
+        "Arguments of generate",
     ),
     Mutation(
         "family forgotten",
@@ -309,7 +321,7 @@ CALLS = (
         "llama",
         frozenset({"split_and_load"}),
         "it is no RabbitLLMLlama2",
-        "",
+        "The model has not the class",
     ),
     Mutation(
         "config says tied",
@@ -317,6 +329,6 @@ CALLS = (
         "llama",
         frozenset({"tied_head"}),
         "the config says tie_word_embeddings=True",
-        "",
+        "The config says of the tie",
     ),
 )

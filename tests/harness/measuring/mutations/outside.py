@@ -27,7 +27,7 @@ def other_embeddings(name: str, breaks: Break) -> Mutation:
     """An engine that gives the first block other hidden states; the golden table is resident."""
     red = (PARITY | {"tied_head"}) - {"golden"}
     message = r"Diagnosis: model\.layers\.0 was called with other 0 than stock's"
-    return Mutation(name, breaks, "llama", red, message, "")
+    return Mutation(name, breaks, "llama", red, message, "The first layer gets other hidden")
 
 
 def resident(change: Any) -> Break:
@@ -146,7 +146,7 @@ OUTSIDE = (
         "llama",
         PARITY,
         "inv_freq differs from stock's",
-        "",
+        "A buffer is not stock's",
     ),
     Mutation(
         "frequencies of other layers",
@@ -154,7 +154,7 @@ OUTSIDE = (
         "gemma3",
         PARITY,
         "sliding_attention_inv_freq differs from stock's",
-        "",
+        "A buffer is not stock's",
     ),
     Mutation(
         "embedding's scale rounded",
@@ -162,7 +162,7 @@ OUTSIDE = (
         "gemma3",
         PARITY | {"tied_head"},
         "embed_scale differs from stock's",
-        "",
+        "A buffer is not stock's",
     ),
     Mutation(
         "buffer of a stage not read",
@@ -170,6 +170,6 @@ OUTSIDE = (
         "deepseek_v3",
         PARITY,
         "e_score_correction_bias differs from stock's",
-        "",
+        "A buffer is not stock's",
     ),
 )

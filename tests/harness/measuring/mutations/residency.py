@@ -82,7 +82,7 @@ RESIDENCY = (
         "llama",
         RUNNING,
         "No slot is free",
-        "",
+        "Slots do not become free",
     ),
     Mutation(
         "store of another checkpoint",
@@ -90,6 +90,6 @@ RESIDENCY = (
         "qwen3_moe",
         frozenset({"golden"}),
         r"golden: .*\(the streamed model's are not stock's",
-        "",
+        "A layer store was used",
     ),
 )

@@ -253,6 +253,6 @@ WEIGHTS = (
         "qwen3_moe",
         frozenset({"split_and_load"}),
         r"experts\.down_proj, made of 7 tensors",
-        "",
+        "The map from checkpoint keys",
     ),
 )
