@@ -248,7 +248,9 @@ def _refuse_tracing() -> None:
     Raises:
         RuntimeError: the forward is being exported or traced.
     """
-    if torch.compiler.is_exporting() or torch._C._is_tracing():
+    # torch before 2.7 does not say that it exports, and fails at the first weight that is away.
+    exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    if exporting or torch._C._is_tracing():
         raise RuntimeError(
             "A streamed model cannot be exported or traced: its weights come and go while it runs. "
             "Load it with stock transformers for that."

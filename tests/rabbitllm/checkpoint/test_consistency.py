@@ -85,6 +85,22 @@ def test_an_expert_of_another_shape_is_named(
         streamed(folder)
 
 
+@pytest.mark.parametrize("raised", [AssertionError, RuntimeError])
+def test_whatever_torch_raises_at_a_shape_is_said_of_the_checkpoint(
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    raised: type[Exception],
+) -> None:
+    def stack(*_: object, **__: object) -> None:
+        raise raised("stack expects each tensor to be equal size")
+
+    folder = checkpoint("mixtral")
+    monkeypatch.setattr(torch, "stack", stack)
+    with pytest.raises(CheckpointError, match=r"cannot be made from .*: stack expects each tensor"):
+        streamed(folder)
+
+
 def test_shapes_are_checked_without_reading(
     checkpoint: Callable[..., Path], skeleton: Callable[..., PreTrainedModel]
 ) -> None:
