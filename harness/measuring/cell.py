@@ -13,9 +13,10 @@ import transformers
 from harness.matrix import Cell
 from harness.measuring import checks
 from harness.measuring.checkpoints import checkpoint
+from harness.measuring.departure import departure
 from harness.measuring.diagnosis import diagnose
 from harness.measuring.subject import StockError, Subject, compiling, reference_side
-from harness.records import CheckResult, Measurement, Status
+from harness.records import OF_STOCK, CheckResult, Measurement, Status
 from harness.records.failure import describe, fingerprint
 
 WORST_FIRST: tuple[Status, ...] = (
@@ -65,9 +66,7 @@ def run_checks(cell: Cell, cache: Path) -> Measurement:
             continue
         results[name], tracebacks[name] = run_check(name, subject)
     measurement = summary(results, tracebacks, subject.probes)
-    if measurement.status not in ("fail", "degraded") or is_told(results):
-        return measurement
-    if not (why := diagnose(subject)):
+    if is_told(results) or not (why := diagnosis(measurement, subject)):
         return measurement
     # Whatever check saw it first, on whatever backend: the same cause is the same failure.
     return replace(
@@ -75,6 +74,16 @@ def run_checks(cell: Cell, cache: Path) -> Measurement:
         message=f"{measurement.message}\nDiagnosis: {why}.",
         fingerprint=fingerprint("", why, "diagnosis"),
     )
+
+
+def diagnosis(measurement: Measurement, subject: Subject) -> str:
+    """Where the side to blame departs first, in a sentence; nothing if that cannot be told."""
+    if measurement.status in ("fail", "degraded"):
+        return diagnose(subject)
+    golden = measurement.checks.get("golden")
+    if measurement.status not in OF_STOCK or golden is None or golden.exception:
+        return ""
+    return departure(subject)
 
 
 def is_told(results: dict[str, CheckResult]) -> bool:
@@ -125,11 +134,19 @@ def summary(
         return whole
     return replace(
         whole,
-        message=f"{name}: {first.message}",
+        message=f"{name}: {first.message}{also(name, results)}",
         exception=first.exception,
         fingerprint=first.fingerprint,
         traceback=tracebacks.get(name, ""),
     )
+
+
+def also(name: str, results: dict[str, CheckResult]) -> str:
+    """What golden values say of a release that another check, too, finds broken."""
+    found = results.get("golden")
+    if name == "golden" or found is None or found.status not in OF_STOCK:
+        return ""
+    return f"\ngolden: {found.message}"
 
 
 def blamed(error: BaseException) -> BaseException:

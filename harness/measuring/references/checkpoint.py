@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ class Checkpoint:
     Attributes:
         config: the fields of config.json.
         weights: by their published keys, in float32.
+        steps: gets every projection's key, what goes into it and what comes out, unless None.
     """
 
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
+    steps: list[tuple[str, Tensor, Tensor]] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
@@ -39,7 +41,7 @@ class Checkpoint:
 
     def assuming(self, **fields: Any) -> Checkpoint:
         """The same checkpoint, with values for the fields that config.json does not state."""
-        return Checkpoint(fields | dict(self.config), self.weights)
+        return replace(self, config=fields | dict(self.config))
 
     def part(self, field: str, prefix: str) -> Checkpoint:
         """A model inside: the config in a field, and the weights whose keys have a prefix."""
@@ -48,7 +50,7 @@ class Checkpoint:
             for key, weight in self.weights.items()
             if key.startswith(prefix)
         }
-        return Checkpoint(self.config[field], inside)
+        return replace(self, config=self.config[field], weights=inside)
 
     def __getitem__(self, key: str) -> Tensor:
         return self.weights[key]
@@ -56,6 +58,8 @@ class Checkpoint:
     def linear(self, key: str, x: Tensor) -> Tensor:
         """A projection by its key, [..., in] -> [..., out]; with a bias if there is one."""
         y: Tensor = linear(x, self[f"{key}.weight"], self.weights.get(f"{key}.bias"))
+        if self.steps is not None:
+            self.steps.append((key, x, y))
         return y
 
     def rms_norm(self, key: str, x: Tensor) -> Tensor:
