@@ -62,7 +62,7 @@ def run(subject: Subject) -> Outcome:
     new = live_storages()
     kept = sum(size for address, size in new.items() if address not in subject.storages_before)
     buffers = sum(buffer.nbytes for buffer in model.buffers() if not buffer.is_meta)
-    grown, blocks_bytes = growth(subject), sum(map(weight_bytes, watch.blocks))
+    grown, streamed = growth(subject), sum(p.nbytes for p in model.parameters() if p.is_meta)
     wrong = []
     if watch.looks < 2 * len(names):
         wrong.append(f"blocks were seen {watch.looks} times, not {2 * len(names)}")
@@ -76,7 +76,7 @@ def run(subject: Subject) -> Outcome:
         wrong.append(f"after the forward {', '.join(left)} still hold weights")
     if subject.device.type == "cpu" and kept > planned + buffers + SLACK:
         wrong.append(f"after the forward {kept:,} bytes are held, {planned:,} are planned")
-    if subject.device.type == "cpu" and grown > PASSES / 2 * blocks_bytes + NOISE:
+    if subject.device.type == "cpu" and grown > PASSES / 2 * streamed + NOISE:
         wrong.append(f"in {PASSES} passes the process grew by {grown:,} bytes")
     figures = {
         "most_blocks": watch.most_blocks,
@@ -123,11 +123,6 @@ class hooked:  # noqa: N801  # a context manager, named like one
 def holds_weights(module: nn.Module) -> bool:
     """Whether any parameter of the module is real."""
     return any(not parameter.is_meta for parameter in module.parameters())
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """The bytes that the parameters of a module have when they are there."""
-    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def bound_bytes(model: nn.Module) -> int:
