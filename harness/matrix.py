@@ -28,6 +28,7 @@ CHECKS = (
     "left_padded",
     "tied_head",
     "golden",
+    "generation_config",
     "tokenizer",
 )
 """What every cell is checked for, unless its architecture's row says otherwise."""
@@ -41,7 +42,6 @@ DEALT = (
     "hidden_states",
     "eager_parity",
     "beams",
-    "generation_config",
     "half_precision",
     "every_id",
     "interrupt",
