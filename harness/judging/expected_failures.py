@@ -25,12 +25,13 @@ class Expected:
     """One row of matrix/expected_failures.toml.
 
     Attributes:
-        architecture: pattern as in a shell, over ids.
-        backend: likewise.
+        architecture: pattern as in a shell, over ids; several are separated by |.
+        backend: pattern as in a shell.
         device: likewise.
         transformers: release range, such as ">=5.21.1".
         exception: type name of what is raised; empty if a check fails without.
-        message: text found in the message, see `harness.judging.pattern`.
+        message: text found in the message, see `harness.judging.pattern`; several texts, of
+            which one is found, are separated by |.
         side: whose fault it is.
         why: the cause.
         link: where it is discussed, by https.
@@ -57,7 +58,7 @@ class Expected:
         for field in ("architecture", "backend", "why"):
             if not getattr(self, field).strip():
                 raise ValueError(f"{field}: is empty")
-        if not self.message.replace("*", "").strip():
+        if not all(text.replace("*", "").strip() for text in self.message.split("|")):
             raise ValueError("message: would be found in every message")
         if self.exception and not self.exception.isidentifier():
             raise ValueError(f"exception: expected the name of a type, got {self.exception!r}")
@@ -79,7 +80,7 @@ class Expected:
         """Whether a cell is one that the entry speaks of."""
         architecture, backend, device = key
         return (
-            fnmatchcase(architecture, self.architecture)
+            any(fnmatchcase(architecture, one.strip()) for one in self.architecture.split("|"))
             and fnmatchcase(backend, self.backend)
             and fnmatchcase(device, self.device)
             and SpecifierSet(self.transformers).contains(release, prereleases=True)
@@ -87,7 +88,8 @@ class Expected:
 
     def explains(self, exception: str, message: str) -> bool:
         """Whether a failure is the one that the entry expects."""
-        return exception == self.exception and fits(self.message, message)
+        texts = (text.strip() for text in self.message.split("|"))
+        return exception == self.exception and any(fits(text, message) for text in texts)
 
 
 def load_expected(folder: Path = MATRIX) -> tuple[Expected, ...]:

@@ -91,6 +91,7 @@ class Subject:
         self.device = torch.device(cell.device)
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         self.storages_before: set[int] = set()
+        self._published: dict[str, Subject] = {}
         self.probes: dict[str, Any] = {}
 
     @property
@@ -149,13 +150,15 @@ class Subject:
 
     @cache  # noqa: B019  # a subject lives as long as its cell
     def published(self, sha256: str) -> Subject:
-        """The same cell with its golden checkpoint, whose file has this SHA-256.
+        """The same cell with its golden checkpoint, whose file has this SHA-256; made once.
 
         Raises:
             ValueError: see `golden_checkpoint`.
         """
-        name, folder = self.cell.architecture.id, self.folder.parent
-        return Subject(self.cell, golden_checkpoint(name, sha256, folder), counted=False)
+        if sha256 not in self._published:
+            folder = golden_checkpoint(self.cell.architecture.id, sha256, self.folder.parent)
+            self._published[sha256] = Subject(self.cell, folder, counted=False)
+        return self._published[sha256]
 
     @cached_property
     def tokens(self) -> Tensor:

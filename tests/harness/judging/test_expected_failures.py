@@ -167,3 +167,13 @@ def test_no_pattern_takes_long():
 
 def test_the_list_of_this_checkout_is_readable():
     assert all(entry.why and entry.link for entry in load_expected())
+
+
+def test_an_entry_may_name_several_architectures_and_texts() -> None:
+    entry = replace(ENTRY, architecture="llama | qwen[23]*", message="size of (*) | unfilled")
+    assert entry.selects(("qwen2", "sdpa", "cpu"), "5.1.0")
+    assert entry.selects(("llama", "sdpa", "cpu"), "5.1.0")
+    assert not entry.selects(("llama2", "sdpa", "cpu"), "5.1.0")
+    assert entry.explains(ENTRY.exception, "the cache is unfilled")
+    assert entry.explains(ENTRY.exception, "size of (14)")
+    assert not entry.explains(ENTRY.exception, "size of nothing")
