@@ -116,7 +116,7 @@ def place(
         max_seq_len: tokens that automatic budgets keep room for.
 
     Raises:
-        BudgetError: a budget is too small, even for split blocks; the message states what "min" is.
+        BudgetError: a budget is too small, even for split blocks; the message states the least.
         ValueError: a budget is no size.
     """
     on_host = own_memory(device) == "host"
@@ -129,11 +129,11 @@ def place(
         for_weights = weights_budget(total, candidate.minimum_bytes, working)
         return make_plan(candidate.stages, device, for_weights, for_host)
 
-    least = staged.minimum_bytes
+    whole = staged.minimum_bytes
     if total != "min":
         staged = _split_to_fit(staged, total - working)
         if total < staged.minimum_bytes:
-            raise too_small(total, least)
+            raise too_small(total, staged.minimum_bytes, whole)
     best = plan(staged)
     while on_host and total != "min" and best.slot_sizes[device]:
         smaller = staged.with_largest_split()

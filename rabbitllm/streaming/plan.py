@@ -150,12 +150,19 @@ def make_plan(
     )
 
 
-def too_small(budget: int, minimum: int) -> BudgetError:
-    """The error of a budget for weights, which names the bytes that "min" would take."""
+def too_small(budget: int, minimum: int, whole: int = 0) -> BudgetError:
+    """The error of a budget for weights.
+
+    Args:
+        budget: its bytes.
+        minimum: the least that works.
+        whole: what "min" takes, which splits no layer that need not be.
+    """
+    split = f' with layers split; "min" keeps them whole and takes {format_size(whole)}'
     return BudgetError(
         f"A budget of {format_size(budget)} for weights is too small: this model needs at "
-        f"least {format_size(minimum)} ({minimum} bytes). Raise it; where it is 'auto', free "
-        "memory."
+        f"least {format_size(minimum)} ({minimum} bytes){split if whole > minimum else ''}. "
+        "Raise it; where it is 'auto', free memory."
     )
 
 

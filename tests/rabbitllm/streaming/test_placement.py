@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rabbitllm.prepare import prepare
 from rabbitllm.streaming import placement
 from rabbitllm.streaming.devices import CudaTransfer, cpu
 from rabbitllm.streaming.placement import free_bytes, place, total_budget, weights_budget
+from rabbitllm.utils.memory import format_size
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -98,7 +100,7 @@ def test_on_cpu_blocks_split_where_smaller_slots_leave_less_to_read(
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral", "gemma2"])
 @pytest.mark.parametrize("device", [CPU, CUDA])
-def test_min_is_the_number_that_an_error_names_and_works(
+def test_an_error_names_the_least_that_works_and_what_min_takes(
     checkpoint: Callable[..., Path], architecture: str, device: torch.device
 ) -> None:
     staged = prepare(checkpoint(architecture), None, CPU, "auto", "auto", False).staged
@@ -108,7 +110,14 @@ def test_min_is_the_number_that_an_error_names_and_works(
         _, plan = place(staged, device, **{key: budget, other: "min"}, max_seq_len=None)
         return plan.device_bytes[device]
 
-    least = placed("min")
-    with pytest.raises(BudgetError, match=rf"needs at least .* \({least} bytes\)"):
+    whole = placed("min")
+    with pytest.raises(BudgetError, match=r"needs at least .* \((\d+) bytes\)") as caught:
         placed("1KiB")
+    found = re.search(r"\((\d+) bytes\)", str(caught.value))
+    assert found
+    least = int(found[1])
+    assert (f"takes {format_size(whole)}. Raise" in str(caught.value)) is (least < whole)
+    assert placed(whole) <= whole
     assert placed(least) <= least
+    with pytest.raises(BudgetError):
+        placed(least - 1)
