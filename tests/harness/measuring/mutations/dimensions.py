@@ -304,7 +304,7 @@ DIMENSIONS = (
         "dropout active where no config has any",
         built(torch.nn.Module.train),
         "llama",
-        frozenset({"split_and_load"}),
+        frozenset({"split_and_load", "golden"}),  # whose config has some
         "dropout is active",
         "The model is in training mode",
     ),
