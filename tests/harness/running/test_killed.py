@@ -31,7 +31,7 @@ cells = {cell.id: cell for cell in load_matrix().cells(sys.argv[2:])}
 versions = {"python": "3.11.7"}
 
 
-def enter(release, candidates, *arguments):
+def enter(release, candidates, *arguments, surroundings):
     for name in arguments[arguments.index("--cells") + 1].split(","):
         made = blank(cells[name], "pass", "x" * 20_000)
         record = replace(made, versions=versions, hardware="cpu")
