@@ -61,9 +61,10 @@ class Gather:
         if not idle:
             return forward(*args, **kwargs)
         call = self._signature.bind(*args, **kwargs)
-        numbers = torch.arange(len(self._idle[idle[0]]))
         whole = len(idle) < len(self._rows)  # beside weights of the user's, which have all rows
-        if not whole:
+        if whole:
+            numbers = torch.arange(len(self._idle[idle[0]]))
+        else:
             numbers, positions = torch.unique(call.arguments[self._by].cpu(), return_inverse=True)
             call.arguments[self._by] = positions.to(self._device)
         try:
