@@ -92,10 +92,11 @@ def run(subject: Subject) -> Outcome:
 @torch.no_grad()
 def growth(subject: Subject) -> int:
     """Bytes by which the process grows over some passes of one token."""
-    token, before = subject.prompt[:, :1], 0
-    for number in range(1 + PASSES):
+    token = subject.prompt[:, :1]
+    subject.streamed(token, use_cache=False)  # the first may need more than others
+    before = anonymous_bytes()
+    for _ in range(PASSES):
         subject.streamed(token, use_cache=False)
-        before = before if number else anonymous_bytes()  # the first may need more than others
     return anonymous_bytes() - before
 
 
