@@ -15,7 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from rabbitllm.checkpoint.index import WEIGHTS_INDEX
+from rabbitllm.checkpoint.index import SAFETENSORS
 from rabbitllm.streaming.stages import find_stages
 
 
@@ -84,7 +84,7 @@ def write_checkpoint(
         device: where to draw them: a GPU is quicker.
         seed: of the weights.
     """
-    if (folder / WEIGHTS_INDEX).is_file():
+    if (folder / SAFETENSORS.index).is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with init_empty_weights(include_buffers=False):
@@ -107,7 +107,7 @@ def write_checkpoint(
     config.dtype = dtype
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / SAFETENSORS.index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 
@@ -125,10 +125,10 @@ def write_cyclic(source: Path, folder: Path) -> Path:
     Raises:
         ValueError: the head is tied to the embedding.
     """
-    index = json.loads((source / WEIGHTS_INDEX).read_text())["weight_map"]
+    index = json.loads((source / SAFETENSORS.index).read_text())["weight_map"]
     if "lm_head.weight" not in index:
         raise ValueError(f"{source.name} has a tied head, which cannot be another's successor")
-    if (folder / WEIGHTS_INDEX).is_file():
+    if (folder / SAFETENSORS.index).is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     table = load_file(source / index["model.embed_tokens.weight"])["model.embed_tokens.weight"]
@@ -139,10 +139,10 @@ def write_cyclic(source: Path, folder: Path) -> Path:
     for name, tensor in made.items():
         save_file({name: tensor}, folder / index[name], metadata={"format": "pt"})
     for file in source.iterdir():
-        if file.name not in {index[name] for name in made} | {WEIGHTS_INDEX}:
+        if file.name not in {index[name] for name in made} | {SAFETENSORS.index}:
             (folder / file.name).unlink(missing_ok=True)
             (folder / file.name).hardlink_to(file)
-    (folder / WEIGHTS_INDEX).write_bytes((source / WEIGHTS_INDEX).read_bytes())
+    (folder / SAFETENSORS.index).write_bytes((source / SAFETENSORS.index).read_bytes())
     return folder
 
 
@@ -155,7 +155,7 @@ def write_shorter(source: Path, folder: Path, layers: int) -> Path:
         layers: at most as many as `source` has.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    index = json.loads((source / WEIGHTS_INDEX).read_text())["weight_map"]
+    index = json.loads((source / SAFETENSORS.index).read_text())["weight_map"]
     gone = tuple(f".layers.{i}." for i in range(layers, len(index)))
     kept = {name: file for name, file in index.items() if not any(part in name for part in gone)}
     for file in set(kept.values()):
@@ -165,7 +165,7 @@ def write_shorter(source: Path, folder: Path, layers: int) -> Path:
     if config.get("layer_types"):
         config["layer_types"] = config["layer_types"][:layers]
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / WEIGHTS_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": kept}))
+    (folder / SAFETENSORS.index).write_text(json.dumps({"metadata": {}, "weight_map": kept}))
     return folder
 
 

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.checkpoint.hub import Download
+from rabbitllm.checkpoint.index import Asked
 from rabbitllm.deprecated import accept_arguments, accept_compression
 from rabbitllm.model import StreamedModel
 from rabbitllm.prepare import prepare
@@ -54,6 +55,8 @@ class AutoModel:
         generation_config: GenerationConfig | None = None,
         revision: str | None = None,
         subfolder: str = "",
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
@@ -96,6 +99,9 @@ class AutoModel:
             generation_config: in place of the checkpoint's own.
             revision: branch, tag or commit of a repository; None is the main branch.
             subfolder: where in the folder or repository the model lies.
+            variant: of the weight files, such as "fp16" for model.fp16.safetensors.
+            use_safetensors: True takes no .bin files, False takes nothing else; None takes
+                safetensors where there are some.
             cache_dir: where huggingface_hub keeps snapshots, if not in its usual place.
             force_download: fetch a repository's files anew.
             local_files_only: take a repository from the cache, and ask no hub.
@@ -141,6 +147,7 @@ class AutoModel:
             trust_remote_code,
             download=Download(revision, cache_dir, force_download, local_files_only),
             subfolder=subfolder,
+            asked=Asked(variant, use_safetensors),
             given_config=config,
             changes=changes,
         )

@@ -32,7 +32,7 @@ from rabbitllm.checkpoint.convert import (
     unexpected_names,
 )
 from rabbitllm.checkpoint.hub import CACHED, Download, resolve, resolve_settings
-from rabbitllm.checkpoint.index import read_index
+from rabbitllm.checkpoint.index import ANY, Asked, read_index
 from rabbitllm.checkpoint.inventory import find_moved
 from rabbitllm.checkpoint.location import Location
 from rabbitllm.checkpoint.moved import MOVED
@@ -76,6 +76,7 @@ def prepare(
     *,
     download: Download = CACHED,
     subfolder: str = "",
+    asked: Asked = ANY,
     given_config: PretrainedConfig | str | os.PathLike[str] | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Prepared:
@@ -90,11 +91,12 @@ def prepare(
         trust_remote_code: see there.
         download: which revision of a repository, and from where.
         subfolder: see there.
+        asked: which weight files, see `variant` and `use_safetensors` there.
         given_config: what is `config` there.
         changes: attributes of the config -> their values, in place of the checkpoint's.
     """
     check_backend(attn_implementation)
-    folder = resolve(model_id, token, trust_remote_code, download, subfolder)
+    folder = resolve(model_id, token, trust_remote_code, download, subfolder, asked)
     whole, fields = _settings(folder, given_config, changes or {}, token, trust_remote_code)
     stock = stock_class(whole, folder, trust_remote_code)
     config = causal_config(whole, stock)
@@ -103,7 +105,7 @@ def prepare(
         attn_implementation = config._attn_implementation or "auto"
     row = legacy.find(fields)
     moved = find_moved(folder)
-    entries = moved.entries() if moved else read_index(folder)
+    entries = moved.entries() if moved else read_index(folder, asked)
     place = f"{moved.folder}, which {folder / MOVED} leads to" if moved else folder
     weights_dtype = pick_dtype(dtype, config, entries)
     # The family goes by what the checkpoint says it is, not by the native class it maps to.

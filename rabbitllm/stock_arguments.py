@@ -67,6 +67,8 @@ ARGUMENTS: dict[str, str | Refused] = {
     "token": HONOURED,
     "torch_dtype": HONOURED,
     "trust_remote_code": HONOURED,
+    "use_safetensors": HONOURED,
+    "variant": HONOURED,
     "_commit_hash": ACCEPTED,
     "_fast_init": ACCEPTED,
     "_from_auto": ACCEPTED,
@@ -76,7 +78,7 @@ ARGUMENTS: dict[str, str | Refused] = {
     "offload_folder": ACCEPTED,  # what stays on disk is read where it lies
     "offload_state_dict": ACCEPTED,
     "resume_download": ACCEPTED,  # huggingface_hub always does
-    "weights_only": ACCEPTED,  # nothing is unpickled
+    "weights_only": ACCEPTED,  # nothing else ever is unpickled
     "adapter_kwargs": Refused(ADAPTERS),
     "adapter_name": Refused(ADAPTERS, (None, "default")),
     "allow_all_kernels": Refused(KERNELS),
@@ -107,13 +109,6 @@ ARGUMENTS: dict[str, str | Refused] = {
     "use_auth_token": Refused("It is token= now."),
     "use_flash_attention_2": Refused("attn_implementation='flash_attention_2' asks for it."),
     "use_kernels": Refused(KERNELS),
-    "use_safetensors": Refused(
-        "Pickles can run code when read, so none is read. " + SAVED, (None, True)
-    ),
-    "variant": Refused(
-        "dtype='float16' or 'bfloat16' reads the weights in that precision; a variant's files load "
-        "under the names model.safetensors or model.safetensors.index.json."
-    ),
 }
 """Parameter of stock's `from_pretrained`, of release 4 or 5 -> what becomes of it."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from rabbitllm.checkpoint.durable import forget, sync_folder
-from rabbitllm.checkpoint.index import WEIGHTS_INDEX
+from rabbitllm.checkpoint.index import orphans
 from rabbitllm.checkpoint.inventory import StoreInfo, damaged, describe, remove_files
 from rabbitllm.checkpoint.moved import (
     Shard,
@@ -98,7 +98,8 @@ def _delete(folder: Path, shards: list[Shard]) -> None:
         file.unlink()
         if _is_free_blob(blob, folder):
             blob.unlink(missing_ok=True)
-    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    for index in orphans(folder):
+        index.unlink(missing_ok=True)
 
 
 def _is_free_blob(file: Path, folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_url
@@ -13,7 +14,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, say
 )
 
 from rabbitllm.checkpoint.hub import fetch_settings, hub_errors
-from rabbitllm.checkpoint.index import shard_names
+from rabbitllm.checkpoint.index import Asked, is_index, shard_names
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.checkpoint.plain_json import MALFORMED
 from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, parse_header, read_header
@@ -41,18 +42,48 @@ def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder:
     with hub_errors(repo):
         settings = fetch_settings(repo, token, trust_remote_code)
         for file in settings.iterdir():
-            shutil.copyfile(file, folder / file.name)  # not linked: Windows asks for rights to it
-        for name in shard_names(settings) if not (settings / MOVED).is_file() else ():
-            if (folder / name).exists():
-                continue
-            try:
-                _write_hollow(folder / name, _fetch_header(repo, name, token))
-            except (EntryNotFoundError, *MALFORMED) as error:
-                raise CheckpointError(
-                    f"{repo} has no {name}, or not in the safetensors format "
-                    f"({summary(error)}). Weights in another format must be converted: "
-                    "model.save_pretrained(...) with transformers."
-                ) from error
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)  # Windows asks for rights to link it
+        if not (settings / MOVED).is_file():
+            _fetch_hollow(repo, token, folder)
+
+
+def _fetch_hollow(repo: str, token: str | None, folder: Path) -> None:
+    """Makes the weight files to take, hollow; those that `folder` has already stay."""
+    names = Asked(use_safetensors=True).names(folder)
+    for name in names:
+        if is_index(name) and (folder / name).is_file():
+            return _make_hollow_shards(repo, token, folder, name)
+        if not is_index(name):
+            with suppress(EntryNotFoundError):
+                return _make_hollow(repo, token, folder / name, name)
+    raise CheckpointError(
+        f"{repo} has no {' and no '.join(names)}, and of other weights the header cannot be "
+        f"fetched alone. Fetch them, `hf download {repo}`, and plan the folder."
+    )
+
+
+def _make_hollow_shards(repo: str, token: str | None, folder: Path, name: str) -> None:
+    """Makes the shards that an index names."""
+    shard = name
+    try:
+        for shard in shard_names(folder, name):
+            _make_hollow(repo, token, folder / shard, shard)
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"{repo} has no {shard}, which its {name} names.") from error
+
+
+def _make_hollow(repo: str, token: str | None, file: Path, name: str) -> None:
+    """Makes a weight file, hollow; raises EntryNotFoundError if the repository has none."""
+    if file.exists():
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_hollow(file, _fetch_header(repo, name, token))
+    except MALFORMED as error:
+        raise CheckpointError(
+            f"{name} of {repo} is not in the safetensors format ({summary(error)})."
+        ) from error
 
 
 def _fetch_header(repo: str, name: str, token: str | None) -> bytes:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RevisionNotFoundError,
 )
 
-from rabbitllm.checkpoint.index import shard_names, total_size
+from rabbitllm.checkpoint.index import ANY, Asked, is_index, shard_names, total_size
 from rabbitllm.checkpoint.mistaken import refuse_mistaken
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.errors import CheckpointError, first_line, summary
@@ -59,11 +59,13 @@ def resolve(
     trust_remote_code: bool,
     download: Download = CACHED,
     subfolder: str = "",
+    asked: Asked = ANY,
 ) -> Path:
     """The folder with a model's files: `model` itself, or the snapshot of a hub repository.
 
-    Of a repository only configuration, tokenizer and safetensors files are fetched, and Python
-    files if `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by huggingface_hub.
+    Of a repository only configuration, tokenizer and the weight files are fetched that stock would
+    take, and Python files if `trust_remote_code`. HF_TOKEN and HF_HUB_OFFLINE are honoured by
+    huggingface_hub.
 
     Args:
         model: a folder, or a repository's id.
@@ -71,6 +73,7 @@ def resolve(
         trust_remote_code: fetch Python files too.
         download: which revision, and from where.
         subfolder: where in the folder or repository the model's files lie.
+        asked: which weight files.
 
     Raises:
         CheckpointError: neither a folder nor a repository that can be reached, a gated one, or one
@@ -83,11 +86,7 @@ def resolve(
         settings = fetch_settings(repo, token, trust_remote_code, download, subfolder)
         if (settings / MOVED).is_file():  # do not fetch again what was deleted on purpose
             return settings
-        shards = shard_names(settings)
-        if not all((settings / shard).exists() for shard in shards):
-            _announce(repo, settings)
-        names = [*_patterns(trust_remote_code), *shards]
-        return _fetch(repo, token, names, download, subfolder)
+        return _fetch_weights(repo, token, settings, trust_remote_code, download, subfolder, asked)
 
 
 def local_folder(model: str | os.PathLike[str], subfolder: str = "") -> Path | None:
@@ -140,9 +139,35 @@ def resolve_settings(
         return fetch_settings(repo, token, trust_remote_code)
 
 
-def _announce(repo: str, settings: Path) -> None:
+def _fetch_weights(
+    repo: str,
+    token: str | bool | None,
+    settings: Path,
+    trust_remote_code: bool,
+    download: Download,
+    subfolder: str,
+    asked: Asked,
+) -> Path:
+    """Fetches the weight files to take; where there are none, what looks for them says so."""
+    names = [
+        name for name in asked.names(settings) if not is_index(name) or (settings / name).is_file()
+    ]
+    for name in names:
+        files = shard_names(settings, name) if is_index(name) else [name]
+        # A single file that wins over an index is rarely there.
+        if name == names[-1] or is_index(name):
+            _announce(repo, settings, name, files)
+        snapshot = _fetch(repo, token, [*_patterns(trust_remote_code), *files], download, subfolder)
+        if is_index(name) or (snapshot / name).is_file():
+            return snapshot
+    return settings
+
+
+def _announce(repo: str, settings: Path, name: str, files: list[str]) -> None:
     """Says what is going to come, and where there has to be room for it."""
-    nbytes = total_size(settings)
+    if all((settings / file).exists() for file in files):
+        return
+    nbytes = total_size(settings, name) if is_index(name) else None
     logger.info(
         "Fetching %s: %s of weights into %s, where %s are free",
         repo,

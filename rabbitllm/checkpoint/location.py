@@ -20,6 +20,7 @@ from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
 from rabbitllm.checkpoint.store import LayerStore
 from rabbitllm.checkpoint.tensors import TensorEntry
+from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Location:
                 recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
             }
         if delete_original:
+            self._check_own()
             check_all_kept(self.recipes, self.dtypes, self.entries, self.folder)
         store = self.store(store_root, compression)
         located = store.fill(self.groups, self.recipes)
@@ -131,6 +133,7 @@ class Location:
         to_encode = bool(compression and self._encodes(compression)) and not self._is_encoded()
         return not to_encode and all(
             recipe.converter is None
+            and self.entries[recipe.sources[0][0]].codec.in_place
             and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
             for recipe in self.recipes
         )
@@ -168,6 +171,15 @@ class Location:
     def _is_encoded(self) -> bool:
         """Whether an encoded store took the place of the checkpoint's own shards."""
         return self.moved is not None and bool(self.moved.codecs)
+
+    def _check_own(self) -> None:
+        """Raises CheckpointError if the shards do not lie beside config.json."""
+        for entry in self.entries.values():
+            if not self.moved and entry.file.parent != self.folder:
+                raise CheckpointError(
+                    f"{entry.file} is in a folder of its own, where nothing is deleted. Leave "
+                    "delete_original (--delete-original) out to keep the shards."
+                )
 
     def _remember(self) -> None:
         """Has the store that stands in for the shards know of this folder, so that it stays."""

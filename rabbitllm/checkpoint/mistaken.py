@@ -11,11 +11,8 @@ from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
 from rabbitllm.errors import CheckpointError
 
 FOLDER = "Give the folder that it lies in, beside config.json, or a hub repository."
-ORIGINAL = "Give the repository or folder that it was made from, whose weights are safetensors."
-CONVERT = (
-    "Give the folder that it lies in if that has safetensors as well. Otherwise load it with "
-    "transformers, if you trust it, for pickles can run code, and save_pretrained(...) writes such "
-    "a folder."
+ORIGINAL = (
+    "Give the repository or folder that it was made from, whose weights are safetensors or .bin."
 )
 UNPACK = "Unpack it, and give the folder with config.json."
 
@@ -34,7 +31,7 @@ class Kind(NamedTuple):
 
 GGUF = Kind("a GGUF file, weights as llama.cpp stores them", ORIGINAL)
 ARCHIVE = Kind("an archive", UNPACK)
-PICKLE = Kind("a file of pickled weights", CONVERT)
+PICKLE = Kind("a file of pickled weights", FOLDER)
 SUFFIXES = {
     ".gguf": GGUF,
     ".ggml": Kind("a GGML file, weights as llama.cpp stored them", ORIGINAL),

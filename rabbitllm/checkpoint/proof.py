@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.convert import Recipe
+from rabbitllm.checkpoint.index import tensors_in
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.tensors import TensorEntry, read_header
+from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.errors import CheckpointError
 
 NAMED = 3
@@ -42,7 +43,7 @@ def check_all_kept(
             f"The shards of {place} hold what this model does not use, so a layer store cannot "
             f"take their place: {_some(unused)}. {KEEP}."
         )
-    headers = {file: read_header(file) for file in {entry.file for entry in entries.values()}}
+    headers = {file: tensors_in(file) for file in {entry.file for entry in entries.values()}}
     twice = [
         f"{key} in {file.name}"
         for file, header in headers.items()

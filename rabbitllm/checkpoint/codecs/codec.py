@@ -45,10 +45,12 @@ class Codec(ABC):
     Attributes:
         name: what headers call it.
         scratch: bytes that decoding needs to work in.
+        in_place: weights can be streamed as they are stored; others go through a layer store.
     """
 
     name: ClassVar[str]
     scratch: ClassVar[int] = 0
+    in_place: ClassVar[bool] = True
 
     @abstractmethod
     def stored(self, weight: Layout) -> Mapping[str, Layout]:

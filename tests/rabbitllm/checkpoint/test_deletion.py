@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from rabbitllm import BudgetError, CheckpointError, StreamedModel
 from rabbitllm.checkpoint.deletion import replace_originals
-from rabbitllm.checkpoint.index import WEIGHTS, WEIGHTS_INDEX
+from rabbitllm.checkpoint.index import SAFETENSORS
 from rabbitllm.checkpoint.inventory import describe, find_stores
 from rabbitllm.checkpoint.moved import DESCRIPTION, MOVED, USED_BY, users
 from rabbitllm.checkpoint.naming import LOCK
@@ -106,17 +106,17 @@ def test_deleted_originals_are_read_from_the_store(
 def test_shards_and_their_index_go(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(checkpoint("mixtral"), folder)
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
+    tensors = load_file(folder / SAFETENSORS.single)
+    (folder / SAFETENSORS.single).unlink()
     names = {key: f"part-{i % 3}.safetensors" for i, key in enumerate(sorted(tensors))}
     for name in set(names.values()):
         part = {key: tensors[key] for key in tensors if names[key] == name}
         save_file(part, folder / name, {"format": "pt"})
-    (folder / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": names}))
+    (folder / SAFETENSORS.index).write_text(json.dumps({"weight_map": names}))
     save_file({"x": torch.ones(3)}, folder / "of-somebody-else.safetensors")
     delete(folder, tmp_path / "stores")
     assert list(weights(folder)) == ["of-somebody-else.safetensors"]
-    assert not (folder / WEIGHTS_INDEX).exists()
+    assert not (folder / SAFETENSORS.index).exists()
 
 
 def test_tied_weights_that_are_in_the_checkpoint_twice_are_kept_once(
@@ -185,17 +185,19 @@ def test_one_tensor_of_another_precision_is_enough(
     rewrite(moe, lambda tensors: tensors | {name: tensors[name].double()})
     with pytest.raises(CheckpointError, match=rf"{name} \(float64, stored as float32\)\. "):
         delete(moe, root)
-    assert list(weights(moe)) == [WEIGHTS]
+    assert list(weights(moe)) == [SAFETENSORS.single]
 
 
 def test_a_tensor_that_two_shards_hold_is_named(
     moe: Path, keys_of: Callable[[Path], list[str]], root: Path
 ) -> None:
     name = "model.norm.weight"
-    (moe / WEIGHTS).rename(moe / "a.safetensors")
+    (moe / SAFETENSORS.single).rename(moe / "a.safetensors")
     save_file({name: load_file(moe / "a.safetensors")[name] + 1}, moe / "b.safetensors")
     names = dict.fromkeys(keys_of(moe / "a.safetensors"), "a.safetensors")
-    (moe / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": names | {name: "b.safetensors"}}))
+    (moe / SAFETENSORS.index).write_text(
+        json.dumps({"weight_map": names | {name: "b.safetensors"}})
+    )
     with pytest.raises(CheckpointError, match=f"same name.* {name} in a.safetensors"):
         delete(moe, root)
     assert list(weights(moe)) == ["a.safetensors", "b.safetensors"]
@@ -269,7 +271,7 @@ def test_originals_stay_when_the_store_is_not_complete(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 0))
     with pytest.raises(BudgetError):
         delete(moe, root)
-    assert (moe / WEIGHTS).is_file()
+    assert (moe / SAFETENSORS.single).is_file()
     assert not (moe / MOVED).exists()
 
 
@@ -299,11 +301,11 @@ def test_a_shard_that_was_replaced_meanwhile_stays(
     moe: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def replaced(*_: object) -> None:
-        os.utime(moe / WEIGHTS, ns=(1, 1))
+        os.utime(moe / SAFETENSORS.single, ns=(1, 1))
 
     monkeypatch.setattr("rabbitllm.checkpoint.location.check_bits", replaced)
     delete(moe, root)
-    assert (moe / WEIGHTS).is_file()
+    assert (moe / SAFETENSORS.single).is_file()
 
 
 # links, and the hub's cache
@@ -315,10 +317,10 @@ def revisions(moe: Path, tmp_path: Path) -> list[Path]:
     cache = tmp_path / "hub" / "models--tiny--moe"
     folders = [cache / "snapshots" / name for name in ("0123", "4567")]
     (cache / "blobs").mkdir(parents=True)
-    (moe / WEIGHTS).rename(cache / "blobs" / "89ab")
+    (moe / SAFETENSORS.single).rename(cache / "blobs" / "89ab")
     for folder in folders:
         shutil.copytree(moe, folder)
-        (folder / WEIGHTS).symlink_to("../../blobs/89ab")
+        (folder / SAFETENSORS.single).symlink_to("../../blobs/89ab")
     return folders
 
 
@@ -326,9 +328,9 @@ def test_a_blob_goes_with_the_last_revision_that_links_to_it(
     revisions: list[Path], root: Path, streamed: Load, prompt: torch.Tensor
 ) -> None:
     first, second = revisions
-    blob = (first / WEIGHTS).resolve()
+    blob = (first / SAFETENSORS.single).resolve()
     delete(first, root)
-    assert not (first / WEIGHTS).is_symlink()
+    assert not (first / SAFETENSORS.single).is_symlink()
     assert blob.is_file()
     expected = streamed(first)(prompt).logits
     assert torch.equal(streamed(second, layer_shards_saving_path=root)(prompt).logits, expected)
@@ -341,8 +343,8 @@ def test_a_blob_stays_for_a_link_in_a_folder_below_another_revision(
     revisions: list[Path], root: Path
 ) -> None:
     first, second = revisions
-    blob = (first / WEIGHTS).resolve()
-    (second / WEIGHTS).unlink()
+    blob = (first / SAFETENSORS.single).resolve()
+    (second / SAFETENSORS.single).unlink()
     (second / "onnx").mkdir()
     (second / "onnx" / "other-name.safetensors").symlink_to(blob)
     delete(first, root)
@@ -355,12 +357,12 @@ def test_what_a_link_leads_out_to_stays(moe: Path, tmp_path: Path, root: Path, p
     elsewhere.parent.mkdir(exist_ok=True)
     (tmp_path / "models").mkdir()
     folder = moe.rename(tmp_path / "models" / "moe")  # as in the hub's cache, but it is not
-    (folder / WEIGHTS).rename(elsewhere)
-    (folder / WEIGHTS).symlink_to(elsewhere)
+    (folder / SAFETENSORS.single).rename(elsewhere)
+    (folder / SAFETENSORS.single).symlink_to(elsewhere)
     before = elsewhere.read_bytes()
     delete(folder, root)
     assert elsewhere.read_bytes() == before
-    assert not (folder / WEIGHTS).is_symlink()
+    assert not (folder / SAFETENSORS.single).is_symlink()
 
 
 def test_a_link_to_the_checkpoints_folder_is_that_checkpoint(
@@ -400,7 +402,7 @@ def test_what_is_not_as_it_was_shown_to_be_is_not_finished(
         patch.setattr("rabbitllm.checkpoint.deletion._delete", lambda *_: None)
         store = delete(moe, root)
     if change == "shard":
-        os.utime(moe / WEIGHTS)
+        os.utime(moe / SAFETENSORS.single)
         delete(moe, root)
     else:
         file = store / "resident.safetensors"
@@ -409,7 +411,7 @@ def test_what_is_not_as_it_was_shown_to_be_is_not_finished(
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{file} is damaged"):
             delete(moe, root)
-    assert (moe / WEIGHTS).is_file()
+    assert (moe / SAFETENSORS.single).is_file()
 
 
 def test_shards_beside_a_copied_pointer_stay(moe: Path, root: Path, tmp_path: Path) -> None:
@@ -417,7 +419,7 @@ def test_shards_beside_a_copied_pointer_stay(moe: Path, root: Path, tmp_path: Pa
     delete(moe, root)
     shutil.copy(moe / MOVED, twin / MOVED)
     delete(twin, root)
-    assert (twin / WEIGHTS).is_file()
+    assert (twin / SAFETENSORS.single).is_file()
 
 
 # stores that another follows

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
 from rabbitllm.checkpoint.hub import Download, resolve
-from rabbitllm.checkpoint.index import read_index
+from rabbitllm.checkpoint.index import Asked, read_index
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES
 from rabbitllm.cli import main
@@ -321,10 +322,36 @@ def test_a_refused_token_is_said_to_be_one(hub: Hub) -> None:
         resolve("tiny/llama", "of-last-year", False)
 
 
-def test_a_repository_of_pickles_says_what_to_do(hub: Hub) -> None:
-    (hub.repos["tiny/llama"] / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors.*must be converted"):
-        read_index(resolve("tiny/llama", None, False))
+def test_of_a_repository_of_pickles_those_are_fetched(
+    hub: Hub, tmp_path: Path, stock: Callable[..., Any], streamed: Callable[..., StreamedModel]
+) -> None:
+    repo = hub.repos["tiny/llama"]
+    weights = stock(repo).state_dict()
+    (repo / "model.safetensors").unlink()
+    torch.save(weights, repo / "pytorch_model.bin")
+    folder = resolve("tiny/llama", None, False)
+    assert read_index(folder).keys() == weights.keys()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors .*`hf download tiny/llama`"):
+        fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
+
+
+def test_a_single_file_beside_an_index_is_fetched_alone(hub: Hub) -> None:
+    repo = hub.repos["tiny/shards"]
+    shutil.copy(hub.repos["tiny/llama"] / "model.safetensors", repo)
+    folder = resolve("tiny/shards", None, False)
+    assert {entry.file.name for entry in read_index(folder).values()} == {"model.safetensors"}
+    assert not any(name.startswith("model-") for name in hub.fetched)
+
+
+def test_a_variant_is_fetched_alone(hub: Hub) -> None:
+    repo = hub.repos["tiny/llama"]
+    shutil.copy(repo / "model.safetensors", repo / "model.fp16.safetensors")
+    asked = Asked(variant="fp16")
+    folder = resolve("tiny/llama", None, False, asked=asked)
+    assert {entry.file.name for entry in read_index(folder, asked).values()} == {
+        "model.fp16.safetensors"
+    }
+    assert "model.safetensors" not in hub.fetched
 
 
 def test_a_shard_that_the_hub_lacks_is_named(hub: Hub) -> None:
@@ -465,7 +492,7 @@ def test_a_header_whose_length_cannot_be_is_refused_before_it_is_planned(
     file = hub.repos["tiny/llama"] / "model.safetensors"
     file.write_bytes(struct.pack("<Q", length) + bytes(24))
     hub.long |= {file.name} if length > MAX_HEADER_BYTES else set()
-    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+    with pytest.raises(CheckpointError, match=r"tensors of tiny/llama is not in the safetensors"):
         fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
 
 
@@ -487,7 +514,7 @@ def test_a_repository_without_safetensors_is_named_before_it_is_planned(
     hub: Hub, tmp_path: Path
 ) -> None:
     (hub.repos["tiny/llama"] / "model.safetensors").write_bytes(b"no header")
-    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+    with pytest.raises(CheckpointError, match=r"tensors of tiny/llama is not in the safetensors"):
         fetch_headers("tiny/llama", None, False, _empty(tmp_path / "a"))
     (hub.repos["tiny/llama"] / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors"):
@@ -516,7 +543,7 @@ def test_a_malformed_header_is_refused_before_it_is_planned(
     header = json.dumps({"w": changes and entry | changes}).encode()
     file = hub.repos["tiny/llama"] / "model.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(24))
-    with pytest.raises(CheckpointError, match=r"tiny/llama has no model\.safetensors, or not in"):
+    with pytest.raises(CheckpointError, match=r"tensors of tiny/llama is not in the safetensors"):
         fetch_headers("tiny/llama", None, False, _empty(tmp_path / "hollow"))
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from rabbitllm import CheckpointError
-from rabbitllm.checkpoint.index import read_index
+from rabbitllm.checkpoint.index import Asked, read_index
 from rabbitllm.checkpoint.tensors import TensorEntry, total_bytes
 
 
@@ -103,13 +103,26 @@ def test_a_shard_whose_name_no_file_has_is_missing(sharded: Path, name: str) -> 
         read_index(sharded)
 
 
-def test_a_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
+def test_a_key_that_its_shard_lacks_is_left_out(sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
+    expected = set(weight_map)
     weight_map["model.extra.weight"] = next(iter(weight_map.values()))
     shard(sharded, weight_map)
-    with pytest.raises(CheckpointError, match=r"lists model\.extra\.weight in .* does not hold it"):
-        read_index(sharded)
+    assert read_index(sharded).keys() == expected
+
+
+def test_shards_may_lie_in_a_folder_of_their_own(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    before = read_index(sharded)
+    (sharded / "parts").mkdir()
+    for file in sharded.glob("model-*.safetensors"):
+        file.rename(sharded / "parts" / file.name)
+    shard(sharded, {key: f"parts/{name}" for key, name in weight_map.items()})
+    after = read_index(sharded)
+    assert after.keys() == before.keys()
+    assert {entry.file.parent for entry in after.values()} == {sharded / "parts"}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +130,9 @@ def test_a_tensor_that_its_shard_lacks_is_named(sharded: Path) -> None:
     [
         "../elsewhere.safetensors",
         "/elsewhere.safetensors",
-        "sub/model.safetensors",
+        "sub/../../elsewhere.safetensors",
+        "..\\elsewhere.safetensors",
+        "C:elsewhere.safetensors",
         "model.bin",
         "..",
         "",
@@ -145,12 +160,47 @@ def test_an_index_that_is_none_is_named(tmp_path: Path, text: str) -> None:
         read_index(tmp_path)
 
 
-def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*can run code.*save_pretrained"):
+def saved(folder: Path, name: str, value: float) -> None:
+    write = save_file if name.endswith(".safetensors") else torch.save
+    write({"w": torch.full((2,), value)}, folder / name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (Asked(), "model.safetensors"),
+        (Asked(use_safetensors=True), "model.safetensors"),
+        (Asked(use_safetensors=False), "pytorch_model.bin"),
+        (Asked(variant="fp16"), "model.fp16.safetensors"),
+        (Asked(variant="fp16", use_safetensors=False), "pytorch_model.fp16.bin"),
+    ],
+)
+def test_stock_rules_choose_among_files(tmp_path: Path, asked: Asked, expected: str) -> None:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        saved(tmp_path, name, 1.0)
+        saved(tmp_path, name.replace(".", ".fp16.", 1), 2.0)
+    shard(tmp_path, {"w": "model-00001-of-00001.safetensors"})  # which is not there
+    assert read_index(tmp_path, asked)["w"].file.name == expected
+
+
+def test_the_file_that_the_config_names_comes_first(tmp_path: Path) -> None:
+    saved(tmp_path, "model.safetensors", 1.0)
+    saved(tmp_path, "final.safetensors", 2.0)
+    (tmp_path / "config.json").write_text('{"transformers_weights": "final.safetensors"}')
+    assert read_index(tmp_path)["w"].file.name == "final.safetensors"
+
+
+@pytest.mark.parametrize("name", ["../final.safetensors", "/f.safetensors", "final.bin", 3, ["f"]])
+def test_a_config_that_names_another_place_is_refused(tmp_path: Path, name: object) -> None:
+    saved(tmp_path, "model.safetensors", 1.0)
+    (tmp_path / "config.json").write_text(json.dumps({"transformers_weights": name}))
+    with pytest.raises(CheckpointError, match="as transformers_weights, which is no safetensors"):
         read_index(tmp_path)
 
 
 def test_a_folder_without_weights_says_what_is_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safeten"):
+    with pytest.raises(CheckpointError, match=r"none of model\.safetensors, .*pytorch_model\.bin"):
+        read_index(tmp_path)
+    saved(tmp_path, "model.fp16.safetensors", 1.0)
+    with pytest.raises(CheckpointError, match=r"but model\.fp16\.safetensors\. variant= names"):
         read_index(tmp_path)
