@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class Subject:
         self.dtype: torch.dtype = getattr(torch, cell.dtype)
         self.storages_before: set[int] = set()
         self._published: dict[str, Subject] = {}
+        self._batches: dict[tuple[Any, tuple[int, ...]], Tensor] = {}
         self.probes: dict[str, Any] = {}
 
     @property
@@ -148,7 +149,6 @@ class Subject:
         with reference_side():
             return load_reference(cell, folder or self.folder, self.device)
 
-    @cache  # noqa: B019  # a subject lives as long as its cell
     def published(self, sha256: str) -> Subject:
         """The same cell with its golden checkpoint, whose file has this SHA-256; made once.
 
@@ -193,15 +193,18 @@ class Subject:
         """Either model's logits [1, PROMPT + STEPS, vocabulary] of all tokens, computed once."""
         return self.stock_uncached if model is self.reference else self.streamed_uncached
 
-    @cache  # noqa: B019  # a subject lives as long as its cell
     def in_a_batch(self, model: Any, order: tuple[int, ...] = (0, 1, 2)) -> Tensor:
-        """A model's logits [3, longest, vocabulary] of texts of `ROWS` lengths, left-padded.
+        """A model's logits [3, longest, vocabulary] of texts of `ROWS` lengths; computed once.
+
+        The texts are left-padded.
 
         Args:
             model: either of the two.
             order: which text each row is.
         """
-        return self.batched(model, order)
+        if (model, order) not in self._batches:
+            self._batches[model, order] = self.batched(model, order)
+        return self._batches[model, order]
 
     @cached_property
     def stock_decoded(self) -> Decoded:
