@@ -31,6 +31,8 @@ class Terminal:
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         self.master, slave = pty.openpty()
+        self.ready = select.poll()
+        self.ready.register(self.master, select.POLLIN)
         self.seen = b""
         self.process = subprocess.Popen(
             arguments,
@@ -53,7 +55,7 @@ class Terminal:
         while not (match := re.search(pattern.encode(), self.seen, re.DOTALL)):
             left = deadline - time.monotonic()
             assert left > 0, f"{pattern!r} did not come: {self.seen!r}"
-            if select.select([self.master], [], [], left)[0]:
+            if self.ready.poll(1000 * left):
                 self.seen += os.read(self.master, 1 << 16)
         self.seen = self.seen[match.end() :]
         return match[0].decode()
