@@ -20,7 +20,7 @@ from rabbitllm.cli.tables import table
 
 
 def measure(
-    bench: Path, gguf: Path, layers: int, prompt: int, new: int, threads: int
+    bench: Path, gguf: Path, layers: int, prompt: int, new: int, threads: int, repetitions: int
 ) -> list[dict[str, Any]]:
     """llama-bench's records of a prompt and of a generation.
 
@@ -31,16 +31,16 @@ def measure(
         prompt: tokens read.
         new: tokens generated, without a prompt.
         threads: of the CPU; one for each core leaves none to the copies.
+        repetitions: of each, whose mean and deviation are recorded.
 
     Raises:
         subprocess.CalledProcessError: llama-bench failed; it has said why.
     """
     command = [bench, "-m", gguf, "-ngl", layers, "-p", prompt, "-n", new, "-t", threads]
-    done = subprocess.run(
-        [*map(str, command), "-o", "json"], stdout=subprocess.PIPE, text=True, check=True
-    )
+    command += ["-r", repetitions, "-o", "json"]
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
     records: list[dict[str, Any]] = json.loads(done.stdout)
-    return records
+    return [record | {"model_filename": gguf.name} for record in records]
 
 
 def render(records: Sequence[dict[str, Any]]) -> str:
@@ -75,15 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=512, help="tokens (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--threads", type=int, required=True, help="of the CPU")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
     asked = parser.parse_args(argv)
-    records = []
+    how = (asked.prompt, asked.new_tokens, asked.threads, asked.repetitions)
+    records: list[dict[str, Any]] = []
     for layers in map(int, asked.layers.split(",")):
         print(f"{layers} layers on the GPU ...", file=sys.stderr, flush=True)
-        records += measure(
-            asked.bench, asked.gguf, layers, asked.prompt, asked.new_tokens, asked.threads
-        )
-    asked.out.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+        records += measure(asked.bench, asked.gguf, layers, *how)
+        # An interrupt costs the row that is being measured, no other.
+        asked.out.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     text = render(records)
     asked.out.with_suffix(".md").write_text(text)
     print(text)

@@ -14,6 +14,8 @@ from harness.render.pages import render
 PAGE = "throughput.md"
 CARD, RAM = 20.0, 56.0
 """GB of weights that stay on a card of 24 GB, beside slots and cache, and in 64 GB of RAM."""
+PROMPT = 2048
+"""Tokens of the prompt of the run "prefill"."""
 MODELS = {"7B": 15.2, "14B": 29.5, "32B": 65.5, "72B": 145.4}
 """Qwen2.5's models -> GB of their weights in bfloat16."""
 
@@ -61,9 +63,9 @@ def section(folder: Path) -> str:
         FileNotFoundError: records are missing.
         KeyError: a run that the section tells of is not among them.
     """
-    gpu, peers, cpu = (
+    gpu, peers, llama, cpu = (
         lines(folder / f"{name}.jsonl")
-        for name in ("qwen2-7b-h100", "peers-qwen2-7b", "qwen2-1.5b-cpu")
+        for name in ("qwen2-7b-h100", "peers-qwen2-7b", "llama-cpp-qwen2-7b", "qwen2-1.5b-cpu")
     )
     runs = {line["scenario"]: line for line in gpu}
     limits = [line for line in gpu if line["scenario"] == "limits"]
@@ -83,11 +85,13 @@ def section(folder: Path) -> str:
         "weights": MODELS,
         "expected": [line for line in computed if line],
         "peers": {line["peer"]: line for line in peers},
+        "llama": {(line["n_gpu_layers"], line["n_prompt"]): line["avg_ts"] for line in llama},
         "cpu": {peer: median(found) for peer, found in rates.items()},
         "card": CARD,
         "ram": RAM,
         "gb": gb,
         "rate": rate,
+        "read": f"{PROMPT / runs['prefill']['prefill_seconds']:,.0f}",
     }
     return render(PAGE, shown)
 
