@@ -24,7 +24,12 @@ from rabbitllm.checkpoint.config import (
     take_config,
     valid_config,
 )
-from rabbitllm.checkpoint.consistency import check_complete, check_shapes, repair_head_dim
+from rabbitllm.checkpoint.consistency import (
+    check_complete,
+    check_shapes,
+    check_types,
+    repair_head_dim,
+)
 from rabbitllm.checkpoint.convert import (
     dtypes_of,
     recipes_for,
@@ -126,6 +131,7 @@ def prepare(
     if repair_head_dim(config, trial, recipes, entries):
         with valid_config(fields):
             trial = try_out(trial.active_attention_implementation)
+    check_types(recipes, entries)
     check_shapes(trial, recipes, {key: entry.shape for key, entry in entries.items()}, place)
     tied = resolve_ties(trial, recipes, Reader(entries).equal)
     check_complete(trial, recipes, place)

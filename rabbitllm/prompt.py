@@ -1,13 +1,21 @@
 """From a conversation or a text to token ids, as many as the model's context holds."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from rabbitllm.model import StreamedModel
 
 
-def encode_chat(model: StreamedModel, messages: Sequence[Mapping[str, str]]) -> torch.Tensor:
+def encode_chat(
+    model: StreamedModel,
+    messages: Sequence[Mapping[str, str]],
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> torch.Tensor:
     """Token ids [1, tokens] of a conversation, by the tokenizer's chat template.
 
     Without a template the messages' contents follow one another, a line each.
@@ -15,22 +23,38 @@ def encode_chat(model: StreamedModel, messages: Sequence[Mapping[str, str]]) -> 
     Args:
         model: whose tokenizer to use.
         messages: with "role" and "content".
+        template_kwargs: variables of the template, such as `enable_thinking`.
 
     Raises:
-        ValueError: the template refuses the conversation, or what it makes of it does not fit the
-            model's context.
+        ValueError: the template has no such variable or refuses the conversation, or what it makes
+            of it does not fit the model's context.
     """
+    check_template_kwargs(model, template_kwargs)
     if not model.tokenizer.chat_template:
         return encode_text(model, "\n".join(message["content"] for message in messages))
     from jinja2 import TemplateError
 
     try:
         encoded = model.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True
+            list(messages), add_generation_prompt=True, return_dict=True, **template_kwargs
         )
     except TemplateError as error:
         raise ValueError(f"The model's chat template refuses these messages: {error}.") from error
     return encode_ids(model, encoded["input_ids"])
+
+
+def check_template_kwargs(model: StreamedModel, template_kwargs: Iterable[str]) -> None:
+    """Whether the model's chat template has variables of these names for a caller to set.
+
+    Raises:
+        ValueError: naming one that it has not, or that is not the caller's.
+    """
+    tokenizer = model.tokenizer
+    taken = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+    text = str(tokenizer.chat_template or "")
+    for name in template_kwargs:
+        if name in taken or not re.search(rf"\b{re.escape(name)}\b", text):
+            raise ValueError(f"The model's chat template has no {name!r} to set.")
 
 
 def encode_text(model: StreamedModel, text: str) -> torch.Tensor:

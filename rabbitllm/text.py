@@ -82,6 +82,7 @@ def generate(
         attention_mask=torch.ones_like(prompt),
         stopping_criteria=StoppingCriteriaList([listener]),
         max_new_tokens=limit,
+        eos_token_id=sorted(ends) or None,
         pad_token_id=pad if pad is not None or not ends else min(ends),
         **sampling,
     )
@@ -208,5 +209,12 @@ class _Listener(StoppingCriteria):
 
 
 def _end_of_text(model: StreamedModel) -> set[int]:
+    """The tokens that end an answer: the checkpoint's, and the tokenizer's end of a turn.
+
+    The tokenizer of a model that was tuned for chats often has one that its generation_config.json,
+    the base model's, does not list.
+    """
     ids = model.generation_config.eos_token_id
-    return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
+    stated = set(ids) if isinstance(ids, list) else {ids}
+    names = ("eos_token_id", "eot_token_id")
+    return {*stated, *(getattr(model.tokenizer, name, None) for name in names)} - {None}

@@ -155,19 +155,30 @@ def _refuse_quantised(fields: Mapping[str, Any], place: str) -> None:
 
 
 def load_generation_config(folder: Path) -> GenerationConfig | None:
-    """The checkpoint's own settings for generating; None if it has none.
+    """The checkpoint's own settings for generating, as stock finds them.
+
+    Those of generation_config.json; where there is none, those of config.json, which a model's
+    config no longer has. None if the folder has neither, or the config of a legacy family, whose
+    fields mean something else.
 
     Raises:
-        CheckpointError: its generation_config.json is malformed.
+        CheckpointError: they are malformed.
     """
     path = folder / "generation_config.json"
+    options: dict[str, Any] = {}
     if not path.is_file():
-        return None
+        path = folder / "config.json"
+        options = {"config_file_name": path.name, "_from_model_config": True}
+        if not path.is_file() or legacy.find(read_fields(folder)):
+            return None
     try:
-        _check_amounts(read_settings(path))
-        return GenerationConfig.from_pretrained(folder)
+        if not options:
+            _check_amounts(read_settings(path))
+        settings = GenerationConfig.from_pretrained(folder, **options)
+        _check_amounts(settings.to_dict())
     except (*INVALID, OSError) as error:
         raise CheckpointError(f"{path} is no valid generation config: {summary(error)}") from error
+    return settings
 
 
 @contextmanager
@@ -275,6 +286,9 @@ def pick_dtype(
 ) -> torch.dtype:
     """The dtype of the running model's weights: asked, else the config's, else the checkpoint's.
 
+    The checkpoint's is that of the first tensor in a dtype to compute in, as stock counts: in the
+    order of `entries`.
+
     Raises:
         ValueError: `asked` is no floating point dtype that models compute in, nor its name.
         CheckpointError: the config's or the checkpoint's is none.
@@ -283,10 +297,10 @@ def pick_dtype(
     place = ""
     if asked in ("auto", None):
         kind, place = CheckpointError, f" (so says {config.name_or_path})"
-        asked = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+        asked = getattr(config, "dtype", None)
     if asked is None:
-        floats = [entry.dtype for entry in entries.values() if entry.dtype.is_floating_point]
-        asked = floats[0] if floats else torch.float32
+        floats = (entry.dtype for entry in entries.values())
+        asked = next((dtype for dtype in floats if dtype in FLOATS), torch.float32)
     dtype = getattr(torch, asked.removeprefix("torch."), None) if isinstance(asked, str) else asked
     if dtype not in FLOATS:
         raise kind(

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import dot_natural_key
 
 from rabbitllm.checkpoint.convert import Recipe
-from rabbitllm.checkpoint.tensors import TensorEntry
+from rabbitllm.checkpoint.tensors import RAW, UNREAD, TensorEntry
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,21 @@ def check_complete(model: PreTrainedModel, recipes: list[Recipe], place: object)
             f"{shown}. "
             "It is incomplete, or it is not a checkpoint of this architecture."
         )
+
+
+def check_types(recipes: list[Recipe], entries: Mapping[str, TensorEntry]) -> None:
+    """Every tensor that makes a parameter is in a type that can be read.
+
+    Raises:
+        CheckpointError: naming the first that is not.
+    """
+    for recipe in recipes:
+        for key, _ in recipe.sources:
+            if entries[key].dtype == RAW:
+                raise CheckpointError(
+                    f"{key} in {entries[key].file} is in a type that no model computes from: one "
+                    f"of {', '.join(UNREAD)}. Use the original, unquantised checkpoint."
+                )
 
 
 def check_shapes(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rabbitllm.checkpoint.codecs import from_header
-from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout, elements, nbytes
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.plain_json import MALFORMED, parse
 from rabbitllm.errors import CheckpointError, summary
@@ -42,6 +42,10 @@ DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+UNREAD = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+"""The format's other types -> bits of an element: nothing here makes weights of them."""
+RAW = torch.bits8
+"""What the bytes of such a tensor are, in one dimension."""
 
 
 class FileState(NamedTuple):
@@ -118,6 +122,8 @@ def total_bytes(entries: Iterable[TensorEntry]) -> int:
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file, without reading their data.
 
+    Those in a type of `UNREAD` are bytes: checkpoints hold some that their models do not need.
+
     Raises:
         CheckpointError: the header is none, or its tensors do not fill the file, byte for byte.
     """
@@ -161,9 +167,13 @@ def _header(file: Path) -> tuple[FileState, bytes]:
 def _entry(file: Path, state: FileState, start: int, value: Mapping[str, Any]) -> TensorEntry:
     """A header's entry, for data that begin at byte `start`; raises one of `MALFORMED`."""
     first, end = map(index, value["data_offsets"])
+    extent = Extent(file, start + first, end - first, state)
+    if value["dtype"] in UNREAD:
+        if UNREAD[value["dtype"]] * elements(value["shape"]) != 8 * extent.nbytes:
+            raise ValueError(f"{extent.nbytes} bytes hold no {value['dtype']} {value['shape']}")
+        return TensorEntry((extent,), RAW, (extent.nbytes,))
     if value["dtype"] not in DTYPES:
         raise ValueError(f"no dtype {value['dtype']!r} is known")
-    extent = Extent(file, start + first, end - first, state)
     return TensorEntry((extent,), *_layout(value))
 
 

@@ -6,7 +6,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.config import INVALID, read_fields
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
 from rabbitllm.errors import CheckpointError, summary
+
+PROCESSOR_TEMPLATE = "chat_template.json"
+"""Where models of text and pictures have their chat template if the tokenizer's files have none."""
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -39,4 +43,21 @@ def _load(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         tokenizer = row.tokenizer(folder)
+    if not tokenizer.chat_template and (folder / PROCESSOR_TEMPLATE).is_file():
+        tokenizer.chat_template = _processor_template(folder / PROCESSOR_TEMPLATE)
     return tokenizer
+
+
+def _processor_template(path: Path) -> str:
+    """The chat template that only a processor would read.
+
+    Raises:
+        CheckpointError: the file holds none.
+    """
+    try:
+        template = read_settings(path)["chat_template"]
+    except (OSError, *MALFORMED) as error:
+        raise CheckpointError(f"{path} holds no chat template: {summary(error)}.") from error
+    if not isinstance(template, str):
+        raise CheckpointError(f"{path} holds a chat template that is no text.")
+    return template

@@ -12,7 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from rabbitllm.errors import BudgetError
-from rabbitllm.prompt import context_length, encode_chat, encode_ids, encode_text
+from rabbitllm.prompt import (
+    check_template_kwargs,
+    context_length,
+    encode_chat,
+    encode_ids,
+    encode_text,
+)
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
@@ -129,7 +135,13 @@ class Routes:
         """Token ids [1, tokens] of a conversation."""
         if not self._model.tokenizer.chat_template:
             raise ApiError(400, "This model has no chat template. Use /v1/completions.")
-        return encode_chat(self._model, [turn.as_template_input() for turn in asked.messages])
+        try:
+            check_template_kwargs(self._model, asked.chat_template_kwargs)
+        except ValueError as error:
+            name = "chat_template_kwargs"
+            raise ApiError(400, f"{name}: {error}", param=name) from error
+        turns = [turn.as_template_input() for turn in asked.messages]
+        return encode_chat(self._model, turns, asked.chat_template_kwargs)
 
     def _plain_prompt(self, asked: CompletionRequest) -> torch.Tensor:
         """Token ids [1, tokens] of a completion's prompt, which may be token ids already."""

@@ -33,6 +33,26 @@ def test_a_template_may_refuse(model: StreamedModel) -> None:
         encode_chat(model, MESSAGES)
 
 
+def test_variables_reach_the_template(model: StreamedModel) -> None:
+    model.tokenizer.chat_template += "{% if not enable_thinking %}<quick>{% endif %}"
+    for thinking, end in ((True, "<assistant>"), (False, "<quick>")):
+        ids = encode_chat(model, MESSAGES, {"enable_thinking": thinking})
+        assert model.tokenizer.decode(ids[0]).endswith(end)
+
+
+@pytest.mark.parametrize("name", ["enable", "messages", "chat_template", "add_generation_prompt"])
+def test_a_variable_that_is_not_the_callers_is_refused(model: StreamedModel, name: str) -> None:
+    model.tokenizer.chat_template += "{{ enable_thinking }}"
+    with pytest.raises(ValueError, match=f"has no '{name}' to set"):
+        encode_chat(model, MESSAGES, {name: True})
+
+
+def test_without_a_template_there_is_no_variable(model: StreamedModel) -> None:
+    model.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no 'enable_thinking' to set"):
+        encode_chat(model, MESSAGES, {"enable_thinking": True})
+
+
 def test_the_context_limits_a_prompt(model: StreamedModel) -> None:
     model.config.max_position_embeddings = 10
     assert room(model, encode_ids(model, [7] * 9).shape[1]) == 1

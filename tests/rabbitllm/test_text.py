@@ -150,6 +150,16 @@ def test_an_end_of_text_token_ends_it(model: StreamedModel) -> None:
     assert (answer.new_tokens, answer.finish_reason) == (1, "stop")
 
 
+def test_the_tokenizers_end_of_a_turn_ends_it_too(model: StreamedModel) -> None:
+    prompt, pieces = encode_text(model, "Once"), list[str]()
+    generate(model, prompt, pieces.append, max_new_tokens=3, **GREEDY)
+    model.generation_config.eos_token_id = 2
+    (end,) = model.tokenizer(pieces[0]).input_ids
+    model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+    answer = generate(model, prompt, str, max_new_tokens=3, **GREEDY)
+    assert (answer.new_tokens, answer.finish_reason) == (1, "stop")
+
+
 def test_a_cancelled_generation_ends_with_its_token(model: StreamedModel) -> None:
     cancelled, pieces = threading.Event(), list[str]()
 

@@ -12,7 +12,13 @@ import transformers
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from rabbitllm import CheckpointError, StreamedModel
-from rabbitllm.checkpoint.config import causal_config, load_config, pick_dtype, stock_class
+from rabbitllm.checkpoint.config import (
+    causal_config,
+    load_config,
+    load_generation_config,
+    pick_dtype,
+    stock_class,
+)
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
 CODE = """
@@ -308,3 +314,43 @@ def test_a_text_model_is_built_from_the_text_part_of_a_composite_config(
     config = load_config(tmp_path, False)
     part = causal_config(config, stock_class(config, tmp_path, False))
     assert (part.model_type, part.name_or_path) == (built, str(tmp_path))
+
+
+SETTINGS = {"do_sample": True, "temperature": 0.3, "top_k": 7, "eos_token_id": [2, 5]}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_settings_in_config_json_count_where_there_are_no_others(
+    copied: Callable[..., Path], configure: Callable[..., None], stock: Any, beside: bool
+) -> None:
+    folder = copied()
+    configure(folder, **SETTINGS)
+    if not beside:
+        (folder / "generation_config.json").unlink()
+    expected, found = stock(folder).generation_config, load_generation_config(folder)
+    assert found is not None
+    assert found.to_dict() == expected.to_dict()
+    assert (found.temperature == 0.3) != beside
+
+
+def test_settings_in_config_json_have_bounds_too(
+    copied: Callable[..., Path], configure: Callable[..., None]
+) -> None:
+    folder = copied()
+    (folder / "generation_config.json").unlink()
+    configure(folder, num_beams=10**6)
+    with pytest.raises(CheckpointError, match=r"config\.json is no valid generation config"):
+        load_generation_config(folder)
+
+
+def test_narrow_types_are_not_the_dtype_of_a_checkpoint() -> None:
+    entries = {
+        name: TensorEntry((), dtype, ())
+        for name, dtype in {
+            "a": torch.int64,
+            "b": torch.float8_e4m3fn,
+            "c": torch.bfloat16,
+            "d": torch.float32,
+        }.items()
+    }
+    assert pick_dtype("auto", PretrainedConfig(dtype=None), entries) == torch.bfloat16

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,22 @@ def test_whatever_torch_raises_at_a_shape_is_said_of_the_checkpoint(
     folder = checkpoint("mixtral")
     monkeypatch.setattr(torch, "stack", stack)
     with pytest.raises(CheckpointError, match=r"cannot be made from .*: stack expects each tensor"):
+        streamed(folder)
+
+
+def test_a_weight_of_a_type_that_nothing_computes_from_is_named(
+    copied: Callable[..., Path], streamed: Callable[..., StreamedModel]
+) -> None:
+    folder = copied()
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    begin, stop = header["model.norm.weight"]["data_offsets"]
+    header["model.norm.weight"] |= {"dtype": "F4", "shape": [2 * (stop - begin)]}
+    raw = json.dumps(header).encode()
+    file.write_bytes(len(raw).to_bytes(8, "little") + raw + data[end:])
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight in .* is in a type that no"):
         streamed(folder)
 
 

@@ -13,7 +13,7 @@ from rabbitllm import CheckpointError
 from rabbitllm.checkpoint.codecs import HEADER, HEADER_UP_TO_FORMAT_3
 from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, read_header
+from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, RAW, read_header
 
 GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -32,6 +32,17 @@ def test_metadata_is_no_tensor_and_a_scalar_is_one(tmp_path: Path) -> None:
     assert tensors.keys() == {"w", "s"}
     assert (tensors["s"].shape, tensors["s"].nbytes) == ((), 4)
     assert tensors["w"].stored[0].offset == file.stat().st_size - 28
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("F4", [6, 8]), ("F6_E2M3", [4, 8]), ("F8_E8M0", [24])]
+)
+def test_what_nothing_is_made_of_is_bytes(tmp_path: Path, name: str, shape: list[int]) -> None:
+    header = {"w": GOOD | {"dtype": name, "shape": shape}}
+    assert read_header(write(tmp_path / "f", header))["w"].layout == (RAW, (24,))
+    header["w"]["shape"] = [*shape, 2]
+    with pytest.raises(CheckpointError, match=f"24 bytes hold no {name}"):
+        read_header(write(tmp_path / "f", header))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9])

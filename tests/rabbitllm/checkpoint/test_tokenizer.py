@@ -70,3 +70,20 @@ def test_an_error_that_is_not_the_checkpoints_stays_what_it_is(
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     with pytest.raises(UnforeseenError):
         load_tokenizer(copied(), False)
+
+
+def test_a_template_that_only_a_processor_would_read_is_used(copied_talker: Path) -> None:
+    (copied_talker / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert load_tokenizer(copied_talker, False).chat_template != "{{ messages }}"
+    for file in copied_talker.glob("*.jinja"):
+        file.unlink()
+    assert load_tokenizer(copied_talker, False).chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"chat_template": 3}'])
+def test_a_template_that_is_none_is_named(copied_talker: Path, text: str) -> None:
+    for file in copied_talker.glob("*.jinja"):
+        file.unlink()
+    (copied_talker / "chat_template.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"chat_template\.json holds (no|a) chat template"):
+        load_tokenizer(copied_talker, False)

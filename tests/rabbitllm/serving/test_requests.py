@@ -315,3 +315,12 @@ def test_a_template_that_refuses_is_said(
     app = create_app(Worker(model, 3), NAME, Admission(None, None), 6)
     with TestClient(app, raise_server_exceptions=False) as client:
         assert error_of(client.post(CHAT, json=HELLO))["param"] == "messages"
+
+
+def test_variables_go_to_the_chat_template_or_are_refused_by_name(client: TestClient) -> None:
+    sent = said(user("x")) | {"model": NAME, "max_tokens": 1, "chat_template_kwargs": {}}
+    assert client.post("/v1/chat/completions", json=sent).status_code == 200
+    sent["chat_template_kwargs"] = {"chat_template": "{{ 1 }}"}
+    refused = client.post("/v1/chat/completions", json=sent)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "chat_template_kwargs"
