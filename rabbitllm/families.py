@@ -69,7 +69,7 @@ FAMILIES = (
     Family("InternLM", RabbitLLMInternLM, ("internlm", "internlm2", "internlm3")),
     Family("Baichuan", RabbitLLMBaichuan, ("baichuan",)),
     Family("Gemma 2 / 3", RabbitLLMLlama2, ("gemma", "gemma2", "gemma3", "gemma3_text")),
-    Family("DeepSeek V2 / V3", RabbitLLMLlama2, ("deepseek_v2", "deepseek_v3")),
+    Family("DeepSeek V2 / V3", RabbitLLMLlama2, ("deepseek_v2", "deepseek_v3", "kimi_k2")),
     Family("Phi 2 / 3 / 4", RabbitLLMLlama2, ("phi", "phi3", "phimoe", "phi4_multimodal")),
     Family("QWen v1", RabbitLLMQWen, ("qwen",)),
     Family("ChatGLM", RabbitLLMChatGLM, ("chatglm", "glm", "glm4")),

@@ -20,7 +20,9 @@ NAMES = {
     "RabbitLLMQWen",
     "RabbitLLMChatGLM",
 }
-WITHOUT_NATIVE_CLASS = {"internlm", "internlm2", "internlm3", "baichuan", "qwen", "chatglm"}
+WITHOUT_NATIVE_CLASS = {"internlm", "internlm2", "internlm3", "baichuan", "qwen", "chatglm"} | {
+    "kimi_k2"
+}
 
 
 def test_the_classes_have_the_names_that_users_know() -> None:

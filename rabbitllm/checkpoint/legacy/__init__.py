@@ -19,7 +19,15 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rabbitllm.checkpoint.legacy import alibi, baichuan, chatglm, internlm, qwen, tokenizers
+from rabbitllm.checkpoint.legacy import (
+    alibi,
+    baichuan,
+    chatglm,
+    internlm,
+    qwen,
+    renamed,
+    tokenizers,
+)
 from rabbitllm.errors import CheckpointError
 
 Fields = Mapping[str, Any]
@@ -227,5 +235,31 @@ LEGACY = (
             Requirement("quantization_bit", 0, "quantised weights"),
             Requirement("rmsnorm", True, "layer norms with a bias"),
         ),
+    ),
+    Legacy(
+        name="Kimi K2",
+        model_type="kimi_k2",
+        native="deepseek_v3",
+        config=renamed.config,
+        tokenizer=tokenizers.kimi,
+        requires=(
+            Requirement("moe_layer_freq", 1, "mixtures in some of the layers alone"),
+            Requirement("scoring_func", "sigmoid", "another score of experts"),
+            Requirement("topk_method", "noaux_tc", "another choice of experts"),
+        ),
+    ),
+    Legacy(
+        name="Aquila",
+        model_type="aquila",
+        native="llama",
+        config=renamed.config,
+        tokenizer=tokenizers.gpt2,
+    ),
+    Legacy(
+        name="XVERSE",
+        model_type="xverse",
+        native="llama",
+        config=renamed.config,
+        tokenizer=tokenizers.none,
     ),
 )

@@ -4,11 +4,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import AddedToken, PreTrainedTokenizerBase, Qwen2Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AddedToken,
+    GPT2Tokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-from rabbitllm.errors import CheckpointError
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
+from rabbitllm.errors import CheckpointError, summary
 
 QWEN_SPECIAL = (
     "<|endoftext|>",
@@ -23,6 +31,28 @@ CHATGLM_SPECIAL = (
 )
 """In the order of their ids, which follow those of the pieces; ChatGLM2 has the first five.
 THUDM/chatglm3-6b, tokenization_chatglm.py."""
+
+KIMI_RESERVED = 256
+"""Ids behind those of the ranks: moonshotai/Kimi-K2-Instruct, tokenization_kimi.py."""
+KIMI_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_UPPER, _LOWER = (
+    rf"[{cases}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for cases in (r"\p{Lu}\p{Lt}", r"\p{Ll}")
+)
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+KIMI_SPLIT = "|".join(
+    (
+        r"[\p{Han}]+",
+        f"{_WORD}{_UPPER}*{_LOWER}+{_ENDING}",
+        f"{_WORD}{_UPPER}+{_LOWER}*{_ENDING}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+"""How text is cut before the merges: runs of Chinese, words by their capitals, digits by three."""
 
 
 class SentencePieceTokenizer(SentencePieceBackend):
@@ -140,6 +170,50 @@ def tiktoken(folder: Path) -> PreTrainedTokenizerBase:
         vocab=vocab, merges=merges, additional_special_tokens=list(QWEN_SPECIAL)
     )
     return tokenizer
+
+
+def kimi(folder: Path) -> PreTrainedTokenizerBase:
+    """Reads tiktoken.model; tokenizer_config.json names some of the ids behind the ranks."""
+    file = folder / "tiktoken.model"
+    _require(file, "tiktoken")
+    vocab, merges = TikTokenConverter().extract_vocab_merges_from_model(str(file))
+    core = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(KIMI_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    path = folder / "tokenizer_config.json"
+    try:
+        settings = dict(read_settings(path))
+        added = dict(settings.get("added_tokens_decoder", {}))
+        named = {int(index): str(token["content"]) for index, token in added.items()}
+    except (OSError, *MALFORMED) as error:
+        raise CheckpointError(f"{path} names no tokens: {summary(error)}.") from error
+    beyond = range(len(vocab), len(vocab) + KIMI_RESERVED)
+    core.add_special_tokens([named.get(n, f"<|reserved_token_{n}|>") for n in beyond])
+    template = folder / "chat_template.jinja"
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        chat_template=template.read_text("utf-8")
+        if template.is_file()
+        else settings.get("chat_template"),
+        **{name: settings[name] for name in KIMI_ROLES if isinstance(settings.get(name), str)},
+    )
+    return tokenizer
+
+
+def gpt2(folder: Path) -> PreTrainedTokenizerBase:
+    """Reads vocab.json and merges.txt."""
+    tokenizer: PreTrainedTokenizerBase = GPT2Tokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def none(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises CheckpointError: families whose authors publish tokenizer.json have nothing else."""
+    raise CheckpointError(f"{folder} has no tokenizer.json, so it has no tokenizer.")
 
 
 def _sentencepiece(cls: type[SentencePieceTokenizer], folder: Path) -> PreTrainedTokenizerBase:

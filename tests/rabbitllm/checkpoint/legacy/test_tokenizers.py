@@ -236,3 +236,46 @@ def test_qwen_is_that_of_tiktoken(ranks, tmp_path):
         ids = wanted.encode(unicodedata.normalize("NFC", text), allowed_special="all")
         assert tokenizer.encode(text) == ids
         assert tokenizer.decode(ids) == wanted.decode(ids)
+
+
+def test_kimi_is_that_of_tiktoken(ranks, tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+    for word in ("中", "文", "中文", "123", "HELLO", " don't"):
+        ranks.setdefault(word.encode(), len(ranks))
+    (tmp_path / "config.json").write_text('{"model_type": "kimi_k2"}')
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    (tmp_path / "tiktoken.model").write_text("".join(lines))
+    start = len(ranks)
+    settings = {
+        "added_tokens_decoder": {
+            str(start): {"content": "[BOS]", "special": True},
+            str(start + 2): {"content": "<|im_end|>", "special": True},
+        },
+        "bos_token": "[BOS]",
+        "eos_token": "<|im_end|>",
+        "chat_template": "{{ messages }}",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    # moonshotai/Kimi-K2-Instruct, tokenization_kimi.py
+    letters = r"\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+    upper, lower = rf"[\p{{Lu}}\p{{Lt}}{letters}", rf"[\p{{Ll}}{letters}"
+    first, last = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    pattern = (
+        rf"[\p{{Han}}]+|{first}{upper}*{lower}+{last}|{first}{upper}+{lower}*{last}"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    special = {
+        "[BOS]": start,
+        f"<|reserved_token_{start + 1}|>": start + 1,
+        "<|im_end|>": start + 2,
+    }
+    wanted = tiktoken.Encoding(
+        "kimi", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
+    )
+    tokenizer = load_tokenizer(tmp_path, trust_remote_code=False)
+    assert (len(tokenizer), tokenizer.eos_token_id) == (start + 256, start + 2)
+    assert tokenizer.chat_template == "{{ messages }}"
+    for text in (*TEXTS, "x中文y HELLOworld 12345 don't\r\n", "[BOS]hello<|im_end|>"):
+        ids = wanted.encode(text, allowed_special="all")
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.decode(ids) == wanted.decode(ids)
