@@ -71,7 +71,8 @@ class AutoModel:
 
         Args:
             pretrained_model_name_or_path: a folder, or a repository on the Hugging Face hub.
-            device: "cuda:0", "cpu"; "auto" is CUDA when there is one.
+            device: "cuda:0", "cpu"; "auto" is torch's default device where one was set, or
+                else CUDA when there is one.
             dtype: of the weights; "auto" is the checkpoint's own.
             attn_implementation: a backend's name in transformers; "auto" is the fastest that works
                 here.
@@ -138,19 +139,20 @@ class AutoModel:
         asked = budgets_of(device_memory, host_memory, max_memory, target)
         for budget in asked.values():
             check_budget(budget)
-        prepared = prepare(
-            pretrained_model_name_or_path,
-            hf_token if token is None else token,
-            target,
-            pick_one({"dtype": dtype, "torch_dtype": torch_dtype}),
-            attn_implementation or "auto",
-            trust_remote_code,
-            download=Download(revision, cache_dir, force_download, local_files_only),
-            subfolder=subfolder,
-            asked=Asked(variant, use_safetensors),
-            given_config=config,
-            changes=changes,
-        )
+        with torch.device("cpu"):  # buffers are made there, whatever torch's default device is
+            prepared = prepare(
+                pretrained_model_name_or_path,
+                hf_token if token is None else token,
+                target,
+                pick_one({"dtype": dtype, "torch_dtype": torch_dtype}),
+                attn_implementation or "auto",
+                trust_remote_code,
+                download=Download(revision, cache_dir, force_download, local_files_only),
+                subfolder=subfolder,
+                asked=Asked(variant, use_safetensors),
+                given_config=config,
+                changes=changes,
+            )
         model, location = prepared.model, prepared.location
         generation = deepcopy(generation_config) or load_generation_config(location.folder)
         setting = "host_memory" if own_memory(target) == "host" else "device_memory"

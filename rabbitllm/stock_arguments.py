@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PretrainedConfig
+from transformers.integrations.accelerate import check_and_set_device_map
 
 from rabbitllm.errors import nearest
 from rabbitllm.streaming.placement import pick_device
@@ -194,6 +195,7 @@ def device_of(device: str | torch.device, device_map: Any) -> torch.device:
 
     Raises:
         ValueError: they mean several devices, none, or one that is not there.
+        RuntimeError: torch's default device is the meta device, which can hold no weights.
     """
     wanted = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     if len({str(place) for place in wanted}) > 1 or "disk" in wanted:
@@ -203,7 +205,9 @@ def device_of(device: str | torch.device, device_map: Any) -> torch.device:
         )
     place = wanted[0] if wanted and wanted[0] not in WHOLE else None
     if place is None:
-        return pick_device(device)
+        # In a `with torch.device(...)`, or after `torch.set_default_device`, that one, as in stock.
+        default: Any = check_and_set_device_map(None) or {"": "auto"}
+        return pick_device(default[""] if device == "auto" else device)
     try:
         mapped = pick_device(f"cuda:{place}" if isinstance(place, int) else place)
     except ValueError as error:

@@ -127,7 +127,7 @@ class Reader:
         if entry.codec == PLAIN:
             data = stored[0]
         else:
-            data = torch.empty(nbytes(entry.layout), dtype=torch.uint8)
+            data = torch.empty(nbytes(entry.layout), dtype=torch.uint8, device="cpu")
             sources = [each.numpy() for each in stored]
             place = entry.stored[0]
             self._decode(entry.codec, sources, data.numpy(), place.file, place.offset)
@@ -148,7 +148,7 @@ class Reader:
         (place,) = entry.stored
         count, *row = entry.shape
         size = place.nbytes // count
-        rows = torch.empty(len(ids) * size, dtype=torch.uint8)
+        rows = torch.empty(len(ids) * size, dtype=torch.uint8, device="cpu")
         memory = rows.numpy().data
         self.files.open(place.file)
         for position, number in enumerate(ids.tolist()):
@@ -176,7 +176,7 @@ class Reader:
 
     def _bytes(self, place: Extent, begin: int, end: int) -> torch.Tensor:
         """Some of a stored tensor's bytes: uint8 [end - begin]."""
-        data = torch.empty(end - begin, dtype=torch.uint8)
+        data = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
         self.files.open(place.file)
         self.files.read(data.numpy().data, end - begin, place.file, place.offset + begin)
         self.files.check([place.file])

@@ -104,7 +104,7 @@ def copy_bandwidth(
             count += BURST
         return count * nbytes / (time.perf_counter() - begun) / 1e9
 
-    pageable = torch.ones(nbytes, dtype=torch.uint8)
+    pageable = torch.ones(nbytes, dtype=torch.uint8, device="cpu")
     with ExitStack() as unlocking:
         pinned = pinned_buffer(nbytes, unlocking)
         pinned.fill_(1)

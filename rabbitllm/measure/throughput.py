@@ -100,9 +100,11 @@ def measure_throughput(
 
 def random_prompt(model: Any, tokens: int) -> torch.Tensor:
     """Seeded random token ids [1, tokens] on the model's device."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
-    return torch.randint(vocabulary, (1, tokens), generator=generator).to(model.device)
+    return torch.randint(vocabulary, (1, tokens), generator=generator, device="cpu").to(
+        model.device
+    )
 
 
 def _counters(model: Any) -> dict[str, int]:

@@ -14,7 +14,7 @@ HUGE_PAGE = 2 << 20
 
 def host_buffer(nbytes: int) -> torch.Tensor:
     """Uninitialised host memory: uint8 [nbytes], starting on an `ALIGNMENT` boundary."""
-    raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+    raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
     start = -raw.data_ptr() % ALIGNMENT
     return raw[start : start + nbytes]
 

@@ -63,7 +63,7 @@ class Gather:
         call = self._signature.bind(*args, **kwargs)
         whole = len(idle) < len(self._rows)  # beside weights of the user's, which have all rows
         if whole:
-            numbers = torch.arange(len(self._idle[idle[0]]))
+            numbers = torch.arange(len(self._idle[idle[0]]), device="cpu")
         else:
             numbers, positions = torch.unique(call.arguments[self._by].cpu(), return_inverse=True)
             call.arguments[self._by] = positions.to(self._device)

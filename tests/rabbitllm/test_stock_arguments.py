@@ -156,6 +156,40 @@ def test_an_index_is_a_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         device_of("auto", 2)
 
 
+def test_torchs_default_device_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    found = {"": torch.device("cuda:1")}  # what stock finds after set_default_device("cuda:1")
+    monkeypatch.setattr("rabbitllm.stock_arguments.check_and_set_device_map", lambda _: found)
+    assert device_of("auto", None) == device_of("auto", "auto") == torch.device("cuda:1")
+    assert device_of("cpu", None) == CPU
+
+
+def test_a_model_does_not_load_onto_the_meta_device(checkpoint: Callable[..., Path]) -> None:
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context manager"):
+        AutoModel.from_pretrained(checkpoint("llama"))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "lossless", "dtype": "bfloat16"}])
+def test_another_default_device_changes_nothing(
+    options: dict[str, Any],
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folder = checkpoint("llama", dtype=torch.bfloat16) if options else checkpoint("llama")
+    options = options | {"layer_shards_saving_path": tmp_path}
+    expected = streamed(folder, **options)(prompt).logits
+    monkeypatch.setattr("rabbitllm.stock_arguments.check_and_set_device_map", lambda _: None)
+    with torch.device("meta"):  # any tensor that goes there by oversight cannot be read
+        model = streamed(folder, **options)
+        assert torch.equal(model(prompt).logits, expected)
+        assert not any(weight.is_meta for weight in model.state_dict().values())
+        with model.weights("lm_head"):
+            assert not model.lm_head.weight.is_meta
+
+
 @pytest.mark.parametrize(
     "device_map",
     [{"model.embed_tokens": 0, "model.layers.0": "cpu"}, {"model": 0, "lm_head": "disk"}, "disk"],
