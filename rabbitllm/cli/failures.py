@@ -22,6 +22,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
     """
     if isinstance(error, ValueError):  # CheckpointError and BudgetError are ValueErrors
         return str(error), MISUSED
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}.", FAILED
     if isinstance(error, OSError | ImportError):
         return str(error), FAILED
     said = f"{type(error).__name__}: {error}"

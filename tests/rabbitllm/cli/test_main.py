@@ -176,6 +176,11 @@ def test_tracebacks_are_for_those_who_ask(command: Command, capsys: object) -> N
     ("error", "status", "message"),
     [
         (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (
+            OSError(2, "No such file or directory", "a.json"),
+            1,
+            "a.json: No such file or directory.",
+        ),
         (ImportError("needs a package"), 1, "needs a package"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "Lower --device-memory"),
         (MemoryError(), 1, "Out of memory. Lower --host-memory"),
