@@ -42,7 +42,16 @@ LIGHT_ENVIRONMENTS = (
     "render",
     "upgrade-check",
 )
-NEWEST_ENVIRONMENTS = ("test", "lint", "ecosystem", "outputs", "sweep", "golden", "package")
+NEWEST_ENVIRONMENTS = (
+    "test",
+    "lint",
+    "ecosystem",
+    "outputs",
+    "sweep",
+    "upstream",
+    "golden",
+    "package",
+)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

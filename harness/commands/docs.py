@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.matrix import ROOT
 from harness.records import write_atomically
-from harness.render import sweep, throughput
+from harness.render import sweep, throughput, upstream
 from harness.render.folder import compare, report_texts
 from harness.render.readme import families_of, with_part
 
@@ -74,4 +74,8 @@ def texts(root: Path) -> dict[Path, str]:
         text = with_part(text, part, content, readme.name)
     found[readme] = text
     results = sweep.read_all(reports / "sweep")
-    return found | ({reports / sweep.PAGE: sweep.page(results)} if results else {})
+    if results:
+        found[reports / sweep.PAGE] = sweep.page(results)
+    if own_tests := upstream.read_all(reports / "upstream"):
+        found[reports / upstream.PAGE] = upstream.page(own_tests)
+    return found
