@@ -12,6 +12,8 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses import FakeTensor
 
+from harness.measuring.weights import SUFFIXES
+
 LEAST = 1024
 """Bytes of what counts besides tensors: smaller ones are names and numbers."""
 
@@ -56,10 +58,14 @@ def held_bytes(item: Any) -> Iterator[tuple[int, int]]:
 
 
 def mapped_files() -> list[tuple[int, int]]:
-    """The address ranges that are views of safetensors files, on Linux."""
+    """The address ranges that are views of weight files, on Linux."""
     maps = Path("/proc/self/maps")
     lines = maps.read_text("utf-8", "replace").splitlines() if maps.exists() else []
-    spans = [line.split(maxsplit=1)[0].split("-") for line in lines if ".safetensors" in line]
+    spans = [
+        line.split(maxsplit=1)[0].split("-")
+        for line in lines
+        if any(suffix in line for suffix in SUFFIXES)
+    ]
     return [(int(begin, 16), int(end, 16)) for begin, end in spans]
 
 

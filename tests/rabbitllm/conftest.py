@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
@@ -22,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from harness.measuring.weights import load_weights, save_weights, weight_files
 from rabbitllm import AutoModel, StreamedModel
 
 GEOMETRY: dict[str, Any] = {
@@ -196,13 +196,17 @@ def copied(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def rewrite() -> Callable[..., None]:
-    """`rewrite(folder, change)`: the tensors of model.safetensors, changed by a function."""
+    """`rewrite(folder, change)`: a checkpoint's tensors, changed by a function, in their files."""
 
     def apply(
         folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
     ) -> None:
-        tensors = load_file(folder / "model.safetensors")
-        save_file(change(tensors) or tensors, folder / "model.safetensors", {"format": "pt"})
+        places = {key: file for file in weight_files(folder) for key in load_weights(file)}
+        tensors = {key: t for file in weight_files(folder) for key, t in load_weights(file).items()}
+        changed, files = change(tensors) or tensors, sorted(set(places.values()))
+        for file in files:
+            here = {k: t for k, t in changed.items() if places.get(k, files[-1]) == file}
+            save_weights(here, file)
 
     return apply
 

@@ -10,11 +10,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from harness.measuring.checks import Outcome, verdict
 from harness.measuring.parity import close
 from harness.measuring.subject import Subject, reference_side
+from harness.measuring.weights import load_weights, save_weights, weight_files
 
 
 def run(subject: Subject) -> Outcome:
@@ -37,9 +36,9 @@ def run(subject: Subject) -> Outcome:
 
 def change(folder: Path) -> None:
     """Turns every matrix of the checkpoint upside down; names and shapes stay."""
-    for path in folder.glob("*.safetensors"):
-        tensors = load_file(path)
+    for path in weight_files(folder):
+        tensors = load_weights(path)
         changed = {
             name: t.flip(0).contiguous() if t.dim() > 1 else t for name, t in tensors.items()
         }
-        save_file(changed, path, {"format": "pt"})
+        save_weights(changed, path)

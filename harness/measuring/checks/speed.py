@@ -23,6 +23,7 @@ from harness.measuring.checkpoints import stock_class
 from harness.measuring.checks import Outcome
 from harness.measuring.contract import blocks
 from harness.measuring.subject import Subject, reference_side
+from harness.measuring.weights import weight_files
 from rabbitllm.measure.limits import Limits, copy_bandwidth, direct_read_bandwidth
 
 PAIR = ("streamed", "stock")
@@ -76,7 +77,7 @@ def limit(subject: Subject, figures: dict[str, Any]) -> float:
 
     It is no faster than stock, fully loaded, nor than the wires carry what its forward moves.
     """
-    files = sorted(subject.folder.glob("*.safetensors"))
+    files = weight_files(subject.folder)
     disk = max(direct_read_bandwidth(files, seconds=READING) or 0.0 for _ in range(READS))
     cuda = subject.device.type == "cuda"
     copies = copy_bandwidth(subject.device, COPY, READING) if cuda else {}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from harness.measuring.references.common import Decoder, Random, llama_weights, save
+from harness.measuring.references.common import Decoder, Random, llama_weights, publish
 
 BAICHUAN_7B = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 128}
 BAICHUAN2_7B = BAICHUAN_7B | {"model_max_length": 128, "z_loss_weight": 0}
@@ -53,7 +53,7 @@ def _write(folder: Path, seed: int, fields: dict[str, Any], name: str) -> None:
         weights[f"{at}.W_pack.weight"] = torch.cat(parts)
     # Rows of many lengths: a head that forgets to normalise them must show.
     weights["lm_head.weight"] *= random.bias(config["vocab_size"]).mul(2).exp()[:, None]
-    save(folder, config, weights)
+    publish(folder, config, weights)
 
 
 def write_7b(folder: Path, seed: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 from typing_extensions import override
 
-from harness.measuring.references.common import Decoder, Random, angles, save
+from harness.measuring.references.common import Decoder, Random, angles, publish
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WIDTH, WORDS = 4, 64, 96, 4, 2, 16, 160
 
@@ -67,7 +67,7 @@ def _write(folder: Path, seed: int, **fields: Any) -> None:
             f"{at}.input_layernorm.weight": random.norm(HIDDEN),
             f"{at}.post_attention_layernorm.weight": random.norm(HIDDEN),
         }
-    save(folder, config, weights)
+    publish(folder, config, weights)
 
 
 def write_2(folder: Path, seed: int) -> None:

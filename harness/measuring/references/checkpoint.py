@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
+
+from harness.measuring.weights import load_weights, weight_files
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
-        """Reads config.json and every *.safetensors of a folder."""
+        """Reads config.json and every weight file of a folder."""
         config = json.loads((folder / "config.json").read_text("utf-8"))
         weights = {
             key: tensor.float()
-            for path in sorted(folder.glob("*.safetensors"))
-            for key, tensor in load_file(path).items()
+            for path in weight_files(folder)
+            for key, tensor in load_weights(path).items()
         }
         return cls(config, weights)
 

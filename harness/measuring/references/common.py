@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import linear, silu
+
+from harness.measuring.references.pieces import tokenizer_model
+from harness.measuring.weights import load_weights, save_weights, weight_files
+
+SHARDS = 2
+"""Files of a checkpoint in .bin format."""
 
 
 class Random:
@@ -44,7 +49,28 @@ def save(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor])
     """Writes config.json and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    save_file(dict(weights), folder / "model.safetensors", {"format": "pt"})
+    save_weights(weights, folder / "model.safetensors")
+
+
+def publish(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Writes a checkpoint as before there was safetensors: .bin shards, their index, tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [f"pytorch_model-{n + 1:05d}-of-{SHARDS:05d}.bin" for n in range(SHARDS)]
+    keys, each = list(weights), -(-len(weights) // SHARDS)
+    weight_map = {key: shards[n // each] for n, key in enumerate(keys)}
+    for shard in shards:
+        held = {key: weights[key] for key in keys if weight_map[key] == shard}
+        save_weights(held, folder / shard)
+    size = sum(weight.nbytes for weight in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    texts = {
+        "config.json": config,
+        "pytorch_model.bin.index.json": index,
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["tokenization.Tokenizer", None]}},
+    }
+    for name, fields in texts.items():
+        (folder / name).write_text(json.dumps(fields, indent=2), encoding="utf-8")
+    (folder / "tokenizer.model").write_bytes(tokenizer_model())
 
 
 class Decoder:
@@ -68,8 +94,11 @@ class Decoder:
         epsilon: str = "rms_norm_eps",
     ) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-        tensors = load_file(folder / "model.safetensors")
-        self.weights = {key: tensor.float() for key, tensor in tensors.items()}
+        self.weights = {
+            key: tensor.float()
+            for file in weight_files(folder)
+            for key, tensor in load_weights(file).items()
+        }
         self.layers = tuple(f"{layers}.{n}" for n in range(self.config[count]))
         self.epsilon = float(self.config[epsilon])
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from harness.measuring.references.common import Decoder, Random, llama_weights, save
+from harness.measuring.references.common import Decoder, Random, llama_weights, publish, save
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, WORDS = 4, 64, 96, 4, 2, 160
 WIDTH = HIDDEN // HEADS
@@ -47,7 +47,7 @@ def _config(version: str, **fields: Any) -> dict[str, Any]:
 def write_1(folder: Path, seed: int) -> None:
     """A tiny InternLM: Llama's keys, biases in attention, as many key heads as heads."""
     config = _config("", bias=True, rotary={"base": 10000, "type": "dynamic"})
-    save(folder, config, llama_weights(Random(seed), config, HEADS, attention_bias=True))
+    publish(folder, config, llama_weights(Random(seed), config, HEADS, attention_bias=True))
 
 
 def write_2(folder: Path, seed: int) -> None:

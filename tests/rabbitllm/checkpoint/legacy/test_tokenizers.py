@@ -179,9 +179,11 @@ def test_a_model_has_it(checkpoint_with, streamed, processor):
         ("qwen", "qwen.tiktoken"),
     ],
 )
-def test_a_missing_file_is_named(architecture, file, original):
+def test_a_missing_file_is_named(architecture, file, tmp_path):
+    REFERENCES[architecture].write(tmp_path, 0)
+    (tmp_path / file).unlink(missing_ok=True)
     with pytest.raises(CheckpointError, match=f"has no {file}"):
-        load_tokenizer(original(architecture)[0], trust_remote_code=False)
+        load_tokenizer(tmp_path, trust_remote_code=False)
 
 
 def test_a_file_of_another_format_is_named(tmp_path):
