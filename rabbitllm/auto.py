@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from transformers import GenerationConfig, PretrainedConfig
 
+from rabbitllm.adapters import find_adapter
 from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.checkpoint.hub import Download
 from rabbitllm.checkpoint.index import Asked
@@ -70,7 +71,8 @@ class AutoModel:
         """Loads a checkpoint as a model of its stock class, streaming what does not fit.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a repository on the Hugging Face hub.
+            pretrained_model_name_or_path: a folder, or a repository on the Hugging Face hub. With
+                peft, a folder of an adapter loads with the model that it is for.
             device: "cuda:0", "cpu"; "auto" is torch's default device where one was set, or
                 else CUDA when there is one.
             dtype: of the weights; "auto" is the checkpoint's own.
@@ -139,16 +141,17 @@ class AutoModel:
         asked = budgets_of(device_memory, host_memory, max_memory, target)
         for budget in asked.values():
             check_budget(budget)
+        adapter = find_adapter(pretrained_model_name_or_path, subfolder)
         with torch.device("cpu"):  # buffers are made there, whatever torch's default device is
             prepared = prepare(
-                pretrained_model_name_or_path,
+                adapter.base if adapter else pretrained_model_name_or_path,
                 hf_token if token is None else token,
                 target,
                 pick_one({"dtype": dtype, "torch_dtype": torch_dtype}),
                 attn_implementation or "auto",
                 trust_remote_code,
                 download=Download(revision, cache_dir, force_download, local_files_only),
-                subfolder=subfolder,
+                subfolder=adapter.subfolder if adapter else subfolder,
                 asked=Asked(variant, use_safetensors),
                 given_config=config,
                 changes=changes,
@@ -175,6 +178,8 @@ class AutoModel:
             model.generation_config = generation
         model.name_or_path = model.config.name_or_path = os.fspath(pretrained_model_name_or_path)
         model.attach(plan, pipeline, room, location.folder, target, trust_remote_code)
+        if adapter:
+            model.load_adapter(str(adapter.folder))
         if output_loading_info:
             # Whatever else a load may find is an error here.
             info = {

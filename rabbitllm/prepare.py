@@ -40,6 +40,7 @@ from rabbitllm.checkpoint.hub import CACHED, Download, resolve, resolve_settings
 from rabbitllm.checkpoint.index import ANY, Asked, read_index
 from rabbitllm.checkpoint.inventory import find_moved
 from rabbitllm.checkpoint.location import Location
+from rabbitllm.checkpoint.mistaken import refuse_mistaken
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.rehearsal import rehearse
@@ -102,6 +103,7 @@ def prepare(
     """
     check_backend(attn_implementation)
     folder = resolve(model_id, token, trust_remote_code, download, subfolder, asked)
+    refuse_mistaken(folder)  # as for a path: a repository may hold an adapter alone
     whole, fields = _settings(folder, given_config, changes or {}, token, trust_remote_code)
     stock = stock_class(whole, folder, trust_remote_code)
     config = causal_config(whole, stock)

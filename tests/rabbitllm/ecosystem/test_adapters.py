@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,22 @@ def test_a_no_op_move_brings_the_adapter_along(
         assert torch.equal(model(prompt).logits, reference(prompt).logits)
     with pytest.raises(RuntimeError, match="stays on cpu"):
         model.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_a_folder_of_an_adapter_loads_as_in_stock(
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    adapters: list[Path],
+    copied: Callable[..., Path],
+    prompt: torch.Tensor,
+    beside: bool,
+) -> None:
+    folder, base = adapters[0], copied()
+    if beside:
+        for file in folder.iterdir():
+            shutil.copy(file, base)
+        folder = base
+    with torch.no_grad():
+        expected = stock(folder)(prompt).logits
+        assert torch.equal(streamed(folder)(prompt).logits, expected)

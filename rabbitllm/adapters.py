@@ -1,0 +1,72 @@
+"""Adapters (LoRA) beside a checkpoint's weights, or given in place of one: peft loads them.
+
+As in stock: where the folder has no config.json of its own, the base is what the adapter names.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
+from rabbitllm.errors import CheckpointError, summary
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter on disk.
+
+    Attributes:
+        folder: where its files are.
+        base: the model that it is for.
+        subfolder: where in `base` that lies.
+    """
+
+    folder: Path
+    base: str | os.PathLike[str]
+    subfolder: str
+
+
+def find_adapter(model: str | os.PathLike[str], subfolder: str = "") -> Adapter | None:
+    """The adapter in the folder that a model's name is of; None if there is none to load.
+
+    Without peft, weights beside an adapter are loaded alone, with a warning.
+
+    Raises:
+        CheckpointError: its files are malformed, or name no base, or its weights are a pickle.
+    """
+    folder = Path(model).expanduser() / subfolder
+    if not (folder / SETTINGS).is_file():
+        return None
+    whole = (folder / "config.json").is_file()
+    if find_spec("peft") is None:
+        if whole:
+            logger.warning(
+                "%s holds an adapter beside its weights, which peft would load: pip install peft. "
+                "Without it the weights are loaded alone.",
+                folder,
+            )
+        return None  # and what looks for config.json says what an adapter alone needs
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} has {SETTINGS}, but no {WEIGHTS}. An adapter in a pickle is not read: load "
+            "it with peft, if you trust it, and save_pretrained(...) writes such a file."
+        )
+    if whole:
+        return Adapter(folder, model, subfolder)
+    try:
+        base = dict(read_settings(folder / SETTINGS)).get("base_model_name_or_path")
+    except (OSError, *MALFORMED) as error:
+        raise CheckpointError(f"{folder / SETTINGS} is malformed: {summary(error)}.") from error
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{folder / SETTINGS} does not say which model the adapter is for. Set "
+            "base_model_name_or_path to its folder or repository."
+        )
+    return Adapter(folder, base, "")
