@@ -26,14 +26,15 @@ CHECKS = (
     "incremental_decoding",
     "cache_fill",
     "left_padded",
-    "tied_head",
     "golden",
     "generation_config",
-    "tokenizer",
 )
 """What every cell is checked for, unless its architecture's row says otherwise."""
 
 DEALT = (
+    "tied_head",
+    "tokenizer",
+    "generation_settings",
     "padded_row",
     "batch_order",
     "chunked_prompt",
@@ -47,7 +48,6 @@ DEALT = (
     "interrupt",
     "traffic",
     "greedy_generation",
-    "speed",
 )
 """Further checks, dealt out to the cells because time is short, see `Matrix.dealt`."""
 DEFAULT_BACKEND = "sdpa"

@@ -35,10 +35,11 @@ class Store:
         self.release = release
         self.path = folder / f"transformers-{release}.jsonl"
         self.damaged = folder / f"{self.path.name}.damaged"
+        self._understood: dict[bytes, Record] = {}  # lines, which a run reads again for every cell
 
     def read(self) -> list[Record]:
         """All records, in the order of their keys; warns of every line that is left out."""
-        return self._read()[0]
+        return [self._understood[line] for line in self._read()[0]]
 
     def put(self, records: Iterable[Record]) -> None:
         """Writes records, each in place of the one with its key.
@@ -59,18 +60,21 @@ class Store:
                     aside.write(b"".join(line + b"\n" for line in damaged))
                     aside.flush()
                     os.fsync(aside.fileno())
-            merged = {record.key: to_json(record) for record in kept} | texts
+            lines = {self._understood[line].key: line.decode("utf-8") for line in kept}
+            merged = lines | texts
             write_atomically(self.path, "".join(f"{merged[key]}\n" for key in sorted(merged)))
 
-    def _read(self) -> tuple[list[Record], list[bytes]]:
-        """The records, and the lines that are left out."""
-        records, damaged = [], []
+    def _read(self) -> tuple[list[bytes], list[bytes]]:
+        """The lines that are records, and those that are left out."""
+        kept, damaged = [], []
         content = self.path.read_bytes() if self.path.exists() else b""
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line:
                 continue
             try:
-                records.append(self._of_release(from_json(line.decode("utf-8"))))
+                if line not in self._understood:
+                    self._understood[line] = self._of_release(from_json(line.decode("utf-8")))
+                kept.append(line)
             except (RecordError, UnicodeDecodeError) as error:
                 damaged.append(line)
                 logger.warning(
@@ -81,7 +85,7 @@ class Store:
                     error,
                     self.damaged.name,
                 )
-        return records, damaged
+        return kept, damaged
 
     def _of_release(self, record: Record) -> Record:
         if record.release != self.release:

@@ -2,9 +2,9 @@
 
 The checkpoint has the published layout and the same bits everywhere. Stock's answers to it are held
 to the committed values (matrix/golden/values): logits of a text, and tokens generated with a cache
-from prompts short and long, alone and padded. Asked again, it must answer the same. Where an
-independent reference computed the values, a release that differs is wrong; where another release
-did, it has changed. The streamed model's logits are held to stock's.
+from padded prompts; `generation_config` generates from prompts alone. Asked again, it must answer
+the same. Where an independent reference computed the values, a release that differs is wrong; where
+another release did, it has changed. The streamed model's logits are held to stock's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.measuring.checks import Outcome
 from harness.measuring.golden.manifest import architectures
-from harness.measuring.golden.values import NEW, REFERENCE, Batch, Values, first_other, read_values
+from harness.measuring.golden.values import REFERENCE, Batch, Values, first_other, read_values
 from harness.measuring.parity import compare
 from harness.measuring.subject import Subject, left_padded, reference_side
 
@@ -77,7 +77,7 @@ def run(subject: Subject) -> Outcome:
         again = read(published, published.reference, values)
         released = distance(logits, torch.tensor(values.logits), subject)
         if subject.dtype == torch.float32:  # rounding to half of that chooses other tokens
-            batches = [generated(published, batch.prompts) for batch in values.batches]
+            batches = [generated(published, batch) for batch in values.batches]
             released = replace(released, first_other_token=first_other(batches, values.batches))
     figures: dict[str, Any] = {"by": values.by} | asdict(released)
     repeated = compare(again, logits)
@@ -104,11 +104,12 @@ def read(subject: Subject, model: Any, values: Values) -> Tensor:
     return logits
 
 
-def generated(subject: Subject, prompts: tuple[tuple[int, ...], ...]) -> Batch:
+def generated(subject: Subject, due: Batch) -> Batch:
     """The prompts, and what stock generates behind them, left-padded and with a cache."""
-    inputs = left_padded([torch.tensor(row, device=subject.device) for row in prompts])
-    made = subject.generate(subject.reference, NEW, inputs).sequences[:, -NEW:]
-    return Batch(prompts, tuple(map(tuple, made.tolist())))
+    inputs = left_padded([torch.tensor(row, device=subject.device) for row in due.prompts])
+    length = len(due.tokens[0])
+    made = subject.generate(subject.reference, length, inputs).sequences[:, -length:]
+    return Batch(due.prompts, tuple(map(tuple, made.tolist())))
 
 
 def distance(logits: Tensor, due: Tensor, subject: Subject) -> Distance:

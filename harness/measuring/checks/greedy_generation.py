@@ -8,7 +8,7 @@ from harness.measuring.checks import Outcome, verdict
 from harness.measuring.parity import compare, first_divergent, until_divergence
 from harness.measuring.subject import PROMPT, Subject, reference_side
 
-LENGTH = 16
+LENGTH = 8
 """Tokens generated, all beyond the sliding windows of the tiny models: the prompt fills those."""
 
 

@@ -30,13 +30,13 @@ SHORT = 5
 """Tokens of a prompt that generation takes past them."""
 SKIPPED = 7
 """Tokens that the shorter row of a padded batch lacks of the text."""
-NEW = 12
+NEW = 8
 """Tokens generated behind each prompt."""
 DIGITS = 7
 """Significant ones of a logit; float32 has no more."""
 MARGIN = 1e-3
 """By how much a greedy token must beat the next best, as a fraction of the largest logit."""
-DISTINCT = 4
+DISTINCT = 3
 """Tokens that a generated row must hold: one that repeats itself would show little."""
 
 Forward = Callable[[Tensor], Tensor]
@@ -66,9 +66,9 @@ class Values:
         torch: the version that it ran on.
         text: token ids.
         logits: of the text, for each position those of the whole vocabulary.
-        batches: greedy generation, from prompts short and long, alone and padded.
-        configured: generation as generation_config.json says, from a prompt that ends by a token,
-            and from one that ends by its length.
+        batches: greedy generation from padded prompts.
+        configured: generation from a prompt alone as generation_config.json says: a short one,
+            which ends by a token, and a long one, which ends by its length.
     """
 
     sha256: str
@@ -118,13 +118,9 @@ def compute(architecture: str, forward: Forward, by: str) -> Values:
     text = token_ids(f"{architecture}/{manifest.seed}/text", TEXT, 3, words)
     ends = manifest.generation["eos_token_id"]
     try:
-        batches = [
-            Batch(
-                tuple(map(tuple, prompts)),
-                tuple(tuple(greedy(forward, row, ends)) for row in prompts),
-            )
-            for prompts in ([text[:SHORT]], [text, text[SKIPPED:]])
-        ]
+        rows = [text, text[SKIPPED:]]
+        new = tuple(tuple(greedy(forward, row, ends)) for row in rows)
+        padded = Batch(tuple(map(tuple, rows)), new)
         configured = [
             Batch((tuple(prompt),), (tuple(as_configured(forward, prompt, manifest.generation)),))
             for prompt in (text[:SHORT], text)
@@ -138,7 +134,7 @@ def compute(architecture: str, forward: Forward, by: str) -> Values:
         torch=torch.__version__,
         text=tuple(text),
         logits=tuple(tuple(float(f"{x:.{DIGITS}g}") for x in row) for row in logits.tolist()),
-        batches=tuple(batches),
+        batches=(padded,),
         configured=tuple(configured),
     )
 

@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from harness.judging.causes import explanation, load_causes
-from harness.matrix import CHECKS
 from harness.measuring.cell import Measurement, measure
 from harness.records import FAILED
 from rabbitllm.streaming.devices import CudaTransfer
+from tests.harness.measuring.mutations.breaking import SEEING
 from tests.harness.measuring.mutations.calls import CALLS
 from tests.harness.measuring.mutations.dimensions import DIMENSIONS
 from tests.harness.measuring.mutations.outside import OUTSIDE
@@ -25,8 +25,6 @@ from tests.harness.measuring.mutations.stocks import STOCKS
 from tests.harness.measuring.mutations.weights import WEIGHTS
 
 ENGINES = WEIGHTS + OUTSIDE + RESIDENCY + CALLS + DIMENSIONS
-APART = ("tokenizer", "generation_config")
-"""Nothing here breaks tokenizers, and what breaks answers breaks those that end early, too."""
 MUTATIONS = {mutation.name: mutation for mutation in ENGINES}
 
 
@@ -48,10 +46,9 @@ def sound(cell, tmp_path_factory):
     return measured
 
 
-def small(cell: Any, checks: tuple[str, ...] = CHECKS) -> Any:
+def small(cell: Any, checks: tuple[str, ...] = SEEING) -> Any:
     """Return the cell with these checks and no further ones."""
-    kept = tuple(name for name in checks if checks != CHECKS or name not in APART)
-    row = replace(cell.architecture, checks=kept)
+    row = replace(cell.architecture, checks=checks)
     backend = replace(cell.backend, checks={})
     release = transformers.__version__
     return replace(cell, release=release, architecture=row, backend=backend, dealt=())

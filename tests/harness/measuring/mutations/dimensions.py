@@ -249,7 +249,7 @@ DIMENSIONS = (
     seen(
         "generation settings ignored",
         around(auto, "load_generation_config", lambda *_: None),
-        "generation_config",
+        "generation_settings",
         r"the streamed model's generated token \d+ is the first other one",
         cause="The checkpoint's generation_config.json",
     ),
