@@ -10,6 +10,7 @@ from packaging.version import Version
 
 from harness.judging.cell_name import SHAPE, find, parse_cell
 from harness.judging.expected_failures import PLACE, entries_for, judge, load_expected
+from harness.judging.tokenizers import told_apart
 from harness.matrix import ROOT
 from harness.records import Record, read_all
 from harness.render.record import report
@@ -31,7 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
     """
     name = parse_cell(arguments.cell)
     expected = load_expected()
-    records = read_all(arguments.results)
+    records = told_apart(read_all(arguments.results))
     found = find(name, records, str(arguments.results))
     record = max(found, key=lambda one: Version(one.release))
     lines = [

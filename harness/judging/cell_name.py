@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from harness.matrix import Key, cell_id
+from harness.judging.tokenizers import TOKENIZER
+from harness.matrix import DEFAULT_BACKEND, Key, cell_id
 from harness.records import Record
 
 SHAPE = "ARCHITECTURE[@RELEASE]/BACKEND[/DEVICE], such as qwen2@5.24.0/sdpa/cpu"
@@ -45,8 +46,9 @@ class CellName:
     def command(self) -> str:
         """The line that measures the cell, in the environment of its release."""
         release = f"--releases {self.release} " if self.release else ""
+        backend = DEFAULT_BACKEND if self.backend == TOKENIZER else self.backend
         return (
-            f"tox -e matrix -- {release}--arch {self.architecture} --attn {self.backend}"
+            f"tox -e matrix -- {release}--arch {self.architecture} --attn {backend}"
             f" --device {self.device}"
         )
 

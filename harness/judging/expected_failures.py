@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness.judging.pattern import fits
+from harness.judging.tokenizers import TOKENIZER, told_apart
 from harness.matrix import MATRIX, Cell, Device, Key
 from harness.records import FAILED, OF_STOCK, Record, read_all
 from harness.tables import read_rows, unknown
@@ -26,7 +27,7 @@ class Expected:
 
     Attributes:
         architecture: pattern as in a shell, over ids; several are separated by |.
-        backend: pattern as in a shell.
+        backend: pattern as in a shell; "tokenizer" for what is no model's.
         device: likewise.
         transformers: release range, such as ">=5.21.1".
         exception: type name of what is raised; empty if a check fails without.
@@ -79,6 +80,8 @@ class Expected:
     def selects(self, key: Key, release: str) -> bool:
         """Whether a cell is one that the entry speaks of."""
         architecture, backend, device = key
+        if (backend == TOKENIZER) != (self.backend == TOKENIZER):
+            return False
         return (
             any(fnmatchcase(architecture, one.strip()) for one in self.architecture.split("|"))
             and fnmatchcase(backend, self.backend)
@@ -138,7 +141,7 @@ def load_judged(results: Path) -> list[Record]:
         TableError: the list is not as `Expected` says.
     """
     expected = load_expected()
-    return [judge(record, expected) for record in read_all(results)]
+    return [judge(record, expected) for record in told_apart(read_all(results))]
 
 
 def failures(record: Record) -> list[tuple[str, str]]:
@@ -168,9 +171,18 @@ def problems(entries: Sequence[Expected], cells: Sequence[Cell], today: date) ->
     for entry in entries:
         if entry.expires <= today:
             found.append(f"{PLACE}, {entry.name}: expired on {entry.expires}; look again")
-        if not any(entry.selects(cell.key, cell.release) for cell in cells):
+        if not any(
+            entry.selects(key, cell.release)
+            for cell in cells
+            for key in (cell.key, tokenizer(cell))
+        ):
             found.append(f"{PLACE}, {entry.name}: matches no cell of the matrix")
     return found
+
+
+def tokenizer(cell: Cell) -> Key:
+    """What the record of its tokenizer has for a key, see `harness.judging.tokenizers`."""
+    return cell.architecture.id, TOKENIZER, "cpu"
 
 
 def _selecting(record: Record, entries: Iterable[Expected]) -> list[Expected]:

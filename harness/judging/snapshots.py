@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.judging.tokenizers import told_apart
 from harness.matrix import ROOT
 from harness.records import Record, Store, read_all
 
@@ -22,7 +23,7 @@ class Side:
 
     Attributes:
         name: as the user wrote it.
-        records: raw, of all releases that it holds.
+        records: raw, of all releases that it holds, tokenizers told apart.
     """
 
     name: str
@@ -49,7 +50,7 @@ def load_side(text: str, results: Path) -> Side:
         records = Store(results, text).read() or _unknown(text, results)
     if not records:
         raise ValueError(f"{text} holds no records (transformers-*.jsonl).")
-    return Side(text, tuple(records))
+    return Side(text, tuple(told_apart(records)))
 
 
 def of_revision(revision: str) -> list[Record]:

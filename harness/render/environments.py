@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.judging.expected_failures import Expected, judge
+from harness.judging.tokenizers import TOKENIZER, told_apart
 from harness.matrix import Surroundings
 from harness.records import Record, read_all
 from harness.render.statuses import look
@@ -29,8 +30,12 @@ def environments(
     lines = []
     for row in rows:
         own = folder / row.id
-        records = [judge(record, expected) for record in read_all(own)] if own.is_dir() else []
-        records = [record for record in records if record.release == row.release]
+        known = told_apart(read_all(own)) if own.is_dir() else []
+        records = [
+            judge(record, expected)
+            for record in known
+            if record.release == row.release and record.backend != TOKENIZER
+        ]
         if records:
             python, torch = (version(records, name) for name in ("python", "torch"))
             named = f"{row.id}: {row.notes}" if row.notes else row.id

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.judging.expected_failures import judge
 from harness.judging.snapshots import load_side
+from harness.judging.tokenizers import told_apart
 from harness.matrix import load_surroundings
 from harness.records import read_all, write_atomically
 from harness.records.store import BOUNDARIES, ENVIRONMENTS
@@ -38,9 +39,9 @@ def report_texts(reports: Path) -> dict[Path, str]:
         ValueError: there are no records.
     """
     rows = load_rows()
-    records = [judge(record, rows.expected) for record in read_all(reports / "results")]
+    records = [judge(r, rows.expected) for r in told_apart(read_all(reports / "results"))]
     folder = reports / BOUNDARIES
-    between = read_all(folder) if folder.is_dir() else []
+    between = told_apart(read_all(folder)) if folder.is_dir() else []
     made = documents(
         records,
         rows,
@@ -66,7 +67,7 @@ def compare(reports: Path, before: str) -> None:
         ValueError: `before` is no place of records.
     """
     results = reports / "results"
-    old, new = list(load_side(before, results).records), read_all(results)
+    old, new = list(load_side(before, results).records), told_apart(read_all(results))
     if old != new:
         text = changes.written(changes.contents(old, new, load_rows().expected))
         write_atomically(reports / changes.FILE, text)

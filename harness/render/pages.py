@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from harness.judging.tokenizers import TOKENIZER
 from harness.records import Record
 from harness.render import changes, frames, machine, speed
 from harness.render.failures import failures
@@ -21,6 +22,7 @@ from harness.render.ranges import in_words
 from harness.render.statuses import LOOKS, caption, look
 from harness.render.summary import listed, row_caption, row_summary, sentences
 from harness.render.text import shorten
+from harness.render.tokenizers import tokenizers
 
 FIRST = "sdpa"
 """The backend shown first: what transformers takes unless asked otherwise."""
@@ -49,6 +51,7 @@ def environment(page: str) -> Environment:
         "figure": figure,
         "shorten": shorten,
         "table": markdown_table,
+        "tokenizer_lines": tokenizer_lines,
     }
     made.globals["look"] = look
     return made
@@ -57,6 +60,18 @@ def environment(page: str) -> Environment:
 def digest(text: str) -> str:
     """How a content security policy names a script or style that may run."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def tokenizer_lines(found: pd.DataFrame) -> list[list[str]]:
+    """The tokenizers as the Markdown shows them: causes cut short, links."""
+    return [
+        [
+            *(row[name] for name in ("tokenizer", "architectures", "releases")),
+            shorten(row["cause"]),
+            markdown_link(row["side"], row["link"]) if row["link"] else row["side"],
+        ]
+        for row in found.to_dict(orient="records")
+    ]
 
 
 def failure_lines(found: pd.DataFrame) -> list[list[str]]:
@@ -196,7 +211,7 @@ def documents(
     """File name -> text of every document.
 
     Args:
-        records: judged.
+        records: judged, tokenizers told apart, see `harness.judging.tokenizers`.
         rows: what matrix/*.toml says.
         changed: see `harness.render.changes`; None leaves that part out.
         between: judged, see `harness.render.frames.cells`.
@@ -206,7 +221,11 @@ def documents(
     Raises:
         ValueError: there are no records.
     """
-    shown = contents(records, rows or frames.Rows(), changed, between)
+    rows, known = rows or frames.Rows(), list(records)
+    models = [record for record in known if record.backend != TOKENIZER]
+    others = [record for record in known if record.backend == TOKENIZER]
+    shown = contents(models, rows, changed, between)
+    shown["tokenizers"] = tokenizers(others, rows.expected)
     shown["environments"] = pd.DataFrame() if environments is None else environments
     frame = shown["frame"]
     html = environment("html")

@@ -12,8 +12,9 @@ from itertools import groupby
 from pathlib import Path
 
 from harness.judging.cell_name import again
-from harness.judging.expected_failures import fails_run, judge, load_expected
-from harness.matrix import Cell
+from harness.judging.expected_failures import fails_run, judge, load_expected, tokenizer
+from harness.judging.tokenizers import told_apart
+from harness.matrix import Cell, cell_id
 from harness.records import Record, Store
 from harness.records.blank import blank
 from harness.records.failure import LONGEST_MESSAGE, fingerprint, tail
@@ -170,7 +171,8 @@ def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
     progress.ended(release, len(chosen), f"{summary or 'no records'} in {seconds:.0f} s")
     # Status 1 says that a test failed, which a record says better if it is a cell's.
     expected = load_expected()
-    measured = [judge(found[cell.key], expected) for cell in chosen if cell.key in found]
+    ran = told_apart(found[cell.key] for cell in chosen if cell.key in found)
+    measured = [judge(record, expected) for record in ran]
     if ended.returncode == 0 or (ended.returncode == 1 and any(map(fails_run, measured))):
         return ""
     return (
@@ -197,24 +199,27 @@ def outcome(
     expected = load_expected()
     found: dict[str, Record] = {}
     for release in by_release:
-        found |= {r.cell: judge(r, expected) for r in Store(results, release).read()}
+        read = told_apart(Store(results, release).read())
+        found |= {record.cell: judge(record, expected) for record in read}
     cells = [cell for group in by_release.values() for cell in group]
     records = [found[cell.id] for cell in cells if cell.id in found]
     fresh, kept = (
         [record for record in records if (record.cell in current) is before]
         for before in (False, True)
     )
-    wrong = [problem for cell in cells if (problem := problem_of(cell, found.get(cell.id)))]
-    return Outcome(len(cells), fresh, kept, [*problems, *wrong])
+    wrong = [problem for cell in cells if (problem := problem_of(cell.id, found.get(cell.id)))]
+    names = dict.fromkeys(cell_id(tokenizer(cell), cell.release) for cell in cells)
+    wrong += [problem_of(name, found[name]) for name in names if name in found]
+    return Outcome(len(cells), fresh, kept, [*problems, *filter(None, wrong)])
 
 
-def problem_of(cell: Cell, record: Record | None) -> str:
+def problem_of(name: str, record: Record | None) -> str:
     """What is wrong with a cell and the line that runs it again; nothing if all is well."""
     if record is None:
-        return f"{cell.id}: lost, it left no record\n    {again(cell.id)}"
+        return f"{name}: lost, it left no record\n    {again(name)}"
     if fails_run(record):
         lines = record.message.strip().splitlines() or ["no message"]
-        return f"{cell.id}: {record.status}: {lines[0]}\n    {again(cell.id)}"
+        return f"{name}: {record.status}: {lines[0]}\n    {again(name)}"
     return ""
 
 

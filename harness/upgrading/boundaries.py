@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from packaging.version import Version
 
+from harness.judging.tokenizers import told_apart
 from harness.matrix import Cell, Key, Matrix
 from harness.records import Record, Store
 from harness.records.store import BOUNDARIES
@@ -44,7 +45,7 @@ def boundaries(
     wanted = {cell.id for cell in cells}
     statuses = {
         (record.key, record.release): record.status
-        for record in records
+        for record in told_apart(records)
         if record.cell in wanted and record.status not in NEVER
     }
     return [

@@ -15,6 +15,7 @@ from harness.judging.comparison import Comparison
 from harness.judging.expected_failures import load_expected
 from harness.judging.snapshots import recorded_releases
 from harness.judging.speed import compare_speed
+from harness.judging.tokenizers import told_apart
 from harness.matrix import ROOT, load_matrix
 from harness.records import ASTRAY, Store
 from harness.records.merge import merge, write
@@ -78,7 +79,7 @@ def upgrade(target: Target, check: Check) -> Comparison:
         [record for record in Store(check.scratch, release).read() if record.key in keys]
         for release in releases
     )
-    changes = compare(old, new, load_expected())
+    changes = compare(told_apart(old), told_apart(new), load_expected())
     return Comparison(before, target.release, changes, compare_speed(changes))
 
 
