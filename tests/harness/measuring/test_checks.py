@@ -387,7 +387,8 @@ def test_a_model_that_the_release_lacks_is_unsupported(cell, cache):
 
 
 def test_a_family_without_a_stock_class_is_compared_with_its_own_forward(cell, cache):
-    found = measure(cell("internlm2", release=transformers.__version__), cache)
+    own = cell("internlm2", release=transformers.__version__)
+    found = measure(replace(own, dealt=("speed",)), cache)
     assert (found.status, found.message) == ("pass", "")
     assert found.checks["prefill_parity"].figures["relative"] < 2e-5
     assert found.checks["speed"].status == "not-run"
