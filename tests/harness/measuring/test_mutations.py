@@ -21,9 +21,11 @@ from tests.harness.measuring.mutations.calls import CALLS
 from tests.harness.measuring.mutations.dimensions import DIMENSIONS
 from tests.harness.measuring.mutations.outside import OUTSIDE
 from tests.harness.measuring.mutations.residency import RESIDENCY
+from tests.harness.measuring.mutations.rules import RULES
 from tests.harness.measuring.mutations.stocks import STOCKS
 from tests.harness.measuring.mutations.weights import WEIGHTS
 
+RELEASES = STOCKS + RULES
 ENGINES = WEIGHTS + OUTSIDE + RESIDENCY + CALLS + DIMENSIONS
 MUTATIONS = {mutation.name: mutation for mutation in ENGINES}
 
@@ -54,7 +56,7 @@ def small(cell: Any, checks: tuple[str, ...] = SEEING) -> Any:
     return replace(cell, release=release, architecture=row, backend=backend, dealt=())
 
 
-@pytest.mark.parametrize("mutation", ENGINES + STOCKS, ids=lambda mutation: mutation.name)
+@pytest.mark.parametrize("mutation", ENGINES + RELEASES, ids=lambda mutation: mutation.name)
 def test_what_is_broken_is_seen_and_named(mutation, sound, cell, tmp_path, monkeypatch):
     key = mutation.architecture, mutation.backend
     before, folder = sound(key, mutation.checks)
@@ -73,10 +75,10 @@ def test_what_is_broken_is_seen_and_named(mutation, sound, cell, tmp_path, monke
 
 def test_there_are_many_and_each_has_a_name_and_a_cause_that_is_known():
     assert len(ENGINES) >= 40
-    assert len(STOCKS) >= 16
-    for group in (ENGINES, STOCKS):
+    assert len(RELEASES) >= 16
+    for group in (ENGINES, RELEASES):
         assert len({mutation.name for mutation in group}) == len(group)
-    starts = {mutation.cause for mutation in ENGINES + STOCKS}
+    starts = {mutation.cause for mutation in ENGINES + RELEASES}
     assert all(any(cause.sentence.startswith(start) for cause in load_causes()) for start in starts)
 
 
