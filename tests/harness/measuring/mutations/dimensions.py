@@ -234,6 +234,14 @@ DIMENSIONS = (
         cause=TRAFFIC,
     ),
     seen(
+        "order never learned",
+        around(Pipeline, "_learn", lambda *_: None),
+        "traffic",
+        r"a pass asks for 1,\d+,\d+ bytes, the stages that stream have 1,\d+,\d+",
+        "gemma3-multimodal",  # whose vision tower no text runs
+        TRAFFIC,
+    ),
+    seen(
         "mask dropped by generate",
         around(StreamedModel, "generate", without_mask),
         "left_padded",
