@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import tempfile
 from contextlib import redirect_stderr, suppress
 
@@ -60,6 +61,8 @@ def load_a_model() -> None:
         model.generate(torch.ones((1, 2), dtype=torch.long), max_new_tokens=2, do_sample=False)
 
 
+# Whether there is CUDA is asked without starting it: what a fork inherits of it cannot be used.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 # No thread is started here: a fork would lack it, and inherit the locks that it holds.
 torch.set_num_threads(1)
 tqdm.monitor_interval = 0
