@@ -21,6 +21,8 @@ LARGE = 1 / 8
 """A layer outside the blocks is a stage of its own from this fraction of the largest block on."""
 SMALL = 1 / 1024
 """A part of a split block is resident up to this fraction of the limit: a norm is worth no turn."""
+WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules of torch that read the weights of their children and do not call them."""
 REST = ""
 """The name of the stage of all that belongs to no other: the path of the model itself."""
 
@@ -82,11 +84,15 @@ def _leaves(
     """The large embeddings and linear layers outside of the blocks."""
     # A model without blocks counts as one: only what is large by its measure streams.
     largest = max((_under(root, nbytes) for root in blocks), default=sum(nbytes.values()))
+    apart = {
+        *blocks,
+        *(name for name, module in model.named_modules() if isinstance(module, WHOLE)),
+    }
     return {
         name: module
         for name, module in model.named_modules()
         if _is_plain(module)
-        and not _home(name + ".", blocks)
+        and not _home(name + ".", apart)
         and _under(name, nbytes) > largest * LARGE
     }
 
@@ -165,7 +171,7 @@ def _pieces(
     Of the children only those that are worth streaming.
     """
     children = [(f"{name}.{child}", part) for child, part in module.named_children()]
-    large = limit is not None and _under(name, nbytes) > limit
+    large = limit is not None and _under(name, nbytes) > limit and not isinstance(module, WHOLE)
     if children and (large or isinstance(module, nn.ModuleList | nn.ModuleDict)):
         for pair in children:
             yield from _pieces(*pair, nbytes, limit)

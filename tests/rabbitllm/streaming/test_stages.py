@@ -275,6 +275,19 @@ def test_an_embedding_that_is_called_in_its_own_way_is_resident(llama: PreTraine
     assert "model.positions" in find(llama)[1]
 
 
+def test_what_torch_reads_past_a_childs_forward_is_one_piece(llama: PreTrainedModel) -> None:
+    """As a tower's pooling head does (SigLIP's), and a block in torch's own way."""
+    llama.model.head = nn.MultiheadAttention(256, 4)
+    llama.model.tower = nn.TransformerEncoderLayer(256, 4, 256)
+    llama.model.layers[0].attention = nn.MultiheadAttention(256, 4)
+    base, stages = find(llama, limit=1)
+    assert {"model.head.out_proj.weight", "model.tower.linear1.weight"} <= set(names(base))
+    piece = stages[f"{LAYERS[0]}.attention"]
+    assert f"{piece.name}.out_proj.weight" in names(piece)
+    llama.model.called = nn.Linear(256, 256)
+    assert "model.called" in find(llama, limit=1)[1]
+
+
 def test_without_blocks_only_what_is_large_in_the_whole_streams(
     build: Callable[..., PreTrainedModel],
 ) -> None:
