@@ -19,8 +19,15 @@ def first_line(error: BaseException) -> str:
 
 
 def summary(error: Exception) -> str:
-    """An error's type and what it says, on one line: torch's may bring a stack of C++ frames."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 500)
+    """An error's type and what it says, on one line of some 500 characters.
+
+    Of a longer text both ends: what is wrong comes first, what to do about it last, and torch's
+    stacks of C++ frames between them.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(text) <= 500:
+        return text
+    return f"{textwrap.shorten(text, 350)} {text[-150:].partition(' ')[2]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
