@@ -66,7 +66,8 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 # No thread is started here: a fork would lack it, and inherit the locks that it holds.
 torch.set_num_threads(1)
 tqdm.monitor_interval = 0
-for step in (import_models, import_measuring, load_a_model):
+# Releases start CUDA as they load a model, 5.17.0 for one: then a cell begins with what is above.
+for step in () if torch.cuda.is_available() else (import_models, import_measuring, load_a_model):
     # A release or an engine that is broken breaks its cells, too, which then say so.
     with suppress(Exception), redirect_stderr(io.StringIO()):
         step()

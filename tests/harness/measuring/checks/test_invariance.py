@@ -116,11 +116,16 @@ def test_the_eager_answer_leaves_stock_as_it_was(subject):
 
 def test_how_far_two_answers_are_apart():
     ones = torch.ones(2, 3)
-    assert Pair("a", ones * 1.5, ones).relative == 0.5
+    assert Pair("a", ones * 1.5, ones).relative() == 0.5
     assert str(Pair("a", ones * 1.5, ones)) == "a: off by 0.5 of the largest value"
-    assert Pair("a", ones * torch.nan, ones).relative == float("inf")
+    assert Pair("a", ones * torch.nan, ones).relative() == float("inf")
     other = Pair("a", ones[:1], ones)
-    assert (other.relative, str(other)) == (float("inf"), "a: shape [1, 3], not [2, 3]")
+    one_off = ones.clone()
+    one_off[0, 1] = 3
+    pair = Pair("a", torch.cat([ones, one_off]), torch.ones(4, 3))
+    assert (pair.relative(), pair.typical()) == (2, 0)
+    assert Pair("a", torch.tensor(2.0), torch.tensor(1.0)).typical() == 1
+    assert (other.relative(), str(other)) == (float("inf"), "a: shape [1, 3], not [2, 3]")
 
 
 def test_no_chunk_crosses_longropes_original_context(cell, tmp_path):
