@@ -2,9 +2,11 @@
 
 import argparse
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rabbitllm.adapters import SETTINGS
 from rabbitllm.checkpoint.codecs import COMPRESSIONS
 from rabbitllm.checkpoint.mistaken import refuse_mistaken
 from rabbitllm.utils.installed import require_torch
@@ -118,7 +120,10 @@ def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
         ImportError: torch is too old for transformers.
         CheckpointError: it is a file, or a folder of what is no checkpoint; the message says what.
     """
-    refuse_mistaken(Path(arguments.model).expanduser())
+    path = Path(arguments.model).expanduser()
+    # With peft an adapter's folder is as good as its model; what needs the model alone says so.
+    if not ((path / SETTINGS).is_file() and find_spec("peft")):
+        refuse_mistaken(path)
     require_torch()
 
 

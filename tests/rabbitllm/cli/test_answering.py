@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from rabbitllm.cli import answer
@@ -65,6 +66,23 @@ def test_run_prints_the_answer_alone_on_stdout(
     assert "20 tokens read in" in err
     assert "9 written at" in err
     assert "GB from disk" in err
+
+
+def test_run_takes_an_adapter_and_plan_names_its_model(
+    command: Command, talker: Path, stock: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(stock(talker), config)
+    adapted.save_pretrained(tmp_path)
+    inputs = AutoTokenizer.from_pretrained(talker)("<user>Hi\n<assistant>", return_tensors="pt")
+    due = adapted.generate(**inputs, max_new_tokens=9, do_sample=False)[0, -9:]
+    status, out, err = command("run", tmp_path, "Hi", "--max-new-tokens", "9", *LEAST)
+    assert (status, out) == (0, AutoTokenizer.from_pretrained(talker).decode(due) + "\n"), err
+    status, _, err = command("plan", tmp_path)
+    assert status == 2
+    assert f"{tmp_path} is an adapter (LoRA) for {talker}, not a model." in err
 
 
 def test_run_with_a_system_message(
