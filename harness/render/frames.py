@@ -37,6 +37,8 @@ class Rows:
         expected: the failures that are known.
         model_types: architecture -> `model_type` in its config.json.
         examples: architecture -> repositories on the hub that are like it.
+        real: architectures whose weights are a published model's; those of others are tiny and
+            random.
     """
 
     architectures: Sequence[str] = ()
@@ -47,6 +49,7 @@ class Rows:
     expected: Sequence[Expected] = ()
     model_types: Mapping[str, str] = field(default_factory=dict)
     examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    real: Sequence[str] = ()
 
     def attention(self, backend: str, device: str) -> str:
         """What a backend on a device is called: uncompiled, it is not what users get."""
@@ -73,6 +76,7 @@ def load_rows() -> Rows:
             row.id: row.checkpoints
             for row in read_rows(Example, MATRIX / "examples.toml", "example")
         },
+        real=[row.id for row in matrix.architectures if row.gguf],
     )
 
 
@@ -111,10 +115,10 @@ def cells(
 
     The order is by device, backend, release, architecture. Adds `anchor`, which names the cell on
     the page, `attention`, what readers are told of the backend, `run_on`, that with the device,
-    `place`, that of its architecture, `causes`, and `old`: what about the record is not of the
-    newest code. Unseen characters are spelled out, see `harness.render.text`, and what passes only
-    as a wrong stock does has that stock's status, see `harness.render.unheld`. `since` and `until`
-    say how far its status reaches, see `reaching`.
+    `place`, that of its architecture, `causes`, `real`, see `Rows`, and `old`: what about the
+    record is not of the newest code. Unseen characters are spelled out, see `harness.render.text`,
+    and what passes only as a wrong stock does has that stock's status, see `harness.render.unheld`.
+    `since` and `until` say how far its status reaches, see `reaching`.
 
     Args:
         records: judged; of several of a cell the newest counts.
@@ -145,6 +149,7 @@ def cells(
         "architecture": rank(frame["architecture"], rows.architectures),
     }
     frame["place"] = frame["architecture"].map(ranks["architecture"])
+    frame["real"] = frame["architecture"].isin(rows.real)
     frame = frame.sort_values(list(ranks), key=lambda part: part.map(ranks[str(part.name)]))
     return reaching(without_hearsay(frame.reset_index(drop=True)), between)
 

@@ -36,10 +36,23 @@ def sentences(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
     backends at least.
     """
     everywhere = grid(frame)
-    return [
-        device_sentence(part, str(device), columns(frame[frame["device"] == device]))
-        for device, part in everywhere.groupby("device", sort=False)
-    ]
+    found = []
+    for device, part in everywhere.groupby("device", sort=False):
+        own = frame[frame["device"] == device]
+        said, exceptions = device_sentence(part, str(device), columns(own))
+        found.append((said, [*exceptions, *weights_sentence(own)]))
+    return found
+
+
+def weights_sentence(own: pd.DataFrame) -> list[str]:
+    """How many of a device's cells are tiny models; nothing where none ran."""
+    ran = own[~own["status"].isin({*UNKNOWN, "unsupported"})]
+    real = ran[ran["real"]]
+    if ran.empty:
+        return []
+    rest = f", {len(real):,} of {listed(list(real['architecture'].unique()))}, as published"
+    tiny = f"{len(ran) - len(real):,} of the {len(ran):,} cells that ran are of tiny models"
+    return [f"{tiny} with random weights{rest if len(real) else ''}."]
 
 
 def device_sentence(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from harness.render.frames import Rows, cells
 from harness.render.summary import listed, row_caption, row_summary, sentences
 
@@ -7,7 +9,20 @@ ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
 
 def said(records):
-    return sentences(cells(records, ROWS))
+    """The sentences, without the last of each device, which is on weights."""
+    return [(words, others[:-1]) for words, others in sentences(cells(records, ROWS))]
+
+
+def test_how_many_cells_are_of_tiny_models_is_said_of_each_device(record):
+    rows = replace(ROWS, real=("smollm2",))
+    records = [record(), record(backend="eager"), record(architecture="smollm2")]
+    records += [record(device="cuda"), record(architecture="b", status="unsupported")]
+    on_cpu, on_cuda = (others[-1] for _, others in sentences(cells(records, rows)))
+    assert on_cpu == (
+        "2 of the 3 cells that ran are of tiny models with random weights, 1 of smollm2, as"
+        " published."
+    )
+    assert on_cuda == "1 of the 1 cells that ran are of tiny models with random weights."
 
 
 def test_families_work_and_one_needs_another_backend(three_releases):
