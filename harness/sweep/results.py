@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
-
-from harness.records import to_json, write_atomically
 from harness.records.failure import Traced
-from harness.tables import TableError, build
+from harness.records.lines import Lines
+from harness.records.lines import path_of as path_of
 
 Outcome = Literal["bit-equal", "no-blocks", "not-buildable", "reference-broken", "fails"]
 MEANINGS: dict[Outcome, str] = {
@@ -76,33 +71,5 @@ class Result(Measured):
     time: str = ""
 
 
-def path_of(folder: Path, release: str) -> Path:
-    """The file of a release."""
-    return folder / f"transformers-{release}.jsonl"
-
-
-def read(path: Path) -> list[Result]:
-    """The results in a file, none if there is no file.
-
-    Raises:
-        TableError: a line is no result; the message names it.
-    """
-    if not path.exists():
-        return []
-    results = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        where = f"{path}:{number}"
-        try:
-            results.append(build(Result, json.loads(line), where))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise TableError(f"{where}: {error}. Delete that line and sweep again.") from error
-    return results
-
-
-def put(path: Path, results: Iterable[Result]) -> None:
-    """Writes results, each in place of the one of its type."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".lock"):
-        merged = {result.model_type: result for result in [*read(path), *results]}
-        lines = [to_json(merged[model_type]) + "\n" for model_type in sorted(merged)]
-        write_atomically(path, "".join(lines))
+RESULTS = Lines(Result, lambda result: result.model_type, "sweep again")
+read, put = RESULTS.read, RESULTS.put
