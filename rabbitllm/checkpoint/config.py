@@ -20,7 +20,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rabbitllm.checkpoint import legacy
+from rabbitllm.checkpoint import legacy, quantised
 from rabbitllm.checkpoint.plain_json import read_settings
 from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.errors import CheckpointError, summary
@@ -117,11 +117,12 @@ def load_changed_config(
     fields = read_fields(folder)
     if changes:
         fields.place += " with " + ", ".join(f"{name}={changes[name]!r}" for name in changes)
-    _refuse_quantised(fields, str(folder))
+    quantised.find(fields, folder, str(folder))
     with valid_config(fields):
         _check_counts(fields)
         config, unused = _config(folder, fields, trust_remote_code, changes)
         _check_sizes(config)
+    _forget_quantisation(config)
     return config, fields, changes.keys() & unused.keys()
 
 
@@ -136,22 +137,20 @@ def take_config(config: PretrainedConfig, folder: Path) -> tuple[PretrainedConfi
     has_own = (folder / "config.json").is_file()
     fields = read_fields(folder) if has_own else Fields(config.to_dict(), folder / "config.json")
     fields.place = "config="
-    _refuse_quantised(config.to_dict(), fields.place)
+    quantised.find(config.to_dict(), folder, fields.place)
     with valid_config(fields):
         _check_sizes(config)
     taken = deepcopy(config)
     taken.name_or_path = str(folder)
+    _forget_quantisation(taken)
     return taken, fields
 
 
-def _refuse_quantised(fields: Mapping[str, Any], place: str) -> None:
-    if quantization := fields.get("quantization_config"):
-        known = isinstance(quantization, dict)
-        method = quantization.get("quant_method", "unknown") if known else "unknown"
-        raise CheckpointError(
-            f"{place} is quantised ({method}). Only float checkpoints stream; use the original, "
-            "unquantised one."
-        )
+def _forget_quantisation(config: PretrainedConfig) -> None:
+    """The model computes with weights that are not quantised, as stock's with `dequantize=True`."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        for name in quantised.CONFIGS:
+            vars(part or config).pop(name, None)
 
 
 def load_generation_config(folder: Path) -> GenerationConfig | None:

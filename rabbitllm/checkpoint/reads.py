@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rabbitllm.checkpoint.codecs.codec import Codec, nbytes
-from rabbitllm.checkpoint.tensors import TensorEntry
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
 BLOCK = 4096
 """Bytes: no file system in use asks for a coarser alignment of direct reads."""
@@ -91,23 +91,29 @@ def _pieces(entry: TensorEntry, target: int) -> Iterator[Piece]:
     unit, total = entry.codec.unit(entry.layout), nbytes(entry.layout)
     count, first = -(-total // unit.decoded), 0
     while first < count:
-        places = list(zip(entry.stored, unit.stored, strict=True))
         start = entry.stored[0].offset + first * unit.stored[0]
         last = min(count, first + _units(start, unit.stored))
+        places = zip(entry.stored, unit.stored, strict=True)
         yield Piece(
             codec=entry.codec,
-            sources=tuple(
-                Span(
-                    extent.file,
-                    extent.offset + first * size,
-                    extent.offset + min(last * size, extent.nbytes),
-                )
-                for extent, size in places
-            ),
+            sources=tuple(_span(extent, size, first, last) for extent, size in places),
             target=target + first * unit.decoded,
             nbytes=min(last * unit.decoded, total) - first * unit.decoded,
         )
         first = last
+
+
+def _span(stored: Extent, size: int, first: int, last: int) -> Span:
+    """Where units lie in one of a weight's stored tensors.
+
+    Args:
+        stored: the tensor.
+        size: bytes of a unit in it; 0 if every unit needs all of it.
+        first: of the units.
+        last: behind them.
+    """
+    begin, end = (first * size, min(last * size, stored.nbytes)) if size else (0, stored.nbytes)
+    return Span(stored.file, stored.offset + begin, stored.offset + end)
 
 
 def _units(start: int, sizes: tuple[int, ...]) -> int:

@@ -43,9 +43,9 @@ DTYPES = {
     "C64": torch.complex64,
 }
 UNREAD = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-"""The format's other types -> bits of an element: nothing here makes weights of them."""
+"""The format's other types -> bits of an element: nothing here makes weights of them alone."""
 RAW = torch.bits8
-"""What the bytes of such a tensor are, in one dimension."""
+"""What the bytes of such a tensor are: in its shape if each is an element, else one dimension."""
 
 
 class FileState(NamedTuple):
@@ -171,7 +171,9 @@ def _entry(file: Path, state: FileState, start: int, value: Mapping[str, Any]) -
     if value["dtype"] in UNREAD:
         if UNREAD[value["dtype"]] * elements(value["shape"]) != 8 * extent.nbytes:
             raise ValueError(f"{extent.nbytes} bytes hold no {value['dtype']} {value['shape']}")
-        return TensorEntry((extent,), RAW, (extent.nbytes,))
+        whole = elements(value["shape"]) == extent.nbytes
+        shape = map(index, value["shape"]) if whole else (extent.nbytes,)
+        return TensorEntry((extent,), RAW, tuple(shape))
     if value["dtype"] not in DTYPES:
         raise ValueError(f"no dtype {value['dtype']!r} is known")
     return TensorEntry((extent,), *_layout(value))

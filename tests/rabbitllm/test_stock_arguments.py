@@ -356,8 +356,8 @@ def test_a_config_that_does_not_fit_is_named(
     with pytest.raises(CheckpointError, match=r"^config= is no valid config of 'llama'"):
         streamed(checkpoint(), config=config)
     config = AutoConfig.from_pretrained(checkpoint())
-    config.quantization_config = {"quant_method": "fp8"}
-    with pytest.raises(CheckpointError, match=r"^config= is quantised \(fp8\)"):
+    config.quantization_config = {"quant_method": "hqq"}
+    with pytest.raises(CheckpointError, match=r"^config= is quantised \(hqq\)"):
         streamed(checkpoint(), config=config)
     message = r"config\.json with num_hidden_layers=0 is no valid config of 'llama'"
     with pytest.raises(CheckpointError, match=message):

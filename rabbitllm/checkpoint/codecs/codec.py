@@ -28,7 +28,8 @@ class Unit(NamedTuple):
     """The smallest part of a weight that decodes by itself; a weight's last one may be smaller.
 
     Attributes:
-        stored: bytes of it in each of the stored tensors, in which units follow one another.
+        stored: bytes of it in each of the stored tensors, in which units follow one another; 0 for
+            one that every unit needs whole.
         decoded: bytes of it in the weight.
     """
 
@@ -39,18 +40,21 @@ class Unit(NamedTuple):
 class Codec(ABC):
     """How one weight is stored.
 
-    The fields of a subclass, a frozen dataclass of integers, are what decoding takes besides the
-    stored bytes; a file's header keeps them.
+    The fields of a subclass, a frozen dataclass, are what decoding takes besides the stored bytes.
+    A file's header keeps those of a codec that layer stores are written with: integers, and names.
 
     Attributes:
         name: what headers call it.
-        scratch: bytes that decoding needs to work in.
         in_place: weights can be streamed as they are stored; others go through a layer store.
     """
 
     name: ClassVar[str]
-    scratch: ClassVar[int] = 0
     in_place: ClassVar[bool] = True
+
+    @property
+    def scratch(self) -> int:
+        """Bytes that decoding needs to work in."""
+        return 0
 
     @abstractmethod
     def stored(self, weight: Layout) -> Mapping[str, Layout]:
@@ -81,12 +85,14 @@ class Codec(ABC):
         """
 
     @classmethod
-    @abstractmethod
     def expected(cls, weight: Layout) -> Self | None:
-        """What `encode` makes of a weight as a rule; None if it is not worth encoding."""
+        """What `encode` makes of a weight as a rule; None if it is not worth encoding.
+
+        None always for what only checkpoints are written in.
+        """
+        return None
 
     @classmethod
-    @abstractmethod
     def encode(cls, weight: torch.Tensor) -> tuple[Self, dict[str, torch.Tensor]] | None:
         """Encodes a weight on the host.
 
@@ -94,6 +100,7 @@ class Codec(ABC):
             How, and the stored tensors, as `stored` describes them. None if its values cannot be
             encoded.
         """
+        return None
 
     def nbytes(self, weight: Layout) -> int:
         """The bytes that are stored of a weight."""

@@ -57,13 +57,17 @@ class Lossless(Codec):
     """
 
     name = "lossless"
-    scratch = 4 * AT_ONCE * BLOCK
     lowest: int
     outliers: int
 
     def __post_init__(self) -> None:
         if not (1 <= self.lowest <= 256 - WINDOW and 0 <= self.outliers <= MAX_OUTLIERS):
             raise ValueError(f"no weight is stored as {self}")
+
+    @property
+    @override
+    def scratch(self) -> int:
+        return 4 * AT_ONCE * BLOCK
 
     @override
     def stored(self, weight: Layout) -> Mapping[str, Layout]:

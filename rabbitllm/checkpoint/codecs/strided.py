@@ -55,13 +55,3 @@ class Strided(Codec):
         shape, strides = (*self.shape, self.itemsize), (*self.strides, 1)
         view = np.lib.stride_tricks.as_strided(stored[0], shape, strides, writeable=False)
         target.reshape(shape)[...] = view
-
-    @classmethod
-    @override
-    def expected(cls, weight: Layout) -> Self | None:
-        return None
-
-    @classmethod
-    @override
-    def encode(cls, weight: torch.Tensor) -> None:
-        return None

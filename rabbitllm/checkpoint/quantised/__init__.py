@@ -1,0 +1,124 @@
+"""Quantised checkpoints: which of their tensors are one weight, and how that is stored.
+
+The model stays the stock one in a dtype to compute in, as with stock's `dequantize=True`. A method
+is a row of `METHODS`, and a module here; what is quantised is told by the tensors, not by the
+config's lists of modules.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
+from rabbitllm.checkpoint.quantised.parts import Parts, Scheme
+from rabbitllm.checkpoint.tensors import TensorEntry
+from rabbitllm.errors import CheckpointError
+
+METHODS = {
+    "fp8": "fp8",
+    "fbgemm_fp8": "fp8",
+    "mxfp4": "mxfp4",
+    "compressed-tensors": "compressed_tensors",
+}
+"""`quant_method` of a config -> the module of its schemes."""
+CONFIGS = ("quantization_config", "compression_config")
+"""Fields of config.json, or of the text part in it, that say how weights are quantised."""
+FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files that say so in older checkpoints -> the method that they are of."""
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a checkpoint is quantised.
+
+    Attributes:
+        method: a key of `METHODS`.
+        settings: what its config says besides.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+
+    def fold(
+        self,
+        entries: Mapping[str, TensorEntry],
+        dtype: torch.dtype,
+        read: Callable[[str], torch.Tensor],
+    ) -> dict[str, TensorEntry]:
+        """The checkpoint's tensors, with one for each weight, as if it were not quantised.
+
+        Args:
+            entries: its tensors, by their keys.
+            dtype: of the weights.
+            read: reads one by its key.
+
+        Raises:
+            CheckpointError: naming a weight of which something is missing, or in a form that is not
+                known.
+        """
+        module = import_module(f"{__name__}.{METHODS[self.method]}")
+        left = dict(entries)
+        made = {}
+        for scheme in module.SCHEMES:
+            for stem in _stems(scheme, left):
+                found = {s: left.pop(stem + s) for s in scheme.suffixes if stem + s in left}
+                by_suffix = partial(_read, read, stem)
+                parts = Parts(stem + scheme.target, found, self.settings, dtype, by_suffix)
+                lacking = [s for s in scheme.suffixes if s not in found.keys() | scheme.optional]
+                if lacking:
+                    raise parts.error(f"there is no {stem}{lacking[0]}")
+                made[parts.name] = scheme.entry(parts)
+        unneeded = getattr(module, "UNNEEDED", ())
+        return {key: entry for key, entry in left.items() if not key.endswith(unneeded)} | made
+
+
+def find(fields: Mapping[str, Any], folder: Path, place: str) -> Quantisation | None:
+    """How a checkpoint is quantised; None if it is not.
+
+    Args:
+        fields: of its config.
+        folder: where it lies.
+        place: what to name in errors.
+
+    Raises:
+        CheckpointError: by a method that is not read; the message names it.
+    """
+    for method, settings in _said(fields, folder):
+        if method not in METHODS:
+            raise CheckpointError(
+                f"{place} is quantised ({method}), which is not read. Methods that are: "
+                f"{', '.join(METHODS)}. Use one of them, or the original, unquantised checkpoint."
+            )
+        return Quantisation(method, settings)
+    return None
+
+
+def _said(fields: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What config and files say of quantisation: method, and settings."""
+    text = fields.get("text_config")
+    for part in (fields, text if isinstance(text, dict) else {}):
+        for name in CONFIGS:
+            if settings := part.get(name):
+                known = dict(settings) if isinstance(settings, dict) else {}
+                yield str(known.get("quant_method", "unknown")), known
+    for name, method in FILES.items():
+        if (folder / name).is_file():
+            try:
+                yield method, dict(read_settings(folder / name))
+            except MALFORMED as error:
+                raise CheckpointError(f"{folder / name} is not valid JSON: {error}.") from error
+
+
+def _stems(scheme: Scheme, keys: Iterable[str]) -> list[str]:
+    """What the keys of a scheme's weights begin with."""
+    mark = scheme.suffixes[0]
+    return [key.removesuffix(mark) for key in keys if key.endswith(mark)]
+
+
+def _read(read: Callable[[str], torch.Tensor], stem: str, suffix: str) -> torch.Tensor:
+    return read(stem + suffix)
