@@ -18,7 +18,7 @@ def round_to(values: Floats, dtype: torch.dtype, spare: Bytes) -> None:
     """Rounds values in place to those that a dtype has, to the nearest, ties to even.
 
     Args:
-        values: float32, contiguous; none of them is NaN.
+        values: float32, contiguous; of NaN there is numpy's own alone, quiet and of no other bits.
         dtype: bfloat16, float16 or float32.
         spare: as many bytes as the values have, to work in.
     """
@@ -34,7 +34,7 @@ def write(values: Floats, dtype: torch.dtype, target: Bytes, spare: Bytes) -> No
     """Writes values in a dtype, rounded to the nearest, ties to even.
 
     Args:
-        values: float32 [rows, columns], contiguous, none of them NaN; they are destroyed.
+        values: float32 [rows, columns], contiguous, NaN as above; they are destroyed.
         dtype: bfloat16, float16 or float32.
         target: [rows, columns, bytes of an element], in any strides but for the last.
         spare: as many bytes as the values have, to work in.
