@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="releases that run at the same time (default: one for each core; on cuda, 1)",
+        help="processes that run cells at the same time (default: one for each core; on cuda, 1)",
     )
     parser.add_argument(
         "--force",

@@ -1,25 +1,26 @@
-"""A run: environments made in parallel, stale cells run, a few releases at a time, and judged."""
+"""A run: environments made in parallel, stale cells run, a few lots at a time, and judged."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 from harness.judging.cell_name import again
 from harness.judging.expected_failures import fails_run, judge, load_expected, tokenizer
 from harness.judging.tokenizers import told_apart
-from harness.matrix import Cell, cell_id
+from harness.matrix import Cell, Key, cell_id
 from harness.records import Record, Store
 from harness.records.blank import blank
 from harness.records.failure import LONGEST_MESSAGE, fingerprint, tail
 from harness.running.environments import Environment, enter, hardware_of, make_environments
 from harness.running.freshness import stale
+from harness.running.lots import deal
 from harness.running.outcome import Outcome
 from harness.running.signals import end_children, stoppable
 from harness.running.spot_check import recorded, sample, verdicts
@@ -34,7 +35,7 @@ class Work:
 
     Attributes:
         results: the folder of the records.
-        jobs: releases that run at the same time, on one core each.
+        jobs: lots of cells that run at the same time, on one core each.
         force: run cells whose record is current, too.
         spot_check: where all records are current, run a few cells again and compare.
         candidates: release -> requirement, for those that are no row of matrix/releases.toml.
@@ -80,17 +81,19 @@ def run_cells(cells: Sequence[Cell], work: Work) -> Outcome:
         pending = sample(made)
         problems = spot_check(pending, work)
     else:
-        problems = run_releases(list(pending.values()), work, Progress(count))
+        problems = run_lots(
+            deal(pending, work.jobs, known_seconds(made, work)), work, Progress(count)
+        )
     known, ran = (
         {cell.id for group in groups.values() for cell in group} for groups in (made, pending)
     )
     return outcome(by_release, known - ran, problems, work.results)
 
 
-def run_releases(pending: Sequence[Sequence[Cell]], work: Work, progress: Progress) -> list[str]:
-    """Runs the cells of each release; returns what went wrong with the runs themselves."""
+def run_lots(lots: Sequence[Sequence[Cell]], work: Work, progress: Progress) -> list[str]:
+    """Runs lots, each of one release; returns what went wrong with the runs themselves."""
     with ThreadPoolExecutor(work.jobs) as pool:
-        runs = [pool.submit(run_release, chosen, work, progress) for chosen in pending]
+        runs = [pool.submit(run_lot, lot, work, progress) for lot in lots]
         try:
             with stoppable():
                 return [problem for run in runs if (problem := run.result())]
@@ -107,7 +110,7 @@ def spot_check(chosen: Mapping[str, Sequence[Cell]], work: Work) -> list[str]:
     """Runs cells that have current records; returns what is not as recorded, or went wrong."""
     say("A few are measured again all the same, and compared; to measure all again: --force")
     before = recorded(chosen, work.results)
-    problems = run_releases(list(chosen.values()), work, Progress(sum(map(len, chosen.values()))))
+    problems = run_lots(list(chosen.values()), work, Progress(sum(map(len, chosen.values()))))
     for words, same in verdicts(before, recorded(chosen, work.results)):
         say(words)
         problems += [] if same else [words]
@@ -135,6 +138,12 @@ def to_run(
     return {release: chosen for release, chosen in pending.items() if chosen}
 
 
+def known_seconds(releases: Iterable[str], work: Work) -> dict[Key, float]:
+    """What the cells of these releases took when they were recorded; the last release counts."""
+    records = chain.from_iterable(Store(work.results, release).read() for release in releases)
+    return {record.key: record.seconds for record in records}
+
+
 class Progress:
     """Cells done of all, and how long the rest will take at this rate."""
 
@@ -145,7 +154,7 @@ class Progress:
         self.lock = threading.Lock()
 
     def ended(self, release: str, count: int, summary: str) -> None:
-        """Prints what became of a release's cells."""
+        """Prints what became of a lot of a release's cells."""
         with self.lock:
             self.done += count
             rest = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
@@ -153,7 +162,7 @@ class Progress:
             say(f"[{self.done}/{self.total}] transformers {release}: {summary}{left}")
 
 
-def run_release(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
+def run_lot(chosen: Sequence[Cell], work: Work, progress: Progress) -> str:
     """Runs cells of one release; returns what went wrong with the run itself, or nothing."""
     release, device = chosen[0].release, chosen[0].device
     begun = time.monotonic()

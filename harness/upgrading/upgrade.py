@@ -35,7 +35,7 @@ class Check:
         scratch: where records go; those that are current there are not measured again.
         architectures: ids, None for all.
         backends: ids.
-        jobs: releases that run at the same time.
+        jobs: lots of cells that run at the same time.
     """
 
     reports: Path = ROOT / "reports" / "results"
