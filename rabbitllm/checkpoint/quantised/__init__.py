@@ -17,7 +17,7 @@ import torch
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
 from rabbitllm.checkpoint.quantised.parts import Parts, Scheme
 from rabbitllm.checkpoint.tensors import TensorEntry
-from rabbitllm.errors import CheckpointError
+from rabbitllm.errors import CheckpointError, summary
 
 METHODS = {
     "fp8": "fp8",
@@ -30,6 +30,8 @@ CONFIGS = ("quantization_config", "compression_config")
 """Fields of config.json, or of the text part in it, that say how weights are quantised."""
 FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files that say so in older checkpoints -> the method that they are of."""
+CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
+"""dtypes of what is no weight without its scale."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,18 @@ class Quantisation:
                 lacking = [s for s in scheme.suffixes if s not in found.keys() | scheme.optional]
                 if lacking:
                     raise parts.error(f"there is no {stem}{lacking[0]}")
-                made[parts.name] = scheme.entry(parts)
+                try:
+                    made[parts.name] = scheme.entry(parts)
+                except CheckpointError:
+                    raise
+                except MALFORMED as error:
+                    raise parts.error(f"no such form is known: {summary(error)}") from error
+        for key, entry in left.items():
+            if key.endswith("weight") and entry.dtype in CODES:
+                raise CheckpointError(
+                    f"{key} in {entry.file} cannot be read: it is quantised, and there is no scale "
+                    f"of it ({list(entry.shape)})."
+                )
         unneeded = getattr(module, "UNNEEDED", ())
         return {key: entry for key, entry in left.items() if not key.endswith(unneeded)} | made
 

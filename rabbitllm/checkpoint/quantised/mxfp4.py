@@ -12,10 +12,11 @@ GROUP = 32
 
 
 def _entry(parts: Parts) -> TensorEntry:
-    experts, rows, groups, half = parts.tensors["_blocks"].shape
-    columns = groups * GROUP
-    if 2 * half != GROUP:
+    shape = parts.tensors["_blocks"].shape
+    if len(shape) != 4 or 2 * shape[-1] != GROUP:
         raise parts.error("blocks have 16 bytes")
+    experts, rows, groups, _ = shape
+    columns = groups * GROUP
     codec = Scaled(parts.dtype_name, "e2m1", columns, 1, GROUP, E8M0, transposed=rows)
     return parts.entry(codec, (experts, columns, rows), "_blocks", "_scales")
 
