@@ -10,7 +10,7 @@ class RabbitLLMLlama2(StreamedModel):
 
 
 class RabbitLLMQWen2(StreamedModel):
-    """Qwen2, Qwen2.5, Qwen3 and their mixture-of-experts variants."""
+    """Qwen2, Qwen2.5, Qwen3, Qwen3.5 and their mixture-of-experts variants."""
 
 
 class RabbitLLMMistral(StreamedModel):
@@ -62,7 +62,10 @@ FAMILIES = (
     Family(
         "Qwen2 / 2.5 / 3",
         RabbitLLMQWen2,
-        ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"),
+        (
+            *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"),
+            *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        ),
     ),
     Family("Mistral", RabbitLLMMistral, ("mistral", "ministral", "ministral3", "mistral3")),
     Family("Mixtral", RabbitLLMMixtral, ("mixtral",)),

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from harness.matrix import Cell, Gguf
 from harness.measuring.golden.manifest import digest, write_checkpoint
@@ -65,6 +66,14 @@ def write(cell: Cell, folder: Path) -> None:
         REFERENCES[cell.architecture.reference].write(folder, SEED)
     else:
         tiny_model(cell).save_pretrained(folder)
+        name_type(cell.architecture.model_type, folder / "config.json")
+
+
+def name_type(model_type: str, config: Path) -> None:
+    """Has config.json name a model type, where its authors have their own for transformers'."""
+    fields = json.loads(config.read_text("utf-8"))
+    if fields["model_type"] != model_type:
+        config.write_text(json.dumps(fields | {"model_type": model_type}, indent=2), "utf-8")
 
 
 def golden_checkpoint(architecture: str, sha256: str, cache: Path) -> Path:
@@ -112,12 +121,36 @@ def stock_class(cell: Cell) -> type[PreTrainedModel]:
     return cls
 
 
+def config_class(cell: Cell) -> type[PretrainedConfig]:
+    """Of what the cell's config.json says.
+
+    A type that transformers does not know is another name for that of the stock class.
+    """
+    name, own = cell.architecture.model_type, stock_class(cell).config_class
+    if name not in CONFIG_MAPPING:
+        return cast(type[PretrainedConfig], own)
+    return cast(type[PretrainedConfig], CONFIG_MAPPING[name])
+
+
+def read_config(cell: Cell, folder: Path) -> PretrainedConfig:
+    """The config that the stock class is built from: of a composite one, its text part."""
+    config: Any = config_class(cell).from_pretrained(folder)
+    config.model_type = type(config).model_type  # not the file's, for keys are mapped by it
+    whole = cell.architecture.model_class in config.architectures
+    taken: PretrainedConfig = config if whole else config.get_text_config()
+    return taken
+
+
 def tiny_model(cell: Cell) -> PreTrainedModel:
-    """The cell's architecture with random weights, the same in every process."""
-    architecture = cell.architecture
-    config = AutoConfig.for_model(architecture.model_type, **architecture.config)
-    config.architectures = [architecture.model_class]
-    model = stock_class(cell)(config)
+    """The cell's architecture with random weights, the same in every process.
+
+    It is of the class that its config names, of which the cell's may read a part alone.
+    """
+    row = cell.architecture
+    config: Any = config_class(cell)(**{"architectures": [row.model_class]} | row.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)  # some vectors begin as random ones
+        model: PreTrainedModel = getattr(transformers, config.architectures[0])(config)
     generator = torch.Generator().manual_seed(SEED)
     learned = {name for name, _ in model.named_parameters()}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -213,6 +246,7 @@ def load_reference(
     stock: Any = stock_class(cell)  # whose signature does not tell of the information
     model, loading = stock.from_pretrained(
         folder,
+        config=read_config(cell, folder),
         dtype=getattr(torch, cell.dtype),
         attn_implementation=cell.backend.id,
         output_loading_info=True,

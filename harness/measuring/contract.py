@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from harness.measuring.subject import layer_length, reference_side
+from harness.measuring.subject import layer_lengths, reference_side
 
 TOKENS = 3
 BLOCK = "GradientCheckpointingLayer"
@@ -113,7 +113,7 @@ def described(model: PreTrainedModel, name: str, seen: Seen, cache: Cache) -> di
         "cache_keyword": next((n for n, v in kwargs.items() if isinstance(v, Cache)), None),
         "layer_returns": "Tensor" if isinstance(output, torch.Tensor) else type(output).__name__,
         "accepts": [n for n in inspect.signature(block.forward).parameters if n != "self"],
-        "cache_lengths": [layer_length(layer)[0] for layer in cache.layers],
+        "cache_lengths": [seen for seen, _ in layer_lengths(cache)],
         "head_dim": next((m.head_dim for m in block.modules() if hasattr(m, "head_dim")), None),
         "implied_head_dim": text.hidden_size // text.num_attention_heads,
         **{f"gets_{argument}": argument in passed for argument in ARGUMENTS},

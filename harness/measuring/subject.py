@@ -59,10 +59,11 @@ class Decoded:
 
     Attributes:
         logits: of the prefill [1, prompt, vocabulary], then of each step [1, 1, vocabulary].
-        lengths: after the prefill and after each step, per layer: tokens seen, and tokens kept.
-        keys: per layer, the cache's keys at the end, [1, heads, kept, head_dim]; None for a layer
-            without.
-        values: likewise.
+        lengths: after the prefill and after each step, per layer that keeps tokens: those seen, and
+            those kept.
+        keys: per layer, the cache's keys at the end, [1, heads, kept, head_dim]; the state of its
+            convolution for one of linear attention; None for a layer without.
+        values: likewise; the recurrent state for one of linear attention.
     """
 
     logits: list[Tensor]
@@ -239,12 +240,12 @@ class Subject:
         for piece in pieces:
             output = model(piece, past_key_values=cache, use_cache=True)
             logits.append(output.logits)
-            lengths.append([layer_length(layer) for layer in cache.layers])
+            lengths.append(layer_lengths(cache))
         return Decoded(
             logits,
             lengths,
-            [getattr(layer, "keys", None) for layer in cache.layers],
-            [getattr(layer, "values", None) for layer in cache.layers],
+            [held(layer, "keys", "conv_states") for layer in cache.layers],
+            [held(layer, "values", "recurrent_states") for layer in cache.layers],
         )
 
     @torch.no_grad()
@@ -279,8 +280,25 @@ def left_padded(rows: Sequence[Tensor]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def layer_length(layer: Any) -> tuple[int, int]:
-    """How many tokens a cache layer has seen, and how many it keeps."""
+def layer_lengths(cache: Any) -> list[tuple[int, int]]:
+    """How many tokens each layer of a cache has seen, and how many it keeps.
+
+    Layers of linear attention, which keep a state and no tokens, are left out.
+    """
+    layers = [layer for layer in cache.layers if hasattr(layer, "get_seq_length")]
+    return [(int(layer.get_seq_length()), kept(layer)) for layer in layers]
+
+
+def kept(layer: Any) -> int:
+    """Tokens that a layer of a cache holds keys of."""
     keys = getattr(layer, "keys", None)
-    kept = keys.shape[-2] if keys is not None and keys.dim() > 1 else 0
-    return int(layer.get_seq_length()), int(kept)
+    return int(keys.shape[-2]) if keys is not None and keys.dim() > 1 else 0
+
+
+def held(layer: Any, tokens: str, state: str) -> Tensor | None:
+    """What a layer of a cache holds under one of two names; None if it holds nothing.
+
+    Newer releases have several states of a name, of which one is used here.
+    """
+    found = getattr(layer, tokens, None) if hasattr(layer, tokens) else getattr(layer, state, None)
+    return found[0] if isinstance(found, dict) else found

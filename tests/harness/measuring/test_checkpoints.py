@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,29 @@ def test_the_reference_lies_in_aligned_memory_and_stays_tied(here, tmp_path):
     assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert not model.training
+
+
+def test_a_type_that_transformers_does_not_know_is_in_the_file_alone(here, tmp_path):
+    cell = here("kimi_k2")
+    folder = checkpoint(cell, tmp_path)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "kimi_k2"
+    model = load_reference(cell, folder, torch.device("cpu"))
+    assert model.config.model_type == "deepseek_v3"
+    made = tiny_model(cell).state_dict()
+    assert all(torch.equal(made[name], value) for name, value in model.state_dict().items())
+
+
+def test_of_a_composite_checkpoint_the_text_part_is_the_reference(here, tmp_path):
+    cell = here("qwen3_5")
+    folder = checkpoint(cell, tmp_path)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_5"
+    text = load_reference(cell, folder, torch.device("cpu"))
+    whole = tiny_model(cell).eval()
+    assert type(whole).__name__ == "Qwen3_5ForConditionalGeneration"
+    assert type(text).__name__ == "Qwen3_5ForCausalLM"
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        assert (text(ids).logits - whole(ids).logits).abs().max() < 1e-4
 
 
 def test_a_tokenizer_from_gguf_is_the_one_that_transformers_reads(tmp_path):
