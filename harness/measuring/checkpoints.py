@@ -129,7 +129,7 @@ def config_class(cell: Cell) -> type[PretrainedConfig]:
     name, own = cell.architecture.model_type, stock_class(cell).config_class
     if name not in CONFIG_MAPPING:
         return cast(type[PretrainedConfig], own)
-    return cast(type[PretrainedConfig], CONFIG_MAPPING[name])
+    return CONFIG_MAPPING[name]
 
 
 def read_config(cell: Cell, folder: Path) -> PretrainedConfig:
