@@ -24,6 +24,8 @@ METHODS = {
     "fbgemm_fp8": "fp8",
     "mxfp4": "mxfp4",
     "compressed-tensors": "compressed_tensors",
+    "awq": "awq",
+    "gptq": "gptq",
 }
 """`quant_method` of a config -> the module of its schemes."""
 CONFIGS = ("quantization_config", "compression_config")

@@ -173,7 +173,7 @@ def test_a_malformed_generation_config_is_named(
 
 @pytest.mark.parametrize(
     ("quantization", "method"),
-    [({"quant_method": "gptq"}, "gptq"), ({"a": 1}, "unknown"), (3, "unk")],
+    [({"quant_method": "hqq"}, "hqq"), ({"a": 1}, "unknown"), (3, "unk")],
 )
 def test_a_quantised_checkpoint_is_refused(
     copied: Callable[..., Path], configure: Callable[..., None], quantization: object, method: str
