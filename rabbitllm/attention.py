@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rabbitllm.checkpoint.legacy import Inputs
@@ -19,33 +19,51 @@ CHAIN = ("flash_attention_2", "sdpa", "eager")
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Backend = str | dict[str, str | None]
+"""A backend's name in transformers, or one for each part of a model: "" for its own layers, else
+the part's name in the config, such as "vision_config"; None leaves one to transformers."""
 
 
-def check_backend(asked: str) -> None:
+def check_backend(asked: Backend) -> None:
     """Before anything is fetched or built.
 
     Raises:
         ValueError: stock transformers has no such backend, nor can it be a kernel of the hub.
     """
     known = {"auto", "eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()}
-    if "/" not in asked and asked.removeprefix("paged|") not in known:
-        raise ValueError(
-            f"attn_implementation={asked!r} is not known.{nearest(asked, known)} There are "
-            f"{', '.join(sorted(known))}, and kernels of the hub as in 'kernels-community/...'."
-        )
+    for name in [asked] if isinstance(asked, str) else filter(None, asked.values()):
+        if "/" not in name and name.removeprefix("paged|") not in known:
+            raise ValueError(
+                f"attn_implementation={name!r} is not known.{nearest(name, known)} There are "
+                f"{', '.join(sorted(known))}, and kernels of the hub as in 'kernels-community/...'."
+            )
+
+
+def backend_of(config: PretrainedConfig) -> Backend:
+    """What a config names: one backend, or one for each part where they differ."""
+    own = config._attn_implementation
+    parts = {
+        name: part._attn_implementation
+        for name in config.sub_configs
+        if (part := getattr(config, name, None)) is not None
+    }
+    return {"": own} | parts if set(parts.values()) - {own} else own or "auto"
 
 
 def candidates(
-    asked: str, device: torch.device, dtype: torch.dtype, inputs: Inputs | None = None
-) -> tuple[list[str], str | None]:
+    asked: Backend, device: torch.device, dtype: torch.dtype, inputs: Inputs | None = None
+) -> tuple[list[Backend], str | None]:
     """The backends to try in turn, and why the fastest or the asked one is not among them.
 
     Args:
-        asked: "auto" or a backend's name in transformers.
+        asked: "auto" or a backend's name in transformers; names for parts are the only candidate.
         device: where the model runs.
         dtype: of its activations.
         inputs: a legacy family's inputs, if only some backends take them.
     """
+    if not isinstance(asked, str):
+        return [asked], None
+    wanted: list[Backend]
     wanted = (
         list(CHAIN) if asked == "auto" else [asked, *(name for name in CHAIN[1:] if name != asked)]
     )
@@ -66,8 +84,8 @@ def candidates(
 
 
 def build_with_attention(
-    build: Callable[[str], Model],
-    asked: str,
+    build: Callable[[Backend], Model],
+    asked: Backend,
     device: torch.device,
     dtype: torch.dtype,
     inputs: Inputs | None = None,
@@ -75,9 +93,9 @@ def build_with_attention(
     """Builds the model with the first backend that it accepts.
 
     Args:
-        build: makes the model for a backend's name; transformers raises ValueError or ImportError
+        build: makes the model for one; transformers raises ValueError or ImportError
             for one that cannot be.
-        asked: "auto" or a backend's name in transformers.
+        asked: "auto" or what transformers takes.
         device: where the model runs.
         dtype: of its activations.
         inputs: a legacy family's inputs, if only some backends take them.
@@ -101,7 +119,7 @@ def build_with_attention(
                 reason,
                 active.upper() if active == "sdpa" else active,
             )
-        elif asked not in ("auto", active):
+        elif isinstance(asked, str) and asked not in ("auto", active):
             logger.warning(
                 "attn_implementation=%r is not available (%s). Using %r.",
                 asked,

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig
 
 from rabbitllm.adapters import find_adapter
+from rabbitllm.attention import Backend
 from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.checkpoint.hub import Download
 from rabbitllm.checkpoint.index import Asked
@@ -39,7 +40,7 @@ class AutoModel:
         *model_args: object,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = "auto",
-        attn_implementation: str | None = "auto",
+        attn_implementation: Backend | None = "auto",
         device_memory: int | str = "auto",
         host_memory: int | str = "auto",
         token: str | bool | None = None,
@@ -76,8 +77,8 @@ class AutoModel:
             device: "cuda:0", "cpu"; "auto" is torch's default device where one was set, or
                 else CUDA when there is one.
             dtype: of the weights; "auto" is the checkpoint's own.
-            attn_implementation: a backend's name in transformers; "auto" is the fastest that works
-                here.
+            attn_implementation: a backend's name in transformers, or a dict of them by parts of a
+                composite config; "auto" is the fastest that works here.
             device_memory: budget for weights on a CUDA device: bytes, "4GiB", "50%" of its memory,
                 "min" for the least that works, or "auto" for what is free less room for the cache
                 and activations. Ignored on CPU, where there is one memory.

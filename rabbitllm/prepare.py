@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import PretrainedConfig
 
-from rabbitllm.attention import build_with_attention, check_backend
+from rabbitllm.attention import Backend, backend_of, build_with_attention, check_backend
 from rabbitllm.checkpoint import legacy, quantised
 from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.config import (
@@ -77,7 +77,7 @@ def prepare(
     token: str | bool | None,
     device: torch.device,
     dtype: str | torch.dtype | None,
-    attn_implementation: str,
+    attn_implementation: Backend,
     trust_remote_code: bool,
     *,
     download: Download = CACHED,
@@ -109,7 +109,7 @@ def prepare(
     config = causal_config(whole, stock)
     chosen = isinstance(given_config, PretrainedConfig) or "_attn_implementation" in (changes or {})
     if chosen and attn_implementation == "auto":
-        attn_implementation = config._attn_implementation or "auto"
+        attn_implementation = backend_of(config)
     row = legacy.find(fields)
     moved = find_moved(folder)
     entries = moved.entries() if moved else read_index(folder, asked)
@@ -121,10 +121,10 @@ def prepare(
     streamed = streamed_class(family_of(fields["model_type"]).cls, stock)
     inputs = row.inputs if row else None
 
-    def build(settings: PretrainedConfig, attention: str) -> StreamedModel:
+    def build(settings: PretrainedConfig, attention: Backend) -> StreamedModel:
         return _skeleton(streamed, settings, weights_dtype, attention, inputs)
 
-    def try_out(attention: str) -> StreamedModel:
+    def try_out(attention: Backend) -> StreamedModel:
         return rehearse(lambda: build(deepcopy(config), attention), entries)
 
     with valid_config(fields):
@@ -134,14 +134,14 @@ def prepare(
     recipes = recipes_for(trial, entries, mapping)
     if repair_head_dim(config, trial, recipes, entries):
         with valid_config(fields):
-            trial = try_out(trial.active_attention_implementation)
+            trial = try_out(backend_of(trial.config))
     check_types(recipes, entries)
     check_shapes(trial, recipes, {key: entry.shape for key, entry in entries.items()}, place)
     tied = resolve_ties(trial, recipes, Reader(entries).equal)
     check_complete(trial, recipes, place)
     # Only what fits the checkpoint is built with buffers.
     with valid_config(fields):
-        model = build(config, trial.active_attention_implementation)
+        model = build(config, backend_of(trial.config))
     model.all_tied_weights_keys = trial.all_tied_weights_keys
     dtypes = dtypes_of(model, weights_dtype)
     stages = find_stages(model, tied, dtypes)
@@ -215,7 +215,7 @@ def _skeleton(
     streamed: type[StreamedModel],
     config: PretrainedConfig,
     dtype: torch.dtype,
-    attention: str,
+    attention: Backend,
     inputs: legacy.Inputs | None,
 ) -> StreamedModel:
     # `_from_config` does so as well, but for the first releases.

@@ -61,7 +61,6 @@ class Streamer:
             folder,
             config=model.config,
             generation_config=model.generation_config,
-            attn_implementation=model.config._attn_implementation,
             dtype=model.dtype,
         )
 

@@ -207,6 +207,34 @@ def test_flash_attention_on_a_cpu_falls_to_sdpa(
     assert "attn_implementation='flash_attention_2' is not available" in caplog.text
 
 
+PARTS = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+
+
+@pytest.mark.parametrize("way", ["argument", "config"])
+def test_parts_of_a_model_have_backends_of_their_own(
+    streamed: Callable[..., StreamedModel], tmp_path: Path, way: str
+) -> None:
+    geometry = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    text = geometry | {"vocab_size": 64, "num_hidden_layers": 4, "num_key_value_heads": 1}
+    vision = geometry | {"num_hidden_layers": 1, "image_size": 16, "patch_size": 8}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    if way == "argument":
+        options: dict[str, Any] = {"attn_implementation": PARTS}
+    else:
+        config._attn_implementation = PARTS
+        options = {"config": config}
+    model = streamed(tmp_path, **options)
+    found = model.config
+    assert {name: getattr(found, name)._attn_implementation for name in list(PARTS)[1:]} == {
+        "text_config": "eager",
+        "vision_config": "sdpa",
+    }
+    assert model.active_attention_implementation == "sdpa"
+    with pytest.raises(ValueError, match=r"'egaer' is not known\. Did you mean 'eager'"):
+        streamed(tmp_path, attn_implementation=PARTS | {"text_config": "egaer"})
+
+
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.21.1"), reason="accepts sdpa, without softcap"
 )
