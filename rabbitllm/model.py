@@ -139,13 +139,13 @@ class StreamedModel(_Stock):
     def weights(self, *names: str) -> "AbstractContextManager[None]":
         """Has streamed weights in memory for the time of a `with`, to read them.
 
-        What is assigned in their place meanwhile stays; other changes end with it.
+        What is changed meanwhile, or assigned in their place, stays as if by `keep_weights`.
 
             with model.weights("lm_head"):
                 logits = hidden @ model.lm_head.weight.T
 
         Args:
-            names: of weights, or of modules: then of all weights inside.
+            names: of weights, or of modules: then of all weights inside; none for the whole model.
 
         Raises:
             ValueError: the model has nothing of a name.
@@ -159,7 +159,7 @@ class StreamedModel(_Stock):
         checkpoint.
 
         Args:
-            names: of weights, or of modules: then of all weights inside.
+            names: of weights, or of modules: then of all weights inside; none for the whole model.
 
         Raises:
             ValueError: the model has nothing of a name.

@@ -3,6 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,27 @@ from torch import nn
 Forward = Callable[..., Any]
 Run = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 """Is given a module's own forward and a call's arguments, and returns what the call returns."""
+
+
+class _Entry:
+    """Stands in for a module's forward, which something else runs."""
+
+    def __init__(self, own: Callable[[], Forward | None], run: Run, like: Forward) -> None:
+        self._own, self._run = own, run
+        self.__signature__ = inspect.signature(like)
+        self.__doc__ = like.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self._forward(), args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Forward:
+        """A copy of the module has its own forward: its weights are its own, too."""
+        return deepcopy(self._forward(), memo)
+
+    def _forward(self) -> Forward:
+        forward = self._own()
+        assert forward is not None, "who calls it holds the module"
+        return forward
 
 
 def run_by(module: nn.Module, run: Run) -> None:
@@ -24,10 +46,4 @@ def run_by(module: nn.Module, run: Run) -> None:
         own = lambda: replaced  # noqa: E731
     else:
         own = weakref.WeakMethod(module.forward)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return run(own(), args, kwargs)  # type: ignore[arg-type]  # who calls it is alive
-
-    forward.__signature__ = inspect.signature(module.forward)  # type: ignore[attr-defined]
-    forward.__doc__ = module.forward.__doc__
-    module.forward = forward
+    module.forward = _Entry(own, run, module.forward)

@@ -1,5 +1,6 @@
 """Has something happen before and behind a module's forward."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,13 +12,21 @@ def around(module: nn.Module, before: Callable[[], None], behind: Callable[[], N
     """Calls one before the module's forward and one behind it, also when the forward fails.
 
     What is behind comes last: hooks that were registered since see the weights as they were used.
+    A copy of the module takes its hooks along, but has weights of its own: they do nothing there.
     """
-    last = module.register_forward_hook(lambda *_: behind(), always_call=True).id
+    whose = weakref.ref(module)
+
+    def end(module: nn.Module, *_: object) -> None:
+        if module is whose():
+            behind()
 
     def begin(module: nn.Module, *_: object) -> None:
+        if module is not whose():
+            return
         hooks = cast("OrderedDict[int, Any]", module._forward_hooks)
         if next(reversed(hooks), None) != last:
             hooks.move_to_end(last)
         before()
 
+    last = module.register_forward_hook(end, always_call=True).id
     module.register_forward_pre_hook(begin)

@@ -35,7 +35,7 @@ def keep(model: nn.Module, names: Sequence[str]) -> list[tuple[Place, torch.Tens
 
     Args:
         model: a streamed one.
-        names: of weights, or of modules: then of all weights inside.
+        names: of weights, or of modules: then of all weights inside; none for all of the model.
 
     Returns:
         Where they were brought to, a tied one to several places.
@@ -45,7 +45,8 @@ def keep(model: nn.Module, names: Sequence[str]) -> list[tuple[Place, torch.Tens
     """
     _check(model, names)
     places = list(_places(model))
-    wanted = {place.idle for place in places if any(_inside(place.name, name) for name in names)}
+    inside = names or [""]
+    wanted = {place.idle for place in places if any(_inside(place.name, name) for name in inside)}
     tensors: dict[Placeholder, torch.Tensor] = {}
     for place in places:
         if place.idle in wanted and place.idle not in tensors:
@@ -59,7 +60,9 @@ def keep(model: nn.Module, names: Sequence[str]) -> list[tuple[Place, torch.Tens
 
 @contextmanager
 def borrow(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """The same for the time of a `with`. What the user puts in a weight's place meanwhile stays.
+    """The same for the time of a `with`. What the user changes or puts in their place stays.
+
+    Changes are found by the values: a change through `data` leaves no trace.
 
     Raises:
         ValueError: the model has nothing of a name.
@@ -68,9 +71,17 @@ def borrow(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
+        for idle, tensor in {place.idle: tensor for place, tensor in kept}.items():
+            if not _same(tensor.detach(), idle.values()):
+                kept = [(place, other) for place, other in kept if place.idle is not idle]
         for place, tensor in kept:
             if place.held.get(place.attribute) is tensor:
                 place.held[place.attribute] = place.idle
+
+
+def _same(tensor: torch.Tensor, values: torch.Tensor) -> bool:
+    alike = tensor.dtype == values.dtype and tensor.shape == values.shape
+    return alike and torch.equal(tensor.to(values.device), values)
 
 
 def _places(model: nn.Module) -> Iterator[Place]:

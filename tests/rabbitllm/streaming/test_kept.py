@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,33 @@ def test_what_is_put_in_a_place_meanwhile_stays(
         for model in pair:
             model.get_submodule(Q_PROJ).weight = new
     assert pair[1].get_submodule(Q_PROJ).weight is new
+    check_same(pair, prompt)
+
+
+def test_what_is_changed_meanwhile_stays(pair: tuple[Any, Any], prompt: torch.Tensor) -> None:
+    _, ours = pair
+    other = torch.randn(64, 64)
+    with ours.weights():
+        for model in pair:
+            model.get_submodule(Q_PROJ).weight.data[1] += 0.5
+            model.model.layers[2].self_attn.q_proj.weight.data = other
+            model.lm_head.weight.data.mul_(1.5)  # the embedding, too, where they are one
+    check_same(pair, prompt)
+    learned = {type(p) for n, p in ours.named_parameters() if "layers.3" in n}
+    assert learned == {Placeholder}
+    assert not isinstance(ours.get_parameter(f"{Q_PROJ}.weight"), Placeholder)
+
+
+@pytest.mark.parametrize("part", ["model.embed_tokens", "model.layers.1", "lm_head"])
+def test_a_copy_of_a_part_has_weights_of_its_own(
+    pair: tuple[Any, Any], prompt: torch.Tensor, part: str
+) -> None:
+    for model in pair:
+        with model.weights(part) if model is pair[1] else nullcontext():
+            copy = deepcopy(model.get_submodule(part))
+        for weight in copy.parameters():
+            weight.data *= 1.25
+        model.set_submodule(part, copy)
     check_same(pair, prompt)
 
 
