@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,14 +12,17 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.codecs import codec_class
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.plain import PLAIN
+from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.inventory import StoreInfo
+from rabbitllm.checkpoint.joining import Joiner
 from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
 from rabbitllm.checkpoint.store import LayerStore
-from rabbitllm.checkpoint.tensors import TensorEntry
+from rabbitllm.checkpoint.tensors import TensorEntry, WeightEntry
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -56,12 +59,13 @@ class Location:
         store_root: str | os.PathLike[str] | None,
         delete_original: bool,
         compression: str | None = None,
-    ) -> dict[str, TensorEntry]:
+    ) -> Mapping[str, WeightEntry]:
         """Where each parameter and buffer lies; fills the layer store if it is needed.
 
         Args:
             store_root: the folder for layer stores; None is the user's cache.
-            delete_original: remove the checkpoint's shards once a store is shown to hold all of it.
+            delete_original: remove the checkpoint's shards once a store is shown to hold all of it;
+                one is made of weights in pieces, too, though they can be read where they lie.
             compression: the codec of what it can store, in a layer store; None leaves it plain.
 
         Raises:
@@ -69,13 +73,12 @@ class Location:
                 that the shards do.
         """
         self._remember()
-        if self.readable_in_place(compression):
+        if self.readable_in_place(compression) and not (delete_original and self._in_plain_pieces):
             if delete_original and self.moved:
                 finish(self.folder, self.moved.folder)
-            return {
-                recipe.targets[0]: self.entries[recipe.sources[0][0]] for recipe in self.recipes
-            }
+            return self._lying
         if delete_original:
+            self._check_not_quantised()
             self._check_own()
             check_all_kept(self.recipes, self.dtypes, self.entries, self.folder)
         store = self.store(store_root, compression)
@@ -118,25 +121,44 @@ class Location:
             self._encodes(compression) if compression else {},
         )
 
-    def codecs(self, compression: str | None = None) -> dict[str, Codec]:
-        """How weights are going to be stored with that compression, as a rule; others are plain."""
-        if compression and not self._is_encoded():
-            return self._encodes(compression)
-        return {
-            recipe.targets[0]: self.entries[recipe.sources[0][0]].codec
-            for recipe in self.recipes
-            if recipe.converter is None
-        }
+    def sizes(self, compression: str | None = None) -> dict[str, int]:
+        """Bytes that weights are going to take on disk with that compression, as a rule.
+
+        Those that are not named take as many as they have.
+        """
+        if self.readable_in_place(compression):
+            return {name: entry.nbytes for name, entry in self._lying.items()}
+        encoded = self._encodes(compression) if compression else {}
+        return {name: codec.nbytes(self.whole[name]) for name, codec in encoded.items()}
 
     def readable_in_place(self, compression: str | None = None) -> bool:
         """Whether every parameter lies on disk as it is wanted, under whatever name."""
         to_encode = bool(compression and self._encodes(compression)) and not self._is_encoded()
-        return not to_encode and all(
-            recipe.converter is None
-            and self.entries[recipe.sources[0][0]].codec.in_place
-            and self.entries[recipe.sources[0][0]].dtype == self.dtypes[recipe.targets[0]]
-            for recipe in self.recipes
-        )
+        names = (name for recipe in self.recipes for name in recipe.targets)
+        return not to_encode and all(name in self._lying for name in names)
+
+    @cached_property
+    def _lying(self) -> Mapping[str, WeightEntry]:
+        """Where the weights lie that lie on disk as they are wanted, under whatever names."""
+        joiner = Joiner(self.model, self.entries)
+        found: dict[str, WeightEntry] = {}
+        for recipe in self.recipes:
+            if recipe.converter is None:
+                found[recipe.targets[0]] = self.entries[recipe.sources[0][0]]
+            else:
+                found |= joiner.join(recipe)
+        return {name: entry for name, entry in found.items() if self._as_wanted(name, entry)}
+
+    @property
+    def _in_plain_pieces(self) -> bool:
+        """Whether a store would hold the same bytes, put together."""
+        tensors = [entry.parts for entry in self._lying.values()]
+        plain = all(part.codec == PLAIN for parts in tensors for part in parts)
+        return plain and any(len(parts) > 1 for parts in tensors)
+
+    def _as_wanted(self, name: str, entry: WeightEntry) -> bool:
+        in_place = all(part.codec.in_place for part in entry.parts)
+        return in_place and entry.dtype == self.dtypes[name]
 
     def worth_encoding(self, compression: str | None, read_again: bool) -> str | None:
         """The compression, where it pays.
@@ -166,11 +188,25 @@ class Location:
         """Of the weights that a compression encodes."""
         codec = codec_class(compression)
         found = {name: codec.expected(layout) for name, layout in self.whole.items()}
-        return {name: codec for name, codec in found.items() if codec}
+        return {name: codec for name, codec in found.items() if codec and self._saves(name, codec)}
+
+    def _saves(self, name: str, codec: Codec) -> bool:
+        """Whether a weight takes no more with a codec than where it lies."""
+        entry = self._lying.get(name)
+        return entry is None or codec.nbytes(self.whole[name]) <= entry.nbytes
 
     def _is_encoded(self) -> bool:
         """Whether an encoded store took the place of the checkpoint's own shards."""
         return self.moved is not None and bool(self.moved.codecs)
+
+    def _check_not_quantised(self) -> None:
+        """Raises CheckpointError if a store would hold what was decoded from the shards."""
+        encoded = (e for e in self.entries.values() if isinstance(e.codec, Scaled))
+        if entry := next(encoded, None):
+            raise CheckpointError(
+                f"{entry.file} is quantised, and a layer store would hold what is computed from "
+                "it. Leave delete_original (--delete-original) out to keep the shards."
+            )
 
     def _check_own(self) -> None:
         """Raises CheckpointError if the shards do not lie beside config.json."""

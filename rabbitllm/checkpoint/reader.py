@@ -19,8 +19,8 @@ import torch
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, nbytes
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.files import Files
-from rabbitllm.checkpoint.reads import BLOCK, CHUNK, Chunk, Reads, reads_of
-from rabbitllm.checkpoint.tensors import Extent, TensorEntry
+from rabbitllm.checkpoint.reads import BLOCK, CHUNK, Chunk, Reads, reads_of, spans
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry, files_of
 from rabbitllm.errors import CheckpointError
 from rabbitllm.utils.workers import Workers
 
@@ -41,9 +41,10 @@ class Reader:
         entries: weight name -> where it is; dtype and shape there are those of the model.
     """
 
-    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
+    def __init__(self, entries: Mapping[str, WeightEntry]) -> None:
         self.entries = entries
-        self.files = Files({e.file: e.state for entry in entries.values() for e in entry.stored})
+        places = (place for part in self._tensors() for place in part.stored)
+        self.files = Files({place.file: place.state for place in places})
         self._bounce = threading.local()
         self.begin()
 
@@ -52,9 +53,13 @@ class Reader:
         self.workers = Workers(READERS, "rabbitllm-read")
         self._asking = threading.Lock()
         self._scratch: SimpleQueue[Bytes] = SimpleQueue()
-        needed = max((entry.codec.scratch for entry in self.entries.values()), default=0)
+        needed = max((tensor.codec.scratch for tensor in self._tensors()), default=0)
         for _ in range(DECODERS):
             self._scratch.put(np.empty(needed, np.uint8))
+
+    def _tensors(self) -> Iterator[TensorEntry]:
+        """What all weights consist of."""
+        return (part for entry in self.entries.values() for part in entry.parts)
 
     def cut(self, offsets: Mapping[str, int], direct: bool) -> Reads:
         """The reads that bring weights. Opens their files, which stay, whatever takes their names.
@@ -103,9 +108,9 @@ class Reader:
         Raises:
             CheckpointError: the file is not what it was, or what is encoded there is damaged.
         """
-        entry = self.entries[name]
+        entry, *others = self.entries[name].parts
         place = entry.stored[0]
-        if entry.codec != PLAIN or place.offset % entry.dtype.itemsize:
+        if others or entry.codec != PLAIN or place.offset % entry.dtype.itemsize:
             return self.read(name)
         data = self.files.map(place.file)[place.offset : place.offset + place.nbytes]
         return data.view(entry.dtype).view(entry.shape)
@@ -123,41 +128,77 @@ class Reader:
             CheckpointError: the file is not what it was, or what is encoded there is damaged.
         """
         entry = self.entries[name]
-        stored = [self._bytes(extent, 0, extent.nbytes) for extent in entry.stored]
-        if entry.codec == PLAIN:
-            data = stored[0]
+        if len(entry.parts) == 1:
+            data = self._read_part(*entry.parts)
         else:
-            data = torch.empty(nbytes(entry.layout), dtype=torch.uint8, device="cpu")
-            sources = [each.numpy() for each in stored]
-            place = entry.stored[0]
-            self._decode(entry.codec, sources, data.numpy(), place.file, place.offset)
+            data, begin = torch.empty(nbytes(entry.layout), dtype=torch.uint8, device="cpu"), 0
+            for part in entry.parts:
+                made = self._read_part(part)
+                data[begin : begin + len(made)] = made
+                begin += len(made)
         return data.view(entry.dtype).view(entry.shape)
 
+    def _read_part(self, part: TensorEntry) -> torch.Tensor:
+        """One of a weight's tensors in memory of its own: uint8 [bytes]."""
+        stored = [self._bytes(place, 0, place.nbytes) for place in part.stored]
+        if part.codec == PLAIN:
+            return stored[0]
+        data = torch.empty(nbytes(part.layout), dtype=torch.uint8, device="cpu")
+        sources, place = [each.numpy() for each in stored], part.stored[0]
+        self._decode(part.codec, sources, data.numpy(), place.file, place.offset)
+        return data
+
     def read_rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
-        """Some rows of a weight that is stored plain: [len(ids), ...], in memory of their own.
+        """Some rows of a weight: [len(ids), ...], in memory of their own.
 
         Args:
             name: of the weight.
             ids: row numbers: int64 [rows], on the host.
 
         Raises:
-            CheckpointError: the file is not what it was.
+            CheckpointError: the file is not what it was, or what is encoded there is damaged.
             IndexError: the weight has no such row.
         """
         entry = self.entries[name]
-        (place,) = entry.stored
         count, *row = entry.shape
-        size = place.nbytes // count
+        size = nbytes(entry.layout) // count
         rows = torch.empty(len(ids) * size, dtype=torch.uint8, device="cpu")
-        memory = rows.numpy().data
-        self.files.open(place.file)
+        memory, files = rows.numpy(), files_of([entry])
+        for file in files:
+            self.files.open(file)
         for position, number in enumerate(ids.tolist()):
             if not 0 <= number < count:
                 raise IndexError(f"{name} has no row {number}: it has {count}")
-            part = memory[position * size : (position + 1) * size]
-            self.files.read(part, size, place.file, place.offset + number * size)
-        self.files.check([place.file])
+            self._read_range(entry, number * size, memory[position * size :][:size])
+        self.files.check(files)
         return rows.view(entry.dtype).view(len(ids), *row)
+
+    def _read_range(self, entry: WeightEntry, begin: int, target: Bytes) -> None:
+        """Makes bytes of a weight, from byte `begin` of it on."""
+        done, start = 0, 0
+        for part in entry.parts:
+            end = start + nbytes(part.layout)
+            if begin + done < end and done < len(target):
+                size = min(end - begin, len(target)) - done
+                self._read_some(part, begin + done - start, target[done : done + size])
+                done += size
+            start = end
+
+    def _read_some(self, part: TensorEntry, begin: int, target: Bytes) -> None:
+        """Makes bytes of one of a weight's tensors, from byte `begin` of it on."""
+        end = begin + len(target)
+        unit = part.codec.unit(part.layout)
+        first, last = begin // unit.decoded, -(-end // unit.decoded)
+        stored = []
+        for span in spans(part, first, last):
+            data = np.empty(span.stop - span.start, np.uint8)
+            self.files.read(data.data, len(data), span.file, span.start)
+            stored.append(data)
+        made = np.empty(
+            min(last * unit.decoded, nbytes(part.layout)) - first * unit.decoded, np.uint8
+        )
+        self._decode(part.codec, stored, made, part.file, part.stored[0].offset)
+        target[:] = made[begin - first * unit.decoded :][: len(target)]
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two weights have the same values, as torch.equal sees it; reads parts of them."""
@@ -166,8 +207,8 @@ class Reader:
 
     def _parts(self, name: str) -> Iterator[torch.Tensor]:
         """A weight's elements, `PART` at a time."""
-        entry = self.entries[name]
-        if entry.codec != PLAIN:
+        entry, *others = self.entries[name].parts
+        if others or entry.codec != PLAIN:
             yield from self.read(name).reshape(-1).split(PART)
             return
         (place,), step = entry.stored, PART * entry.dtype.itemsize

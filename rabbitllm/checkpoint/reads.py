@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rabbitllm.checkpoint.codecs.codec import Codec, nbytes
-from rabbitllm.checkpoint.tensors import Extent, TensorEntry
+from rabbitllm.checkpoint.tensors import TensorEntry, WeightEntry
 
 BLOCK = 4096
 """Bytes: no file system in use asks for a coarser alignment of direct reads."""
@@ -75,45 +75,53 @@ class Reads:
         return {span.file for chunk in self.chunks for span in chunk.spans}
 
 
-def reads_of(weights: Iterable[tuple[TensorEntry, int]], direct: bool) -> Reads:
+def reads_of(weights: Iterable[tuple[WeightEntry, int]], direct: bool) -> Reads:
     """The reads that bring weights to their places in a buffer.
 
     Args:
         weights: each with the byte of the buffer where it begins.
         direct: around the page cache, where the file system can.
     """
-    pieces = (piece for entry, target in weights for piece in _pieces(entry, target))
+    pieces = (piece for entry, target in weights for piece in _all_pieces(entry, target))
     return Reads(tuple(_gathered(pieces)), direct)
 
 
+def _all_pieces(entry: WeightEntry, target: int) -> Iterator[Piece]:
+    for part in entry.parts:
+        yield from _pieces(part, target)
+        target += nbytes(part.layout)
+
+
 def _pieces(entry: TensorEntry, target: int) -> Iterator[Piece]:
-    """A weight in parts that one read brings each."""
+    """A tensor in parts that one read brings each."""
     unit, total = entry.codec.unit(entry.layout), nbytes(entry.layout)
     count, first = -(-total // unit.decoded), 0
     while first < count:
         start = entry.stored[0].offset + first * unit.stored[0]
         last = min(count, first + _units(start, unit.stored))
-        places = zip(entry.stored, unit.stored, strict=True)
         yield Piece(
             codec=entry.codec,
-            sources=tuple(_span(extent, size, first, last) for extent, size in places),
+            sources=spans(entry, first, last),
             target=target + first * unit.decoded,
             nbytes=min(last * unit.decoded, total) - first * unit.decoded,
         )
         first = last
 
 
-def _span(stored: Extent, size: int, first: int, last: int) -> Span:
-    """Where units lie in one of a weight's stored tensors.
+def spans(entry: TensorEntry, first: int, last: int) -> tuple[Span, ...]:
+    """Where some units of a tensor lie, in each of its stored tensors.
 
     Args:
-        stored: the tensor.
-        size: bytes of a unit in it; 0 if every unit needs all of it.
+        entry: the tensor.
         first: of the units.
         last: behind them.
     """
-    begin, end = (first * size, min(last * size, stored.nbytes)) if size else (0, stored.nbytes)
-    return Span(stored.file, stored.offset + begin, stored.offset + end)
+    found = []
+    for stored, size in zip(entry.stored, entry.codec.unit(entry.layout).stored, strict=True):
+        # Of what is 0 bytes a unit, every unit needs all.
+        begin, end = (first * size, min(last * size, stored.nbytes)) if size else (0, stored.nbytes)
+        found.append(Span(stored.file, stored.offset + begin, stored.offset + end))
+    return tuple(found)
 
 
 def _units(start: int, sizes: tuple[int, ...]) -> int:

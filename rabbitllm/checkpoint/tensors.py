@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -113,10 +113,49 @@ class TensorEntry:
         """The file of what is stored of it first."""
         return self.stored[0].file
 
+    @property
+    def parts(self) -> "tuple[TensorEntry, ...]":
+        """The tensors that it consists of: itself."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A weight whose elements are those of several tensors on disk, one behind the other.
+
+    Attributes:
+        parts: those tensors.
+        dtype: the element type, once decoded.
+        shape: of the weight.
+    """
+
+    parts: tuple[TensorEntry, ...]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """What it is once decoded."""
+        return Layout(self.dtype, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes on disk."""
+        return total_bytes(self.parts)
+
+
+WeightEntry: TypeAlias = TensorEntry | Joined
+"""Where a weight lies on disk."""
+
 
 def total_bytes(entries: Iterable[TensorEntry]) -> int:
     """The bytes that these tensors take on disk."""
     return sum(entry.nbytes for entry in entries)
+
+
+def files_of(weights: Iterable[WeightEntry]) -> set[Path]:
+    """The files that weights lie in."""
+    return {place.file for each in weights for part in each.parts for place in part.stored}
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
+    from rabbitllm.checkpoint.tensors import files_of
     from rabbitllm.measure.limits import measure_limits
     from rabbitllm.streaming.placement import pick_device, place
 
@@ -65,9 +66,8 @@ def main(arguments: argparse.Namespace) -> int:
     location = prepared.location
     codec = location.worth_encoding(arguments.compression, bool(plan.streamed("disk")))
     located = location.locate(arguments.store, False, codec)
-    limits = measure_limits(
-        device, prepared.staged.dtype, sorted({e.file for e in located.values()})
-    )
+    files = sorted(files_of(located.values()))
+    limits = measure_limits(device, prepared.staged.dtype, files)
     print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
     results = _measure(load(arguments), "streamed", arguments, prepared, limits)
     _free_memory(device)

@@ -17,7 +17,6 @@ from rabbitllm.cli.options import add_model_arguments, prepare_only
 if TYPE_CHECKING:
     import torch
 
-    from rabbitllm.checkpoint.codecs.codec import Codec
     from rabbitllm.checkpoint.location import Location
     from rabbitllm.measure.limits import Limits
     from rabbitllm.streaming.plan import Plan
@@ -71,7 +70,7 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
         limits = measure_limits(device, staged.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
-    print(table([_row(*plan, limits, location.codecs(arguments.compression)) for plan in plans]))
+    print(table([_row(*plan, limits, location.sizes(arguments.compression)) for plan in plans]))
 
 
 def _cache() -> Path:
@@ -114,8 +113,8 @@ def _disk(
     present = {found.folder: found for found in find_stores(store.folder.parent)}.get(store.folder)
     if present and present.complete:
         return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
-    codecs = location.codecs(compression)
-    needed = sum(stage.stored(codecs).stored_nbytes for stage in staged.stages)
+    sizes = location.sizes(compression)
+    needed = sum(stage.stored(sizes).stored_nbytes for stage in staged.stages)
     return f"Disk: {place}; {format_size(needed)} for a layer store, {_free(store.folder.parent)}"
 
 
@@ -154,7 +153,7 @@ def _row(
     staged: "StagedModel",
     plan: "Plan",
     limits: "Limits",
-    codecs: "Mapping[str, Codec]",
+    on_disk: "Mapping[str, int]",
 ) -> dict[str, str]:
     """A line of the table: what lies where with a budget, what moves, and how fast that can be."""
     from rabbitllm.streaming.plan import own_memory
@@ -167,7 +166,7 @@ def _row(
     def held(names: list[str]) -> str:
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
-    stored = {stage.name: stage.stored(codecs).stored_nbytes for stage in staged.stages}
+    stored = {stage.name: stage.stored(on_disk).stored_nbytes for stage in staged.stages}
     read = sum(stored[name] for name in plan.streamed("disk"))
     copied = 0 if on_host else sum(sizes[name] for name in plan.streamed("host", "disk"))
     seconds = limits.seconds(read, copied, staged.computed_bytes)

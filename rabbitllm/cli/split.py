@@ -26,12 +26,13 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     import torch
 
+    from rabbitllm.checkpoint.tensors import files_of
     from rabbitllm.utils.memory import format_size
 
     location = prepare_only(arguments, torch.device("cpu")).location
     codec = location.worth_encoding(arguments.compression, read_again=True)
     located = location.locate(arguments.store, arguments.delete_original, codec)
-    files = {entry.file for entry in located.values()}
+    files = files_of(located.values())
     size = format_size(sum(file.stat().st_size for file in files))
     for folder in sorted({file.parent for file in files}):
         if location.readable_in_place(arguments.compression):

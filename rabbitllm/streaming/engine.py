@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.tensors import TensorEntry
+from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.crossing import move_inputs
 from rabbitllm.streaming.devices import DEVICES
@@ -37,7 +37,7 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 def stream(
     model: PreTrainedModel,
     stages: Sequence[Stage],
-    entries: Mapping[str, TensorEntry],
+    entries: Mapping[str, WeightEntry],
     plan: Plan,
     device: torch.device,
     options: Options,
@@ -53,7 +53,7 @@ def stream(
         options: see `Options`.
     """
     meter = Meter(options.profiling)
-    codecs = {name: entry.codec for name, entry in entries.items()}
+    sizes = {name: entry.nbytes for name, entry in entries.items()}
     devices = dict.fromkeys([device, *(place.device for place in plan.places.values())])
     with ExitStack() as undoing:
         transfers: dict[torch.device, Transfer] = {}
@@ -68,7 +68,7 @@ def stream(
         resident = [stage for stage in stages if plan.places[stage.name].resident]
         moving = [stage for stage in stages if not plan.places[stage.name].resident]
         _gather(moving, plan, transfers)
-        streamed = [left.stored(codecs) for stage in moving if (left := stage.streamed())]
+        streamed = [left.stored(sizes) for stage in moving if (left := stage.streamed())]
         _load(resident, streamed, plan, transfers)
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
@@ -110,7 +110,8 @@ def _gather(
         reader = transfers[device].reader
         for (module, by), weights in stage.gathered().items():
             for weight in weights:
-                reader.files.open(reader.entries[weight.name].file)
+                for part in reader.entries[weight.name].parts:
+                    reader.files.open(part.file)
             rows = {w.owners[0].attribute: partial(reader.read_rows, w.name) for w in weights}
             Gather(module, rows, by, device)
 

@@ -8,9 +8,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from rabbitllm.checkpoint.codecs.codec import Codec, Layout
-from rabbitllm.checkpoint.codecs.plain import PLAIN
-
 ALIGNMENT = 256
 """Bytes. Weights start on such a boundary: kernels choose by alignment, and so change bits."""
 
@@ -39,7 +36,7 @@ class Weight:
         by: which argument of the first owner's forward names the rows, slices along dimension 0,
             that the forward needs; None where it needs the whole. Other owners need the whole.
         kind: what it is to its owners.
-        codec: how it is stored.
+        on_disk: bytes that are stored of it; None for as many as it has.
     """
 
     name: str
@@ -49,7 +46,7 @@ class Weight:
     offset: int = 0
     by: int | None = None
     kind: Kind = "_parameters"
-    codec: Codec = PLAIN
+    on_disk: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +56,7 @@ class Weight:
     @property
     def stored_nbytes(self) -> int:
         """Bytes that are stored of it."""
-        return self.codec.nbytes(Layout(self.dtype, self.shape))
+        return self.nbytes if self.on_disk is None else self.on_disk
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +96,9 @@ class Stage:
         """Where it is not resident it takes no slot: of all its weights only rows are needed."""
         return all(weight.by is not None and len(weight.owners) == 1 for weight in self.weights)
 
-    def stored(self, codecs: Mapping[str, Codec]) -> "Stage":
-        """The same with its weights stored by these codecs; those without one are stored plain."""
-        weights = (replace(weight, codec=codecs.get(weight.name, PLAIN)) for weight in self.weights)
+    def stored(self, sizes: Mapping[str, int]) -> "Stage":
+        """The same, its weights taking so many bytes on disk, by name; others take their own."""
+        weights = (replace(weight, on_disk=sizes.get(weight.name)) for weight in self.weights)
         return replace(self, weights=tuple(weights))
 
     def alone(self) -> "Stage":

@@ -231,8 +231,8 @@ def test_an_encoded_store_may_follow_a_plain_one_and_is_guarded_like_it(
     model = streamed(folder, layer_shards_saving_path=tmp_path)
     assert torch.equal(model(prompt).logits, expected)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    codecs = prepared.location.codecs()
-    stages = (stage.stored(codecs) for stage in prepared.staged.stages)
+    sizes = prepared.location.sizes()
+    stages = (stage.stored(sizes) for stage in prepared.staged.stages)
     sizes = {stage.name: stage.stored_nbytes for stage in stages}
     expected_bytes = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected_bytes, rel=2e-3)
@@ -301,8 +301,8 @@ def test_what_is_expected_to_be_read_is_read(
 ) -> None:
     model = streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
-    codecs = prepared.location.codecs("lossless")
-    stages = (stage.stored(codecs) for stage in prepared.staged.stages)
+    sizes = prepared.location.sizes("lossless")
+    stages = (stage.stored(sizes) for stage in prepared.staged.stages)
     sizes = {stage.name: stage.stored_nbytes for stage in stages}
     expected = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)

@@ -75,12 +75,13 @@ def test_a_store_holds_the_parameters_that_transformers_loads(
 def test_a_store_is_filled_once(
     checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
 ) -> None:
-    streamed(checkpoint("mixtral"), layer_shards_saving_path=tmp_path)
+    options = {"dtype": "bfloat16", "layer_shards_saving_path": tmp_path}
+    streamed(checkpoint("mixtral"), **options)
     (store,) = tmp_path.iterdir()
     before = identities(store)
     assert len(before) >= STAGES
-    streamed(checkpoint("mixtral"), layer_shards_saving_path=tmp_path)
-    assert split(checkpoint("mixtral"), tmp_path) == store
+    streamed(checkpoint("mixtral"), **options)
+    assert split(checkpoint("mixtral"), tmp_path, dtype="bfloat16") == store
     assert identities(store) == before
     assert list(tmp_path.iterdir()) == [store]
 
@@ -307,7 +308,7 @@ def test_too_little_space_is_an_error_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 123 * 2**10))
     message = r"needs \d+\.\d\d MiB in .*where 123\.00 KiB are free.*layer_shards_saving_path"
     with pytest.raises(BudgetError, match=message):
-        streamed(checkpoint("mixtral"), layer_shards_saving_path=tmp_path)
+        streamed(checkpoint("mixtral"), dtype="bfloat16", layer_shards_saving_path=tmp_path)
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} <= {".lock"}
 
 

@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def name(command: Command, checkpoint: Callable[..., Path], root: Path) -> str:
     """A store's name, which a first split has filled."""
-    status, out, _ = command("split", checkpoint("mixtral"), "--store", root)
+    status, out, _ = command("split", checkpoint("mixtral"), "--store", root, "--dtype", "bfloat16")
     assert status == 0
     (store,) = find_stores(root)
     assert f"is split in {store.folder} (5 files, " in out
@@ -35,7 +35,7 @@ def test_split_goes_on_where_it_stopped(
     before = {file.name: file.stat().st_ino for file in files}
     files[0].unlink()
     assert "incomplete" in command("cache", "ls", "--store", root)[1]
-    command("split", checkpoint("mixtral"), "--store", root)
+    command("split", checkpoint("mixtral"), "--store", root, "--dtype", "bfloat16")
     after = {file.name: file.stat().st_ino for file in (root / name).glob("*.safetensors")}
     assert after.keys() == before.keys()
     assert {n for n in after if after[n] != before[n]} <= {files[0].name}
@@ -64,7 +64,7 @@ def test_ls_shows_every_store(
     status, out, _ = command("cache", "ls", "--store", root)
     row = next(line for line in out.splitlines() if line.startswith(name))
     assert status == 0
-    assert "float32" in row
+    assert "bfloat16" in row
     assert " complete " in row
     assert row.endswith(str(checkpoint("mixtral")))
     assert out.endswith(f" in {root}\n")
@@ -94,7 +94,7 @@ def test_check_finds_damage_and_says_the_way_out(
     for names in ((), (name,)):
         assert command("cache", "check", *names, "--store", root)[:2] == (1, expected)
     file.unlink()
-    command("split", checkpoint("mixtral"), "--store", root)
+    command("split", checkpoint("mixtral"), "--store", root, "--dtype", "bfloat16")
     assert command("cache", "check", name, "--store", root)[0] == 0
     status, _, err = command("cache", "check", "absent", "--store", root)
     assert status == 2

@@ -100,7 +100,7 @@ def test_the_disk_that_a_store_needs(
 ) -> None:
     _, out, _ = command("plan", checkpoint(), *CPU, "--no-measure")
     assert "read in place, so no more is needed" in out
-    options = (*CPU, "--no-measure", "--store", tmp_path / "new" / "stores")
+    options = (*CPU, "--no-measure", "--dtype", "bfloat16", "--store", tmp_path / "new" / "stores")
     _, out, _ = command("plan", checkpoint("mixtral"), *options)
     assert " for a layer store, in " in out
     assert f"in {tmp_path / 'new' / 'stores'}" in out
@@ -114,8 +114,9 @@ def test_a_filled_store_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
-    command("split", checkpoint("mixtral"), "--store", tmp_path)
-    _, out, _ = command("plan", checkpoint("mixtral"), *CPU, "--no-measure", "--store", tmp_path)
+    options = ("--dtype", "bfloat16", "--store", tmp_path)
+    command("split", checkpoint("mixtral"), *options)
+    _, out, _ = command("plan", checkpoint("mixtral"), *CPU, "--no-measure", *options)
     assert "in the layer store" in out
     assert "for a layer store" not in out
 
