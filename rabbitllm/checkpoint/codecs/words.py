@@ -191,4 +191,5 @@ def _turned(words: npt.NDArray[np.int32], spare: Bytes) -> tuple[npt.NDArray[np.
 @cache
 def _codes(bits: int) -> Floats:
     """The codes in a byte, from the lowest bits on: float32 [256, codes]."""
-    return (np.arange(256)[:, None] >> np.arange(0, 8, bits) & 2**bits - 1).astype(np.float32)
+    codes: Floats = np.arange(256)[:, None] >> np.arange(0, 8, bits) & 2**bits - 1
+    return codes.astype(np.float32)

@@ -41,7 +41,7 @@ def entry_of_words(
         if columns % max(1, groups):
             raise parts.error("the scales fit no groups of the weight")
         width = columns // groups
-    stored = SUFFIXES
+    stored: tuple[str, ...] = SUFFIXES
     if index and not torch.equal(parts.read(index).long(), torch.arange(columns) // width):
         stored = (*SUFFIXES, index)
     codec = Words(
