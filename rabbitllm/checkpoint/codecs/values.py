@@ -28,6 +28,9 @@ NF4 = (
 )
 """Quantiles of a normal distribution, to which NF4 rounds (QLoRA, arXiv:2305.14314, appendix E)."""
 
+FP4 = (0.0, 1 / 192, 2 / 3, 1.0, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
+"""Magnitudes of bitsandbytes' own float of 4 bits, which has one zero."""
+
 _BYTES = torch.arange(256, dtype=torch.uint8, device="cpu")
 VALUES: dict[str, Floats] = {
     "e4m3": _BYTES.view(torch.float8_e4m3fn).float().numpy(),
@@ -38,6 +41,7 @@ VALUES: dict[str, Floats] = {
     "uint4": np.arange(16, dtype=np.float32),
     "e2m1": np.array(E2M1 + tuple(-value for value in E2M1), np.float32),
     "nf4": np.array(NF4, np.float32),
+    "fp4": np.array(FP4 + tuple(0.0 - value for value in FP4), np.float32),
 }
 """Kind of a code -> float32 by code: [256], or [16] where two codes share a byte."""
 

@@ -26,6 +26,7 @@ METHODS = {
     "compressed-tensors": "compressed_tensors",
     "awq": "awq",
     "gptq": "gptq",
+    "bitsandbytes": "bitsandbytes",
 }
 """`quant_method` of a config -> the module of its schemes."""
 CONFIGS = ("quantization_config", "compression_config")
@@ -80,7 +81,7 @@ class Quantisation:
                     made[parts.name] = scheme.entry(parts)
                 except CheckpointError:
                     raise
-                except MALFORMED as error:
+                except (*MALFORMED, ArithmeticError) as error:
                     raise parts.error(f"no such form is known: {summary(error)}") from error
         for key, entry in left.items():
             if key.endswith("weight") and entry.dtype in CODES:

@@ -20,6 +20,7 @@ from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
 ROWS, COLUMNS = 40, 96
 DTYPES = ["bfloat16", "float16", "float32"]
+FP4 = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4]
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 
@@ -48,6 +49,7 @@ def values(codec: Scaled, codes: torch.Tensor) -> torch.Tensor:
             return codes.float() - 128
     four = nibbles(codes, codec.high_first)
     table = {"e2m1": torch.tensor(E2M1), "nf4": torch.tensor(NF4)}
+    table["fp4"] = torch.tensor(FP4 + [0.0 - value for value in FP4])
     table |= {"int4": torch.arange(16.0) - 8, "uint4": torch.arange(16.0)}
     return table[codec.kind][four]
 
