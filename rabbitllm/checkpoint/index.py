@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from transformers.modeling_utils import _add_variant
 
+from rabbitllm.checkpoint.mistaken import said_of_gguf
 from rabbitllm.checkpoint.pickles import read_pickle
 from rabbitllm.checkpoint.plain_json import MALFORMED, parse, read_bytes, read_settings
 from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, TensorEntry, read_header
@@ -222,6 +223,8 @@ def _weight_map(folder: Path, name: str) -> dict[str, str]:
 
 def _no_weights(folder: Path, names: list[str]) -> str:
     found = [path.name for pattern in OTHERS for path in sorted(folder.glob(pattern))]
+    if not found and (said := said_of_gguf(folder)):
+        return f"{folder} {said}"
     if not found:
         there = "Weights in another format must be converted: model.save_pretrained(...) with "
         return f"{folder} holds none of {', '.join(names)}. {there}transformers."

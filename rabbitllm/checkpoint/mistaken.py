@@ -29,12 +29,15 @@ class Kind(NamedTuple):
     remedy: str
 
 
-GGUF = Kind("a GGUF file, weights as llama.cpp stores them", ORIGINAL)
+GGUF = Kind(
+    "a GGUF file, weights as llama.cpp stores them",
+    f"{ORIGINAL} Its name is most often the same without -GGUF.",
+)
 ARCHIVE = Kind("an archive", UNPACK)
 PICKLE = Kind("a file of pickled weights", FOLDER)
 SUFFIXES = {
     ".gguf": GGUF,
-    ".ggml": Kind("a GGML file, weights as llama.cpp stored them", ORIGINAL),
+    ".ggml": Kind("a GGML file, weights as llama.cpp stored them", GGUF.remedy),
     ".onnx": Kind("an ONNX graph", ORIGINAL),
     ".safetensors": Kind("one file of weights", FOLDER),
     ".json": Kind("a file of settings", FOLDER),
@@ -68,6 +71,18 @@ def refuse_mistaken(path: Path) -> None:
         raise CheckpointError(f"{path} {said}")
 
 
+def said_of_gguf(path: Path) -> str | None:
+    """What to say of a folder that has GGUF files, or of a repository of them; None if it is none.
+
+    Of a repository nothing but the settings is there: its name tells.
+    """
+    if files := sorted(path.glob("*.gguf")):
+        return f"holds {files[0].name}, {GGUF.name}. {GGUF.remedy}"
+    if any(part.lower().endswith("-gguf") for part in path.parts):
+        return f"is, by its name, a repository of GGUF files. {GGUF.remedy}"
+    return None
+
+
 def _kind(file: Path) -> Kind:
     if kind := SUFFIXES.get(file.suffix.lower()):
         return kind
@@ -92,9 +107,7 @@ def _folder(path: Path) -> str | None:
         return f"is a layer store. Give {source}: the store is found by itself."
     if snapshots := sorted((path / "snapshots").glob("*/config.json")):
         return f"is a folder of the hub's cache. Give the repository, or {snapshots[-1].parent}."
-    if files := sorted(path.glob("*.gguf")):
-        return f"holds {files[0].name}, {GGUF.name}. {ORIGINAL}"
-    return None
+    return said_of_gguf(path)
 
 
 def _field(file: Path, name: str) -> Any:

@@ -29,8 +29,24 @@ METHODS = {
     "bitsandbytes": "bitsandbytes",
 }
 """`quant_method` of a config -> the module of its schemes."""
-CONFIGS = ("quantization_config", "compression_config")
-"""Fields of config.json, or of the text part in it, that say how weights are quantised."""
+ORIGINAL = "Take the repository that it was made from"
+HINTS = {
+    "gguf": f"{ORIGINAL}: its name is most often the same without -GGUF.",
+    "mlx": f"{ORIGINAL}: its name is most often the same, not of mlx-community and without -4bit.",
+    "exl2": f"{ORIGINAL}: its name is most often the same without -exl2.",
+    "exl3": f"{ORIGINAL}: its name is most often the same without -exl3.",
+    "modelopt": "Take a repository in FP8, or by compressed-tensors, of the same model.",
+}
+"""Method that is not read -> what helps; of others it is the same for all."""
+CONFIGS = {
+    "quantization_config": "unknown",
+    "compression_config": "compressed-tensors",
+    "quantization": "mlx",
+}
+"""Fields of config.json, or of the text part in it, that say how weights are quantised -> the
+method, if they do not say that."""
+MLX = {"bits", "group_size"}
+"""What MLX says, and no method."""
 FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Files that say so in older checkpoints -> the method that they are of."""
 CODES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
@@ -106,9 +122,11 @@ def find(fields: Mapping[str, Any], folder: Path, place: str) -> Quantisation | 
     """
     for method, settings in _said(fields, folder):
         if method not in METHODS:
+            hint = HINTS.get(method, "")
             raise CheckpointError(
-                f"{place} is quantised ({method}), which is not read. Methods that are: "
-                f"{', '.join(METHODS)}. Use one of them, or the original, unquantised checkpoint."
+                f"{place} is quantised ({method}), which is not read.{' ' * bool(hint)}{hint} "
+                f"Methods that are read: {', '.join(METHODS)}; and the original, unquantised "
+                "checkpoint."
             )
         return Quantisation(method, settings)
     return None
@@ -118,16 +136,26 @@ def _said(fields: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, dict[s
     """What config and files say of quantisation: method, and settings."""
     text = fields.get("text_config")
     for part in (fields, text if isinstance(text, dict) else {}):
-        for name in CONFIGS:
-            if settings := part.get(name):
-                known = dict(settings) if isinstance(settings, dict) else {}
-                yield str(known.get("quant_method", "unknown")), known
+        for name, method in CONFIGS.items():
+            settings = part.get(name)
+            known = dict(settings) if isinstance(settings, dict) else {}
+            if settings and (name != "quantization" or known.keys() >= MLX):
+                yield _method(known, method), known
     for name, method in FILES.items():
         if (folder / name).is_file():
             try:
                 yield method, dict(read_settings(folder / name))
             except MALFORMED as error:
                 raise CheckpointError(f"{folder / name} is not valid JSON: {error}.") from error
+
+
+def _method(settings: Mapping[str, Any], usual: str) -> str:
+    """The method that settings are of."""
+    if said := settings.get("quant_method"):
+        return str(said).lower()
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return "bitsandbytes"
+    return "mlx" if settings.keys() >= MLX else usual
 
 
 def _stems(scheme: Scheme, keys: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from rabbitllm import CheckpointError
 from rabbitllm.checkpoint.hub import local_folder
+from rabbitllm.checkpoint.index import read_index
 from rabbitllm.checkpoint.mistaken import refuse_mistaken
 
 
@@ -55,6 +56,25 @@ def test_a_folder_of_something_else_is_called_what_it_is(
     (tmp_path / file).write_text(content)
     with pytest.raises(CheckpointError, match=said):
         refuse_mistaken(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_a_repository_of_gguf_files_is_called_so(tmp_path: Path, settings: bool) -> None:
+    """Nothing but settings is fetched of it: its name tells."""
+    snapshot = tmp_path / "models--some--Llama-3-8B-GGUF" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    said = "is, by its name, a repository of GGUF files.* without -GGUF"
+    if not settings:
+        with pytest.raises(CheckpointError, match=said):
+            refuse_mistaken(snapshot)
+        return
+    (snapshot / "config.json").write_text("{}")
+    refuse_mistaken(snapshot)
+    with pytest.raises(CheckpointError, match=said):
+        read_index(snapshot)
+    (snapshot / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"holds m\.gguf, a GGUF file"):
+        read_index(snapshot)
 
 
 def test_a_checkpoint_may_hold_other_formats_as_well(tmp_path: Path) -> None:
