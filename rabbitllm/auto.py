@@ -96,9 +96,10 @@ class AutoModel:
             profiling_mode: time every layer, in `streaming_stats()["stages"]`.
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
-            compression: "lossless" reads bfloat16 layers from disk in three quarters of their
-                bytes, and computes with the same bits. They are encoded once, into a layer store;
-                without layers on disk a checkpoint that can be read in place needs none.
+            compression: reads layers from disk in fewer bytes: "lossless" bfloat16 in three
+                quarters, with the same bits; "8bit" and "4bit" in half and a quarter, with nearly
+                the same weights and with others. They are encoded once, into a layer store; without
+                layers on disk a checkpoint that can be read in place needs none.
             config: in place of the checkpoint's own: a config, or the folder or repository of one.
             generation_config: in place of the checkpoint's own.
             revision: branch, tag or commit of a repository; None is the main branch.

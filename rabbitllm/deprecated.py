@@ -20,9 +20,6 @@ ARGUMENTS = {
 }
 """Argument of `AutoModel.from_pretrained` -> what does its work now."""
 
-LOSSY = ("4bit", "8bit")
-"""Values of `compression` that changed the weights; one of `COMPRESSIONS` means what that says."""
-
 NAMES = {
     "NotEnoughSpaceException": "BudgetError",
     "RabbitLLMBaseModel": "StreamedModel",
@@ -51,23 +48,15 @@ def accept_arguments(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def accept_compression(value: str | None) -> str | None:
-    """The compression that an argument means; one that changed the weights warns, and means none.
+    """The compression that an argument means.
 
     Raises:
-        ValueError: there never was such a one.
+        ValueError: there is no such one.
     """
     if value is None or value in COMPRESSIONS:
         return value
-    if value not in LOSSY:
-        names = " or ".join(map(repr, COMPRESSIONS))
-        raise ValueError(f"compression={value!r} is not known. Use {names}, or None.")
-    warnings.warn(
-        f"compression={value!r} has no effect since rabbitllm 2.0: weights keep the bits that "
-        "the checkpoint has, which 'lossless' makes cheaper; dtype= chooses another precision.",
-        FutureWarning,
-        stacklevel=CALLER,
-    )
-    return None
+    names = ", ".join(map(repr, COMPRESSIONS))
+    raise ValueError(f"compression={value!r} is not known. Use {names} or None.")
 
 
 def rename(name: str) -> str:

@@ -29,7 +29,7 @@ def find_or_create_local_splitted_path(
         token: for gated and private repositories.
         hf_token: the older name of `token`.
         trust_remote_code: allow the checkpoint's own Python code.
-        compression: a name in `rabbitllm.checkpoint.codecs.COMPRESSIONS`, such as "lossless".
+        compression: a name in `rabbitllm.checkpoint.codecs.COMPRESSIONS`, such as "8bit".
 
     Returns:
         The folder with config and tokenizer, and the folder with the layers.

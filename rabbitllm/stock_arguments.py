@@ -21,8 +21,8 @@ KERNELS = "attn_implementation= chooses the kernels of attention."
 SAVED = "Save it with stock transformers once, model.save_pretrained(folder), and load the folder."
 PRECISION = (
     "Weights need not be made smaller to fit, for they stream: device_memory= and host_memory= "
-    "bound what they take. dtype= chooses another precision, and compression='lossless' reads "
-    "fewer bytes from disk."
+    "bound what they take. dtype= chooses another precision, and compression='lossless', '8bit' or "
+    "'4bit' reads fewer bytes from disk."
 )
 ADAPTERS = "Load the base model, then peft's PeftModel.from_pretrained(model, adapter) on top."
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from rabbitllm.checkpoint.codecs import codec_class
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout
 from rabbitllm.checkpoint.codecs.plain import PLAIN
-from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.inventory import StoreInfo
@@ -78,7 +77,7 @@ class Location:
                 finish(self.folder, self.moved.folder)
             return self._lying
         if delete_original:
-            self._check_not_quantised()
+            self._check_exact(compression)
             self._check_own()
             check_all_kept(self.recipes, self.dtypes, self.entries, self.folder)
         store = self.store(store_root, compression)
@@ -177,7 +176,7 @@ class Location:
         if not self._encodes(compression):
             found = sorted({str(w.dtype).removeprefix("torch.") for w in self.whole.values()})
             return (
-                f"it encodes large weights in bfloat16, and the layers of {self.folder} have none "
+                f"it encodes none of the weights that the layers of {self.folder} have "
                 f"({', '.join(found)})"
             )
         if not read_again and self.readable_in_place():
@@ -199,9 +198,15 @@ class Location:
         """Whether an encoded store took the place of the checkpoint's own shards."""
         return self.moved is not None and bool(self.moved.codecs)
 
-    def _check_not_quantised(self) -> None:
-        """Raises CheckpointError if a store would hold what was decoded from the shards."""
-        encoded = (e for e in self.entries.values() if isinstance(e.codec, Scaled))
+    def _check_exact(self, compression: str | None) -> None:
+        """Raises CheckpointError if a store would not hold the shards' bits."""
+        if compression and not codec_class(compression).exact:
+            raise CheckpointError(
+                f"A layer store with compression={compression!r} does not hold the bits of the "
+                f"shards of {self.folder}, which would be lost. Leave delete_original "
+                "(--delete-original) out to keep the shards."
+            )
+        encoded = (e for e in self.entries.values() if not e.codec.exact)
         if entry := next(encoded, None):
             raise CheckpointError(
                 f"{entry.file} is quantised, and a layer store would hold what is computed from "

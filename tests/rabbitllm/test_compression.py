@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from rabbitllm import AutoModel, StreamedModel
+from rabbitllm import AutoModel, CheckpointError, StreamedModel
+from rabbitllm.checkpoint.codecs import codec_class
+from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.inventory import damaged, find_stores
@@ -89,6 +92,78 @@ def test_the_bits_are_stocks_and_fewer_bytes_come_from_disk(
     assert torch.equal(compressed(prompt).logits, expected)
     saved = read_a_forward(plain, prompt) - read_a_forward(compressed, prompt)
     assert 0.24 * encoded < saved <= 0.25 * encoded
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("compression", ["8bit", "4bit"])
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [("llama", {"tie_word_embeddings": False}), ("mixtral", {"num_local_experts": 4})],
+)
+def test_lossy_weights_are_what_their_codec_makes_of_them(
+    wide: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+    model_type: str,
+    fields: dict[str, Any],
+    compression: str,
+    dtype: torch.dtype,
+) -> None:
+    folder = wide(model_type, dtype, **fields)
+    options = {"layer_shards_saving_path": tmp_path, "compression": compression}
+    reference = stock(folder)
+    plain = reference(prompt).logits
+    model = streamed(folder, **options)
+    (store,) = find_stores(tmp_path)
+    assert store.codecs == (compression,)
+    assert damaged(store) == []
+    codec = codec_class(compression)
+    encoded = 0
+    for name, entry in store.entries().items():
+        if entry.codec != PLAIN:
+            weight = reference.get_parameter(name)
+            weight.data = _round_trip(codec, weight.data)
+            encoded += 1
+    assert encoded > 10
+    expected = reference(prompt).logits
+    assert torch.equal(model(prompt).logits, expected)
+    assert not torch.equal(expected, plain)
+    # Where all of it stays in memory, nothing is read again, and no bit has to be given up.
+    assert torch.equal(streamed(folder, host_memory="auto", **options)(prompt).logits, plain)
+
+
+def _round_trip(kind: type[Codec], weight: torch.Tensor) -> torch.Tensor:
+    codec, stored = kind.encode(weight) or pytest.fail("not encoded")
+    made = torch.empty_like(weight)
+    codec.decode(
+        [tensor.view(torch.uint8).reshape(-1).numpy() for tensor in stored.values()],
+        made.view(torch.uint8).reshape(-1).numpy(),
+        np.empty(codec.scratch, np.uint8),
+    )
+    return made
+
+
+@pytest.mark.parametrize("compression", ["8bit", "4bit"])
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_lossy_weights_never_take_the_place_of_the_originals(
+    wide: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    compression: str,
+    model_type: str,
+) -> None:
+    folder = wide(model_type)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    message = f"compression='{compression}' does not hold the bits of the shards of {folder}"
+    options = {"layer_shards_saving_path": tmp_path, "compression": compression}
+    with pytest.raises(CheckpointError, match=message):
+        streamed(folder, delete_original=True, **options)
+    streamed(folder, **options)
+    with pytest.raises(CheckpointError, match=message):
+        streamed(folder, delete_original=True, **options)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_what_stays_resident_is_decoded_too(
@@ -268,7 +343,7 @@ def test_another_compression_is_named(llama: Path) -> None:
     with pytest.raises(ValueError, match=r"compression='zip' is not known"):
         find_or_create_local_splitted_path("/no/such/folder", compression="zip")
     with pytest.raises(
-        ValueError, match=r"compression='zip' is not known\. Use 'lossless', or None"
+        ValueError, match=r"compression='zip' is not known\. Use 'lossless', '8bit', '4bit' or None"
     ):
         AutoModel.from_pretrained(llama, compression="zip")
 
@@ -317,8 +392,8 @@ def test_a_compression_that_cannot_help_says_so(
     tmp_path: Path,
 ) -> None:
     streamed(checkpoint(), compression="lossless")
-    assert "does nothing here: it encodes large weights in bfloat16, and the layers" in caplog.text
-    assert "have none (float32)." in caplog.text
+    assert "does nothing here: it encodes none of the weights that the layers of" in caplog.text
+    assert "have (float32)." in caplog.text
     caplog.clear()
     streamed(llama, compression="lossless", host_memory="1GiB")
     assert "does nothing here: no layer comes from disk with these budgets." in caplog.text
@@ -326,5 +401,5 @@ def test_a_compression_that_cannot_help_says_so(
     streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     assert "does nothing" not in caplog.text
     main(["split", str(checkpoint()), "--compression", "lossless", "--store", str(tmp_path)])
-    assert "have none (float32)." in caplog.text
+    assert "have (float32)." in caplog.text
     assert "nothing to split" in capsys.readouterr().out

@@ -9,8 +9,7 @@ import pytest
 
 import rabbitllm
 from rabbitllm import AutoModel, StreamedModel
-from rabbitllm.checkpoint.codecs import COMPRESSIONS
-from rabbitllm.deprecated import ARGUMENTS, LOSSY, NAMES
+from rabbitllm.deprecated import ARGUMENTS, NAMES
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -22,16 +21,6 @@ def test_an_argument_without_effect_warns_where_it_was_passed(
     (warning,) = caught
     assert warning.filename == __file__
     assert ARGUMENTS[name] in str(warning.message)
-
-
-@pytest.mark.parametrize("value", sorted(set(LOSSY) - COMPRESSIONS.keys()))
-def test_a_lossy_compression_warns_where_it_was_passed(
-    value: str, checkpoint: Callable[..., Path]
-) -> None:
-    with pytest.warns(FutureWarning, match=f"^compression='{value}' has no effect") as caught:
-        AutoModel.from_pretrained(checkpoint(), device="cpu", compression=value)
-    (warning,) = caught
-    assert warning.filename == __file__
 
 
 def test_an_argument_that_works_is_not_among_them() -> None:

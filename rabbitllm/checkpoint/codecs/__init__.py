@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 CODECS = {
     "plain": "rabbitllm.checkpoint.codecs.plain:Plain",
     "lossless": "rabbitllm.checkpoint.codecs.lossless:Lossless",
+    "8bit": "rabbitllm.checkpoint.codecs.lossy:EightBit",
+    "4bit": "rabbitllm.checkpoint.codecs.lossy:FourBit",
 }
 """Name of a codec -> its class, which is imported when it is asked for: a command's help, which
 names compressions, does not wait for torch."""
-COMPRESSIONS = {"lossless": "bfloat16 in 3/4 of its bytes, bit for bit"}
+COMPRESSIONS = {
+    "lossless": "bfloat16 in 3/4 of its bytes, bit for bit",
+    "8bit": "half of bfloat16's bytes, nearly the same answers",
+    "4bit": "a quarter of them, and other answers",
+}
 """Those that users can ask for by name -> what they do."""
 
 HEADER = "rabbitllm.codecs"
@@ -64,5 +70,10 @@ def from_header(metadata: Mapping[str, str]) -> dict[str, tuple["Codec", dict[st
     for name, fields in described.items():
         about = {key: fields.pop(key) for key in ("dtype", "shape")}
         codec = codec_class(fields.pop("codec"))
-        found[name] = codec(**{field: index(value) for field, value in fields.items()}), about
+        found[name] = codec(**{field: _value(value) for field, value in fields.items()}), about
     return found
+
+
+def _value(found: Any) -> int | str:
+    """A field's value: an integer, or a name."""
+    return found if isinstance(found, str) else index(found)

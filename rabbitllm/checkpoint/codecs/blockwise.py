@@ -34,6 +34,7 @@ class Nested(Codec):
     offset: float
 
     name = "nested"
+    exact = False
 
     def __post_init__(self) -> None:
         one_each = self.codes.rows == 1 and self.codes.width == self.codes.columns
@@ -84,6 +85,7 @@ class Rows(Codec):
     columns: int
 
     name = "rows"
+    exact = False
 
     def __post_init__(self) -> None:
         if self.dtype not in FLOATS or self.columns < 1:

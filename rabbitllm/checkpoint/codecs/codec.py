@@ -46,10 +46,12 @@ class Codec(ABC):
     Attributes:
         name: what headers call it.
         in_place: weights can be streamed as they are stored; others go through a layer store.
+        exact: decoding brings back the bits that the weight had before it was encoded.
     """
 
     name: ClassVar[str]
     in_place: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
 
     @property
     def scratch(self) -> int:

@@ -72,6 +72,7 @@ class Scaled(Codec):
     transposed: int = 0
 
     name = "scaled"
+    exact = False
 
     def __post_init__(self) -> None:
         known = (

@@ -51,6 +51,7 @@ class Words(Codec):
     indexed: bool = False
 
     name = "words"
+    exact = False
 
     def __post_init__(self) -> None:
         known = {self.dtype, self.scale} <= FLOATS and self.bits in (2, 4, 8)
