@@ -1,9 +1,11 @@
 """The config of a checkpoint, and the stock class and dtype that it names."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +26,8 @@ from rabbitllm.checkpoint import legacy, quantised
 from rabbitllm.checkpoint.plain_json import read_settings
 from rabbitllm.checkpoint.tensors import TensorEntry
 from rabbitllm.errors import CheckpointError, summary
+
+logger = logging.getLogger(__name__)
 
 INVALID = (
     StrictDataclassError,
@@ -156,16 +160,16 @@ def _forget_quantisation(config: PretrainedConfig) -> None:
 def load_generation_config(folder: Path) -> GenerationConfig | None:
     """The checkpoint's own settings for generating, as stock finds them.
 
-    Those of generation_config.json; where there is none, those of config.json, which a model's
-    config no longer has. None if the folder has neither, or the config of a legacy family, whose
-    fields mean something else.
+    Those of generation_config.json; where there is none, or no JSON in it, those of config.json,
+    which a model's config no longer has. None if the folder has neither, or the config of a legacy
+    family, whose fields mean something else.
 
     Raises:
         CheckpointError: they are malformed.
     """
     path = folder / "generation_config.json"
     options: dict[str, Any] = {}
-    if not path.is_file():
+    if not path.is_file() or _is_garbled(path):
         path = folder / "config.json"
         options = {"config_file_name": path.name, "_from_model_config": True}
         if not path.is_file() or legacy.find(read_fields(folder)):
@@ -178,6 +182,18 @@ def load_generation_config(folder: Path) -> GenerationConfig | None:
     except (*INVALID, OSError) as error:
         raise CheckpointError(f"{path} is no valid generation config: {summary(error)}") from error
     return settings
+
+
+def _is_garbled(path: Path) -> bool:
+    """Whether a file of settings is no JSON at all, which then is said."""
+    try:
+        read_settings(path)
+    except (JSONDecodeError, UnicodeDecodeError) as error:
+        logger.warning("%s is no JSON (%s): as in transformers, it is ignored.", path, error)
+        return True
+    except (ValueError, RecursionError):
+        pass  # that it is too much, whoever reads it says
+    return False
 
 
 @contextmanager

@@ -96,9 +96,10 @@ def _folder(path: Path) -> str | None:
     if (path / "adapter_config.json").is_file():
         base = _field(path / "adapter_config.json", "base_model_name_or_path") or "its base model"
         return (
-            f"is an adapter (LoRA) for {base}, not a model. With peft (pip install peft) "
-            "AutoModel.from_pretrained loads a folder of one with its model; otherwise load that, "
-            f"then the adapter by peft.PeftModel.from_pretrained(model, {str(path)!r})."
+            f"is an adapter (LoRA) for {base}, not a model. With peft (pip install peft) a folder "
+            "of one loads with its model: by AutoModel.from_pretrained, and by rabbitllm run, chat "
+            "and serve. Otherwise load that model, then the adapter by "
+            f"peft.PeftModel.from_pretrained(model, {str(path)!r})."
         )
     if (path / "model_index.json").is_file():
         return "is a pipeline of diffusers. Language models are what runs here."

@@ -154,9 +154,7 @@ def test_what_published_configs_name_is_not_beyond_any_model(
 @pytest.mark.parametrize(
     "text",
     [
-        "{",
         "[1]",
-        "\xff",
         '{"temperature": "warm", "max_new_tokens": "few"}',
         '{"cache_implementation": "mine"}',
         pytest.param("[" * 100_000, id="deep"),
@@ -331,6 +329,24 @@ def test_settings_in_config_json_count_where_there_are_no_others(
     assert found is not None
     assert found.to_dict() == expected.to_dict()
     assert (found.temperature == 0.3) != beside
+
+
+@pytest.mark.parametrize("text", ["{", "", "\xff"])
+def test_a_generation_config_that_is_no_json_is_passed_over_as_in_stock(
+    copied: Callable[..., Path],
+    configure: Callable[..., None],
+    stock: Any,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+) -> None:
+    folder = copied()
+    configure(folder, **SETTINGS)
+    (folder / "generation_config.json").write_text(text, encoding="latin-1")
+    expected, found = stock(folder).generation_config, load_generation_config(folder)
+    assert found is not None
+    assert found.to_dict() == expected.to_dict()
+    assert found.temperature == 0.3
+    assert f"{folder / 'generation_config.json'} is no JSON" in caplog.text
 
 
 def test_settings_in_config_json_have_bounds_too(
