@@ -1,6 +1,6 @@
 """What stands in a streamed weight's place while its weights are elsewhere."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,9 @@ ELSEWHERE = (
     "or model.keep_weights(...) for good; to read it, "
     f"{ASKED}"
 )
+
+COMPARISONS = (torch.allclose, torch.Tensor.allclose)
+"""To which torch says yes without looking: on the meta device there is nothing to compare."""
 
 
 class Placeholder(nn.Parameter):
@@ -52,7 +55,7 @@ class Placeholder(nn.Parameter):
             RuntimeError: naming the weight.
             IndexError: it has no such rows.
         """
-        given = [*args, *(kwargs or {}).values()]
+        given = _flat([*args, *(kwargs or {}).values()])
         if func is torch.Tensor.detach:
             return args[0].values()
         if func == torch.Tensor.__getitem__ and isinstance(args[0], cls):
@@ -60,7 +63,7 @@ class Placeholder(nn.Parameter):
         if func is torch.Tensor.requires_grad_:
             return _refuse_training(args[0], *given[1:])
         others = [arg for arg in given if isinstance(arg, torch.Tensor) and type(arg) is not cls]
-        if all(other.is_meta for other in others):
+        if func not in COMPARISONS and all(other.is_meta for other in others):
             try:
                 result = super().__torch_function__(func, types, args, kwargs or {})
             except NotImplementedError:  # torch's own word for values that are not there
@@ -68,7 +71,7 @@ class Placeholder(nn.Parameter):
             else:
                 if not isinstance(result, torch.Tensor):
                     return result
-        names = ", ".join(arg.path for arg in given if isinstance(arg, cls))
+        names = ", ".join(dict.fromkeys(arg.path for arg in given if isinstance(arg, cls)))
         raise RuntimeError(
             f"{names} is used while it is not in memory: a streamed weight {ELSEWHERE}."
         )
@@ -102,6 +105,15 @@ class Placeholder(nn.Parameter):
             f"{self.path} of a streamed model {ELSEWHERE}. To replace it, assign a new "
             "nn.Parameter to its module: that stays in memory."
         )
+
+
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """What is given to a function, with the elements of lists such as `torch.cat` takes."""
+    return [
+        each
+        for value in values
+        for each in (_flat(value) if isinstance(value, list | tuple) else [value])
+    ]
 
 
 def _refuse_training(idle: Placeholder, requires: bool = True) -> Placeholder:

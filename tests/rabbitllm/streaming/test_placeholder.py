@@ -39,6 +39,9 @@ def idle(tmp_path: Path) -> nn.Parameter:
         lambda weight: weight.cpu(),
         lambda weight: weight.double(),
         lambda weight: weight.__setitem__(0, torch.ones(4)),
+        lambda weight: torch.stack([weight, weight]),
+        lambda weight: torch.allclose(weight, weight),
+        lambda weight: torch.cat((torch.ones(4, 4), weight)),
     ],
 )
 def test_nothing_is_computed_with_an_idle_weight(idle, compute):
