@@ -17,7 +17,7 @@ from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.crossing import move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.transfer import Transfer
-from rabbitllm.streaming.entry import run_by
+from rabbitllm.streaming.entry import CALL, run_by
 from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
@@ -73,7 +73,7 @@ def stream(
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
         pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options)
-        _take_turns(model, streamed, pipeline)
+        _take_turns(model, moving, pipeline)
         pipeline.start()
         undoing.pop_all()  # the pipeline's end closes them from here on
     return pipeline
@@ -116,12 +116,15 @@ def _gather(
             Gather(module, rows, by, device)
 
 
-def _take_turns(model: nn.Module, streamed: Iterable[Stage], pipeline: Pipeline) -> None:
-    """Has the parts of the model that stages are in, and that can be called alone, take turns."""
-    inside = {module for stage in streamed for module in stage.modules}
+def _take_turns(model: nn.Module, moving: Iterable[Stage], pipeline: Pipeline) -> None:
+    """Has whatever streams, and the parts of the model that it is in, take turns when called."""
+    streaming = {module for stage in moving for module in stage.modules}
+    gathered = {module for stage in moving for module, _ in stage.gathered()}
     for module in model.modules():
+        if module in streaming | gathered:
+            run_by(module, pipeline.in_turn, CALL)
         parts = set(module.modules()) - {module}
-        if module is not model and not isinstance(module, CONTAINERS) and parts & inside:
+        if module is not model and not isinstance(module, CONTAINERS) and parts & streaming:
             run_by(module, pipeline.enter)
 
 

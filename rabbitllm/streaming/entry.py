@@ -11,6 +11,8 @@ from torch import nn
 Forward = Callable[..., Any]
 Run = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 """Is given a module's own forward and a call's arguments, and returns what the call returns."""
+CALL = "_call_impl"
+"""By what torch calls a module: the hooks, and the forward between them. It has no public name."""
 
 
 class _Entry:
@@ -34,16 +36,17 @@ class _Entry:
         return forward
 
 
-def run_by(module: nn.Module, run: Run) -> None:
+def run_by(module: nn.Module, run: Run, entry: str = "forward") -> None:
     """Has `run` run the module's forward.
 
     Hooks, of the module's own and of users, see the call as it was made. The module keeps alive
     what runs it, and not the other way round.
+
+    Args:
+        module: whose.
+        run: see `Run`.
+        entry: "forward", or `CALL` for the forward with all hooks around it.
     """
-    own: Callable[[], Forward | None]
-    if "forward" in vars(module):
-        replaced = module.forward
-        own = lambda: replaced  # noqa: E731
-    else:
-        own = weakref.WeakMethod(module.forward)
-    module.forward = _Entry(own, run, module.forward)
+    like = getattr(module, entry)
+    own = (lambda: like) if entry in vars(module) else weakref.WeakMethod(like)
+    setattr(module, entry, _Entry(own, run, like))

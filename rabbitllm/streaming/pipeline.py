@@ -165,6 +165,11 @@ class Pipeline:
                 self._entered = None
                 self._settle()
 
+    def in_turn(self, call: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A call of a part that streams, which any thread may make outside the model's forward."""
+        with self._turn:
+            return call(*args, **kwargs)
+
     def recompute(self, module: nn.Module, checkpoint: Forward) -> Forward:
         """The same checkpoint function, for a module whose weights it needs in place again.
 
@@ -212,10 +217,11 @@ class Pipeline:
 
     def release(self, stage: Stage) -> None:
         """Takes the weights away; the slot is free once the device has run what was launched."""
-        if stage in self._again or stage not in self._running:
+        run = self._running.get(stage)
+        if stage in self._again or run is None or not run.here:
             # Whoever runs it again releases it; its weights are the user's; its pre-hook failed.
             return
-        run, transfer = self._running[stage], self._lane_of[stage].transfer
+        transfer = self._lane_of[stage].transfer
         bind(self._bindings[stage], self._idle[stage])
         transfer.computed(run.slot)
         del self._running[stage]

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -169,6 +170,32 @@ def test_the_inner_model_answers_several_threads(
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda each: ours.model(each).last_hidden_state, inputs))
     assert all(map(torch.equal, found, due))
+
+
+@pytest.mark.parametrize("part", ["model.embed_tokens", "model.layers.1", "lm_head"])
+def test_a_part_answers_several_threads(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel], part: str
+) -> None:
+    folder = checkpoint("llama")
+    pair = AutoModelForCausalLM.from_pretrained(folder).eval(), streamed(folder)
+    ids = [torch.arange(number, number + 6)[None] for number in range(24)]
+    hidden = pair[0].model.embed_tokens(ids[0])
+    turns = pair[0].model.rotary_emb(hidden, ids[0])
+
+    def ask(model: Any, each: torch.Tensor) -> torch.Tensor:
+        module = model.get_submodule(part)
+        if part == "model.embed_tokens":
+            return cast(torch.Tensor, module(each))
+        given = {"position_embeddings": turns} if "layers" in part else {}
+        answer = module(hidden * each.sum(), **given)
+        return cast(torch.Tensor, answer[0] if isinstance(answer, tuple) else answer)
+
+    with torch.no_grad():
+        due = [ask(pair[0], each) for each in ids]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(torch.no_grad()(lambda each: ask(pair[1], each)), ids))
+    for one, other in zip(found, due, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_hooks_behind_a_layer_see_its_weight(model: StreamedModel, prompt: torch.Tensor) -> None:
