@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rabbitllm.cli.conversation import Conversation, Message, default_file
-from rabbitllm.cli.editor import Read, reader
+from rabbitllm.cli.editor import Read, reader, unseen
 from rabbitllm.cli.failures import EXPECTED, explain
 from rabbitllm.cli.options import add_answer_arguments, add_model_arguments, load
 from rabbitllm.errors import nearest
@@ -130,7 +130,8 @@ class Session:
 
         pieces: list[str] = []
         try:
-            answer_aloud(self.model, list(self.talk.messages), pieces, **self.options)
+            with unseen():
+                answer_aloud(self.model, list(self.talk.messages), pieces, **self.options)
         finally:
             if pieces:
                 self.talk.say("assistant", "".join(pieces))

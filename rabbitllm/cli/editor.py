@@ -5,7 +5,8 @@ message of several lines as one.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rabbitllm.cli.conversation import state_folder
@@ -45,6 +46,28 @@ def message(text: str) -> str:
     if text.startswith(QUOTES):
         return prose(text.removeprefix(QUOTES).removesuffix(QUOTES).strip())
     return prose(text.replace("\\\n", "\n"))
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Within, what is typed on a terminal is not shown: the next prompt shows it, to be edited."""
+    try:
+        import termios  # which Windows lacks; it shows nothing that no program asks for
+    except ImportError:
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = termios.tcgetattr(terminal)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _pipe() -> str:

@@ -110,3 +110,21 @@ def test_leaving_says_what_would_have_kept_the_conversation(
     terminal.expect(f"was not saved; /save would have put it in {tmp_path}/rabbitllm/chat-")
     assert terminal.process.wait(PATIENCE) == 0
     assert "+Hi" in (tmp_path / "rabbitllm" / "history").read_text()
+
+
+def test_what_is_typed_during_an_answer_comes_at_the_next_prompt(
+    talker: Path, tmp_path: Path
+) -> None:
+    words = ["chat", str(talker), "--max-new-tokens", "60", "--device", "cpu"]
+    terminal = Terminal([sys.executable, "-m", "rabbitllm", *words], tmp_path)
+    terminal.expect(PROMPT)
+    terminal.send("Hi\r")
+    terminal.expect(f"{SENT}.*[a-z]{{3}}")
+    terminal.send("/help\r")
+    assert "/help" not in terminal.expect(f".*{PROMPT}")
+    terminal.expect("/help.*/retry")
+    terminal.expect(PROMPT)
+    terminal.send("\x04")
+    assert terminal.process.wait(PATIENCE) == 0
+    assert termios.tcgetattr(terminal.master)[3] & termios.ECHO
+    os.close(terminal.master)
