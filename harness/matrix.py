@@ -41,6 +41,8 @@ DEALT = (
     "last_position",
     "far_positions",
     "hidden_states",
+    "arguments",
+    "sampling",
     "eager_parity",
     "beams",
     "half_precision",

@@ -270,9 +270,10 @@ class Subject:
 def left_padded(rows: Sequence[Tensor]) -> dict[str, Tensor]:
     """input_ids and attention_mask [rows, longest]: rows of token ids, with others before them.
 
-    What pads is an id of the text: only the mask tells padding from it.
+    What pads is an id of the text: only the mask tells padding from it. It is the last one, for the
+    first would make a mask that is one off read the same text.
     """
-    ids = rows[0][:1].repeat(len(rows), max(map(len, rows)))
+    ids = rows[0][-1:].repeat(len(rows), max(map(len, rows)))
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, -len(row) :] = row

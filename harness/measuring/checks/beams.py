@@ -22,7 +22,7 @@ LENGTH = 6
 
 
 def run(subject: Subject) -> Outcome:
-    """Compares the probability of what is found."""
+    """Compares the probabilities of all that is found."""
     ends = subject.streamed.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [end for end in (ends,) if end is not None]
     stock = subject.reference
@@ -35,12 +35,13 @@ def run(subject: Subject) -> Outcome:
             input_ids=subject.prompt,
             attention_mask=torch.ones_like(subject.prompt),
             num_beams=BEAMS,
+            num_return_sequences=BEAMS,
             do_sample=False,
             min_new_tokens=LENGTH,
             max_new_tokens=LENGTH,
             pad_token_id=0,
         )
-        words = f"log probability of {found[0, PROMPT:].tolist()} instead of "
+        words = f"log probabilities of {found[0, PROMPT:].tolist()} and others instead of "
         words += f"{due[0, PROMPT:].tolist()}"
         yield Pair(words, score(stock, found), score(stock, due))
 
@@ -49,7 +50,7 @@ def run(subject: Subject) -> Outcome:
 
 @torch.no_grad()
 def search(model: Any, prompt: Tensor, ends: list[int]) -> Tensor:
-    """The most probable of the `BEAMS` texts that are kept at each step, [1, PROMPT + LENGTH].
+    """The `BEAMS` texts that are kept at each step, [BEAMS, PROMPT + LENGTH], the best first.
 
     https://arxiv.org/abs/1409.3215, section 3.2.
 
@@ -66,11 +67,11 @@ def search(model: Any, prompt: Tensor, ends: list[int]) -> Tensor:
         scores, places = total.flatten().topk(BEAMS)
         beam, token = places // total.shape[1], places % total.shape[1]
         texts = torch.cat((texts[beam], token[:, None]), dim=1)
-    return texts[:1]
+    return texts
 
 
 def score(model: Any, text: Tensor) -> Tensor:
-    """The log probability of the generated tokens of a text [1, PROMPT + LENGTH], [1]."""
+    """The log probabilities of the generated tokens of texts [N, PROMPT + LENGTH], [N]."""
     logits = model(text, use_cache=False).logits[:, PROMPT - 1 : -1].float().log_softmax(-1)
     total: Tensor = logits.gather(-1, text[:, PROMPT:, None]).sum((1, 2))
     return total

@@ -1,7 +1,7 @@
 """A row of a padded batch is not answered as the row alone.
 
 One forward of left-padded rows, each of them the beginning of one text: its logits are those that
-the text has without padding.
+the text has without padding. The streamed model's are stock's, at the padding, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 from harness.measuring.checks import Outcome
 from harness.measuring.checks.invariance import Pair, held
+from harness.measuring.parity import compare
+from harness.measuring.references.model import OriginalModel
 from harness.measuring.subject import ROWS, Subject
 
 
@@ -22,4 +24,11 @@ def run(subject: Subject) -> Outcome:
         for row, length in enumerate(ROWS):
             yield Pair(f"row of {length} tokens", batch[row, -length:], alone[0, :length])
 
-    return held(subject, ask)
+    found = held(subject, ask)
+    if found.status != "pass" or isinstance(subject.reference, OriginalModel):
+        return found
+    sides = (subject.streamed, subject.reference)
+    ours, due = (subject.in_a_batch(side).nan_to_num() for side in sides)
+    if not subject.equal(compare(ours, due)):
+        return Outcome("fail", found.figures, "logits at the padding are not stock's")
+    return found

@@ -1,21 +1,26 @@
 """The model is not what it should be: its class, its backend, or blocks that do not stream.
 
 The result is an instance of the stock class and of its family's class, runs the attention backend
-that was asked for, and its plan streams every block.
+that was asked for, has stock's settings, and its plan streams every block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import rabbitllm
 from harness.measuring.checkpoints import stock_class
 from harness.measuring.checks import Outcome, verdict
 from harness.measuring.contract import blocks
+from harness.measuring.references.model import OriginalModel
 from harness.measuring.subject import Subject
 from rabbitllm.families import family_of
 from rabbitllm.streaming.plan import Place
 from rabbitllm.streaming.stages import REST
+
+NAMES = {"architectures"}
+"""Settings that no forward reads: a type that is another's under a new name has its own."""
 
 
 def run(subject: Subject) -> Outcome:
@@ -39,6 +44,7 @@ def run(subject: Subject) -> Outcome:
         )
     if training := [name for name, module in model.named_modules() if module.training]:
         wrong.append(f"{training[0] or 'it'}.training is True: dropout is active")
+    wrong += other_settings(model, subject.reference)
     if not names:
         wrong.append("it has no blocks that could stream")
     if resident:
@@ -51,6 +57,17 @@ def run(subject: Subject) -> Outcome:
         "weight_bytes": sum(p.nbytes for p in model.parameters()),
     }
     return verdict(not wrong, figures, "; ".join(wrong))
+
+
+def other_settings(model: Any, stock: Any) -> Iterator[str]:
+    """Yields settings of the config, and of generation, that are not stock's, in words."""
+    if isinstance(stock, OriginalModel):
+        return
+    for kind in ("config", "generation_config"):
+        ours, theirs = (getattr(side, kind).to_dict() for side in (model, stock))
+        for name in sorted((ours.keys() | theirs.keys()) - NAMES):
+            if ours.get(name) != theirs.get(name):
+                yield f"{kind}.{name} is {ours.get(name)}, stock's is {theirs.get(name)}"
 
 
 def _streams(block: str, places: Mapping[str, Place]) -> bool:

@@ -47,7 +47,8 @@ class Manifest:
     Attributes:
         config: what config.json says.
         generation: what generation_config.json says: ids that end a text, the second of them one
-            that the model generates; a penalty of repetition, and the longest text.
+            that the model generates; a penalty of repetition, the longest text, and a temperature,
+            which greedy generation does without.
         tensors: key -> how it is stored.
         seed: another one makes other weights.
     """

@@ -16,6 +16,7 @@ from harness.judging.causes import explanation, load_causes
 from harness.measuring.cell import Measurement, measure
 from harness.records import FAILED
 from rabbitllm.streaming.devices import CudaTransfer
+from tests.harness.measuring.mutations.arguments import ARGUMENTS, ARGUMENTS_OF_STOCK
 from tests.harness.measuring.mutations.breaking import SEEING
 from tests.harness.measuring.mutations.calls import CALLS
 from tests.harness.measuring.mutations.dimensions import DIMENSIONS
@@ -25,8 +26,8 @@ from tests.harness.measuring.mutations.rules import RULES
 from tests.harness.measuring.mutations.stocks import STOCKS
 from tests.harness.measuring.mutations.weights import WEIGHTS
 
-RELEASES = STOCKS + RULES
-ENGINES = WEIGHTS + OUTSIDE + RESIDENCY + CALLS + DIMENSIONS
+RELEASES = STOCKS + RULES + ARGUMENTS_OF_STOCK
+ENGINES = WEIGHTS + OUTSIDE + RESIDENCY + CALLS + DIMENSIONS + ARGUMENTS
 MUTATIONS = {mutation.name: mutation for mutation in ENGINES}
 
 

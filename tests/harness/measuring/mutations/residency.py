@@ -87,9 +87,10 @@ RESIDENCY = (
     Mutation(
         "store of another checkpoint",
         around(store, "store_name", lambda *_: "one"),
-        "qwen3_moe",
-        frozenset({"golden"}),
-        r"golden: .*\(the streamed model's are not stock's",
+        "llama",
+        frozenset({"changed_checkpoint"}),
+        "answers are still the old ones",
         "A layer store was used",
+        checks=("split_and_load", "changed_checkpoint"),
     ),
 )
