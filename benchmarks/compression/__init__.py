@@ -1,0 +1,1 @@
+"""What compressed weights change in a model's answers."""
