@@ -142,7 +142,7 @@ def test_beams_that_are_not_reordered_are_seen(subject, monkeypatch):
     monkeypatch.setattr(transformers.DynamicCache, "reorder_cache", lambda *_: None)
     found = checks.load("beams")[0](subject)
     assert found.status == "reference-broken"
-    assert "log probability of" in found.message
+    assert "log probabilities of" in found.message
 
 
 @pytest.mark.parametrize(
