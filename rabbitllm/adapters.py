@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from rabbitllm.checkpoint.hub import CACHED, Download, fetch_if_there, local_folder
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
 from rabbitllm.errors import CheckpointError, summary
 
@@ -33,19 +34,35 @@ class Adapter:
     subfolder: str
 
 
-def find_adapter(model: str | os.PathLike[str], subfolder: str = "") -> Adapter | None:
-    """The adapter in the folder that a model's name is of; None if there is none to load.
+def find_adapter(
+    model: str | os.PathLike[str],
+    subfolder: str = "",
+    token: str | bool | None = None,
+    download: Download = CACHED,
+) -> Adapter | None:
+    """The adapter in a model's folder or hub repository; None if there is none to load.
 
     Without peft, weights beside an adapter are loaded alone, with a warning.
 
+    Args:
+        model: a folder, or a repository's id.
+        subfolder: where in it the model lies.
+        token: as huggingface_hub takes it.
+        download: which revision of a repository, and from where.
+
     Raises:
-        CheckpointError: its files are malformed, or name no base, or its weights are a pickle.
+        CheckpointError: its files are malformed, or name no base, or its weights are a pickle; or a
+            repository cannot be had.
     """
-    folder = Path(model).expanduser() / subfolder
-    if not (folder / SETTINGS).is_file():
+    peft = find_spec("peft") is not None
+    found: Path | None = Path(model).expanduser() / subfolder
+    if peft and not Path(model).expanduser().exists() and local_folder(model) is None:
+        found = fetch_if_there(os.fspath(model), WEIGHTS, SETTINGS, token, download, subfolder)
+    if found is None or not (found / SETTINGS).is_file():
         return None
+    folder = found
     whole = (folder / "config.json").is_file()
-    if find_spec("peft") is None:
+    if not peft:
         if whole:
             logger.warning(
                 "%s holds an adapter beside its weights, which peft would load: pip install peft. "

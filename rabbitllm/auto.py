@@ -73,7 +73,7 @@ class AutoModel:
 
         Args:
             pretrained_model_name_or_path: a folder, or a repository on the Hugging Face hub. With
-                peft, a folder of an adapter loads with the model that it is for.
+                peft, that of an adapter loads with the model that it is for.
             device: "cuda:0", "cpu"; "auto" is torch's default device where one was set, or
                 else CUDA when there is one.
             dtype: of the weights; "auto" is the checkpoint's own.
@@ -143,16 +143,18 @@ class AutoModel:
         asked = budgets_of(device_memory, host_memory, max_memory, target)
         for budget in asked.values():
             check_budget(budget)
-        adapter = find_adapter(pretrained_model_name_or_path, subfolder)
+        token = hf_token if token is None else token
+        download = Download(revision, cache_dir, force_download, local_files_only)
+        adapter = find_adapter(pretrained_model_name_or_path, subfolder, token, download)
         with torch.device("cpu"):  # buffers are made there, whatever torch's default device is
             prepared = prepare(
                 adapter.base if adapter else pretrained_model_name_or_path,
-                hf_token if token is None else token,
+                token,
                 target,
                 pick_one({"dtype": dtype, "torch_dtype": torch_dtype}),
                 attn_implementation or "auto",
                 trust_remote_code,
-                download=Download(revision, cache_dir, force_download, local_files_only),
+                download=download,
                 subfolder=adapter.subfolder if adapter else subfolder,
                 asked=Asked(variant, use_safetensors),
                 given_config=config,

@@ -15,6 +15,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, say
 
 from rabbitllm.checkpoint.hub import fetch_settings, hub_errors
 from rabbitllm.checkpoint.index import Asked, is_index, shard_names
+from rabbitllm.checkpoint.mistaken import refuse_mistaken
 from rabbitllm.checkpoint.moved import MOVED
 from rabbitllm.checkpoint.plain_json import MALFORMED
 from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, parse_header, read_header
@@ -41,6 +42,7 @@ def fetch_headers(repo: str, token: str | None, trust_remote_code: bool, folder:
     """
     with hub_errors(repo):
         settings = fetch_settings(repo, token, trust_remote_code)
+        refuse_mistaken(settings)
         for file in settings.iterdir():
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)  # Windows asks for rights to link it

@@ -139,6 +139,26 @@ def resolve_settings(
         return fetch_settings(repo, token, trust_remote_code)
 
 
+def fetch_if_there(
+    repo: str,
+    name: str,
+    beside: str,
+    token: str | bool | None,
+    download: Download = CACHED,
+    subfolder: str = "",
+) -> Path | None:
+    """The snapshot's folder with a file of a repository, if settings of another name are beside it.
+
+    Raises:
+        CheckpointError: as `resolve`.
+    """
+    with hub_errors(repo, download.revision):
+        settings = fetch_settings(repo, token, False, download, subfolder)
+        if not (settings / beside).is_file():
+            return None
+        return _fetch(repo, token, [*_patterns(False), name], download, subfolder)
+
+
 def _fetch_weights(
     repo: str,
     token: str | bool | None,

@@ -96,8 +96,8 @@ def _folder(path: Path) -> str | None:
     if (path / "adapter_config.json").is_file():
         base = _field(path / "adapter_config.json", "base_model_name_or_path") or "its base model"
         return (
-            f"is an adapter (LoRA) for {base}, not a model. With peft (pip install peft) a folder "
-            "of one loads with its model: by AutoModel.from_pretrained, and by rabbitllm run, chat "
+            f"is an adapter (LoRA) for {base}, not a model. With peft (pip install peft) one "
+            "loads with its model: by AutoModel.from_pretrained, and by rabbitllm run, chat "
             "and serve. Otherwise load that model, then the adapter by "
             f"peft.PeftModel.from_pretrained(model, {str(path)!r})."
         )

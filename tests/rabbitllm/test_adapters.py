@@ -45,9 +45,14 @@ def test_an_adapter_beside_weights_is_for_those(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("with_peft")
-@pytest.mark.parametrize("model", [Path("some/repository"), "org/name"])
-def test_where_there_is_none_nothing_is_found(model: str | Path) -> None:
-    assert find_adapter(model) is None
+def test_where_there_is_none_nothing_is_found(tmp_path: Path) -> None:
+    assert find_adapter(tmp_path) is None
+
+
+@pytest.mark.usefixtures("with_peft")
+def test_a_repository_that_cannot_be_had_is_named() -> None:
+    with pytest.raises(CheckpointError, match="org/name is not, or not whole, in the local cache"):
+        find_adapter("org/name")
 
 
 @pytest.mark.usefixtures("with_peft")

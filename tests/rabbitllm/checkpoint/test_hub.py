@@ -279,6 +279,27 @@ def test_a_repository_loads_as_its_folder_does(
     assert model(prompt).logits.equal(streamed(hub.repos["tiny/llama"])(prompt).logits)
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+def test_an_adapter_of_a_repository_loads_with_its_model(
+    hub: Hub, streamed: Callable[..., StreamedModel], prompt: Any, tmp_path: Path, beside: bool
+) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(hub.repos["tiny/llama"]), config
+    )
+    adapted.peft_config["default"].base_model_name_or_path = "tiny/shards"
+    repo = "tiny/llama" if beside else "tiny/lora"
+    hub.repos[repo] = hub.repos["tiny/llama"] if beside else tmp_path / "lora"
+    adapted.save_pretrained(hub.repos[repo])
+    model = streamed(repo)
+    torch.testing.assert_close(model(prompt).logits, adapted.eval()(prompt).logits)
+    assert any("shards" in str(path) for path in [model.checkpoint_folder]) != beside
+    if not beside:
+        with pytest.raises(CheckpointError, match=r"is an adapter \(LoRA\) for tiny/shards"):
+            fetch_headers(repo, None, False, _empty(tmp_path / "hollow"))
+
+
 @pytest.mark.parametrize("argument", ["token", "hf_token"])
 def test_the_token_is_sent(hub: Hub, streamed: Callable[..., StreamedModel], argument: str) -> None:
     hub.gated.add("tiny/llama")
