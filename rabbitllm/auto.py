@@ -97,9 +97,10 @@ class AutoModel:
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
             compression: reads layers from disk in fewer bytes: "lossless" bfloat16 in three
-                quarters, with the same bits; "8bit" and "4bit" in half and a quarter, with nearly
-                the same weights and with others. They are encoded once, into a layer store; without
-                layers on disk a checkpoint that can be read in place needs none.
+                quarters and float32 in seven eighths, with the same bits; "8bit" and "4bit" in half
+                and a quarter, with nearly the same weights and with others. They are encoded once,
+                into a layer store; without layers on disk a checkpoint that can be read in place
+                needs none.
             config: in place of the checkpoint's own: a config, or the folder or repository of one.
             generation_config: in place of the checkpoint's own.
             revision: branch, tag or commit of a repository; None is the main branch.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from rabbitllm.checkpoint.codecs import codec_class
+from rabbitllm.checkpoint.codecs import codec_class, codecs_of
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
@@ -185,9 +185,12 @@ class Location:
 
     def _encodes(self, compression: str) -> dict[str, Codec]:
         """Of the weights that a compression encodes."""
-        codec = codec_class(compression)
-        found = {name: codec.expected(layout) for name, layout in self.whole.items()}
-        return {name: codec for name, codec in found.items() if codec and self._saves(name, codec)}
+        return {
+            name: codec
+            for name, layout in self.whole.items()
+            for kind in codecs_of(compression)
+            if (codec := kind.expected(layout)) and self._saves(name, codec)
+        }
 
     def _saves(self, name: str, codec: Codec) -> bool:
         """Whether a weight takes no more with a codec than where it lies."""

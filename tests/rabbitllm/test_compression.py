@@ -237,15 +237,33 @@ def test_a_plain_and_a_encoded_store_lie_side_by_side(
     assert 0.74 < sizes["lossless"] / sizes[None] < 0.9
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_another_dtype_has_nothing_to_encode(
-    wide: Callable[..., Path],
-    streamed: Callable[..., StreamedModel],
-    tmp_path: Path,
-    dtype: torch.dtype,
+    wide: Callable[..., Path], streamed: Callable[..., StreamedModel], tmp_path: Path
 ) -> None:
-    streamed(wide("llama", dtype), compression="lossless", layer_shards_saving_path=tmp_path)
+    folder = wide("llama", torch.float16)
+    streamed(folder, compression="lossless", layer_shards_saving_path=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_float32_is_stored_in_seven_eighths(
+    wide: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    folder = wide("llama", torch.float32, tie_word_embeddings=False)
+    options: dict[str, Any] = {"compression": "lossless", "layer_shards_saving_path": tmp_path}
+    expected = stock(folder)(prompt).logits
+    model = streamed(folder, **options, delete_original=True)
+    assert torch.equal(model(prompt).logits, expected)
+    (store,) = find_stores(tmp_path)
+    assert store.codecs == ("lossless-float32",)
+    assert damaged(store) == []
+    entries = [entry for entry in store.entries().values() if entry.codec != PLAIN]
+    plain = sum(4 * entry.shape[0] * entry.shape[1] for entry in entries)
+    assert 0.875 <= sum(entry.nbytes for entry in entries) / plain < 0.88
+    assert torch.equal(streamed(folder, **options)(prompt).logits, expected)
 
 
 @pytest.mark.parametrize("memory", ["min", "auto"])

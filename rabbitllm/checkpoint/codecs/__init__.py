@@ -16,17 +16,21 @@ if TYPE_CHECKING:
 CODECS = {
     "plain": "rabbitllm.checkpoint.codecs.plain:Plain",
     "lossless": "rabbitllm.checkpoint.codecs.lossless:Lossless",
+    "lossless-float32": "rabbitllm.checkpoint.codecs.lossless_float32:LosslessFloat32",
     "8bit": "rabbitllm.checkpoint.codecs.lossy:EightBit",
     "4bit": "rabbitllm.checkpoint.codecs.lossy:FourBit",
 }
 """Name of a codec -> its class, which is imported when it is asked for: a command's help, which
 names compressions, does not wait for torch."""
 COMPRESSIONS = {
-    "lossless": "bfloat16 in 3/4 of its bytes, bit for bit",
+    "lossless": "bfloat16 in 3/4 of its bytes, float32 in 7/8, bit for bit",
     "8bit": "half of bfloat16's bytes, nearly the same answers",
     "4bit": "a quarter of them, and other answers",
 }
 """Those that users can ask for by name -> what they do."""
+
+ALSO = {"lossless": ("lossless-float32",)}
+"""Compression -> codecs of weights that the one of its name does not take."""
 
 HEADER = "rabbitllm.codecs"
 """In a file's metadata: weight name -> {"codec": its name, "dtype", "shape", and its fields}."""
@@ -39,6 +43,11 @@ def codec_class(name: str) -> type["Codec"]:
     """The codec of this name; KeyError or TypeError if there is none."""
     found: type[Codec] = resolve_name(CODECS[name])
     return found
+
+
+def codecs_of(compression: str) -> list[type["Codec"]]:
+    """The codecs that a compression stores with, the first that takes a weight."""
+    return [codec_class(name) for name in (compression, *ALSO.get(compression, ()))]
 
 
 def to_header(codecs: Mapping[str, tuple["Codec", Mapping[str, Any]]]) -> dict[str, str]:

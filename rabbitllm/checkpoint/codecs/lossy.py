@@ -100,7 +100,8 @@ class EightBit(Lossy):
     @classmethod
     @override
     def _encode(cls, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scales = _up(blocks.abs().amax(1, keepdim=True) / MOST)
+        scales = (blocks.abs().amax(1, keepdim=True) / MOST).bfloat16()
+        # What a scale that is rounded down leaves out is less than half a step.
         return _divided(blocks, scales).round_().clamp_(-MOST, MOST).to(torch.int8), scales
 
 
@@ -125,10 +126,3 @@ def _divided(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Blocks in units of their scales; 0 for those whose scale is."""
     divided = blocks / scales
     return torch.where(scales == 0, torch.zeros((), device="cpu"), divided)
-
-
-def _up(scales: torch.Tensor) -> torch.Tensor:
-    """The least bfloat16 that is not below: of what is at least 0."""
-    rounded = scales.bfloat16()
-    bits = rounded.view(torch.int16)
-    return (bits + (rounded < scales).to(torch.int16)).view(torch.bfloat16)
