@@ -364,7 +364,7 @@ def test_probes_describe_the_contract(subject):
 
 
 def test_a_probe_that_fails_by_itself_is_not_stocks_fault(cell, cache, monkeypatch):
-    monkeypatch.delattr(contract, "layer_length")
+    monkeypatch.delattr(contract, "layer_lengths")
     found = measure(cell("llama", release=transformers.__version__), cache)
     assert (found.status, found.exception) == ("fail", "NameError")
     assert found.message.startswith("contract: NameError")
