@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rabbitllm.checkpoint.hub import CACHED, Download, fetch_if_there, local_folder
+from rabbitllm.checkpoint.mistaken import ADAPTER
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_settings
 from rabbitllm.errors import CheckpointError, summary
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -57,8 +57,8 @@ def find_adapter(
     peft = find_spec("peft") is not None
     found: Path | None = Path(model).expanduser() / subfolder
     if peft and not Path(model).expanduser().exists() and local_folder(model) is None:
-        found = fetch_if_there(os.fspath(model), WEIGHTS, SETTINGS, token, download, subfolder)
-    if found is None or not (found / SETTINGS).is_file():
+        found = fetch_if_there(os.fspath(model), WEIGHTS, ADAPTER, token, download, subfolder)
+    if found is None or not (found / ADAPTER).is_file():
         return None
     folder = found
     whole = (folder / "config.json").is_file()
@@ -72,18 +72,18 @@ def find_adapter(
         return None  # and what looks for config.json says what an adapter alone needs
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder} has {SETTINGS}, but no {WEIGHTS}. An adapter in a pickle is not read: load "
+            f"{folder} has {ADAPTER}, but no {WEIGHTS}. An adapter in a pickle is not read: load "
             "it with peft, if you trust it, and save_pretrained(...) writes such a file."
         )
     if whole:
         return Adapter(folder, model, subfolder)
     try:
-        base = dict(read_settings(folder / SETTINGS)).get("base_model_name_or_path")
+        base = dict(read_settings(folder / ADAPTER)).get("base_model_name_or_path")
     except (OSError, *MALFORMED) as error:
-        raise CheckpointError(f"{folder / SETTINGS} is malformed: {summary(error)}.") from error
+        raise CheckpointError(f"{folder / ADAPTER} is malformed: {summary(error)}.") from error
     if not isinstance(base, str) or not base:
         raise CheckpointError(
-            f"{folder / SETTINGS} does not say which model the adapter is for. Set "
+            f"{folder / ADAPTER} does not say which model the adapter is for. Set "
             "base_model_name_or_path to its folder or repository."
         )
     return Adapter(folder, base, "")

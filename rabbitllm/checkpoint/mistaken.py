@@ -57,6 +57,9 @@ BEGINNINGS = {
 """How a file begins whose name does not say -> what it is."""
 UNKNOWN = Kind("a file", FOLDER)
 
+ADAPTER = "adapter_config.json"
+"""The file that says that a folder is of an adapter, and of what model."""
+
 
 def refuse_mistaken(path: Path) -> None:
     """Says what a path is that cannot be a checkpoint's folder, and what to do.
@@ -93,8 +96,8 @@ def _kind(file: Path) -> Kind:
 
 def _folder(path: Path) -> str | None:
     """What a folder without config.json holds; None if that does not show."""
-    if (path / "adapter_config.json").is_file():
-        base = _field(path / "adapter_config.json", "base_model_name_or_path") or "its base model"
+    if (path / ADAPTER).is_file():
+        base = _field(path / ADAPTER, "base_model_name_or_path") or "its base model"
         return (
             f"is an adapter (LoRA) for {base}, not a model. With peft (pip install peft) one "
             "loads with its model: by AutoModel.from_pretrained, and by rabbitllm run, chat "

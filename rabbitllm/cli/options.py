@@ -6,9 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rabbitllm.adapters import SETTINGS
 from rabbitllm.checkpoint.codecs import COMPRESSIONS
-from rabbitllm.checkpoint.mistaken import refuse_mistaken
+from rabbitllm.checkpoint.mistaken import ADAPTER, refuse_mistaken
 from rabbitllm.utils.installed import require_torch
 from rabbitllm.utils.memory import check_budget
 
@@ -122,7 +121,7 @@ def check_checkpoint_arguments(arguments: argparse.Namespace) -> None:
     """
     path = Path(arguments.model).expanduser()
     # With peft an adapter's folder is as good as its model; what needs the model alone says so.
-    if not ((path / SETTINGS).is_file() and find_spec("peft")):
+    if not ((path / ADAPTER).is_file() and find_spec("peft")):
         refuse_mistaken(path)
     require_torch()
 
