@@ -23,7 +23,9 @@ ROWS = {row.id: row for row in load_matrix().architectures}
 
 def test_every_row_with_a_stock_class_and_random_weights_has_a_checkpoint():
     rows = {row.id for row in ROWS.values() if row.config}
-    assert architectures() == sorted(rows - {"llama-wide"})  # as llama, of more words
+    # As llama, of more words; as deepseek_v3, by another name; its linear attention has no
+    # reference yet.
+    assert architectures() == sorted(rows - {"llama-wide", "kimi_k2", "qwen3_5"})
 
 
 @pytest.mark.parametrize("name", architectures())
