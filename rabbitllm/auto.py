@@ -96,11 +96,11 @@ class AutoModel:
             profiling_mode: time every layer, in `streaming_stats()["stages"]`.
             max_seq_len: tokens that the automatic budgets keep room for in the cache (4096).
             prefetching: load the next layer while one computes.
-            compression: reads layers from disk in fewer bytes: "lossless" bfloat16 in three
-                quarters and float32 in seven eighths, with the same bits; "8bit" and "4bit" in half
-                and a quarter, with nearly the same weights and with others. They are encoded once,
-                into a layer store; without layers on disk a checkpoint that can be read in place
-                needs none.
+            compression: has layers travel in fewer bytes, from disk and to a GPU: "lossless"
+                bfloat16 in three quarters and float32 in seven eighths, with the same bits; "8bit"
+                and "4bit" in half and a quarter, with nearly the same weights and with others. They
+                are encoded once, into a layer store; where no layer moves, a checkpoint that can be
+                read in place needs none.
             config: in place of the checkpoint's own: a config, or the folder or repository of one.
             generation_config: in place of the checkpoint's own.
             revision: branch, tag or commit of a repository; None is the main branch.
@@ -165,14 +165,12 @@ class AutoModel:
         generation = deepcopy(generation_config) or load_generation_config(location.folder)
         setting = "host_memory" if own_memory(target) == "host" else "device_memory"
         total = total_budget(asked[setting], target)
-        staged, plan = place(
-            prepared.staged, target, max_seq_len=max_seq_len, **asked | {setting: total}
-        )
+        encoded = prepared.staged.stored(location.encoded(codec))
+        staged, plan = place(encoded, target, max_seq_len=max_seq_len, **asked | {setting: total})
         room = make_room(staged, plan, setting, asked[setting], total, target)
         read_again = bool(plan.streamed("disk"))
-        located = location.locate(
-            layer_shards_saving_path, delete_original, location.worth_encoding(codec, read_again)
-        )
+        codec = location.worth_encoding(codec, bool(plan.streamed("disk", "host")))
+        located = location.locate(layer_shards_saving_path, delete_original, codec)
         progress = read_again if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, room.admit)
         pipeline = stream(model, staged.stages, located, plan, target, options)

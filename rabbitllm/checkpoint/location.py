@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.codecs import codec_class, codecs_of
-from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.deletion import finish, replace_originals
@@ -21,7 +21,7 @@ from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
 from rabbitllm.checkpoint.store import LayerStore
-from rabbitllm.checkpoint.tensors import TensorEntry, WeightEntry
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -120,15 +120,15 @@ class Location:
             self._encodes(compression) if compression else {},
         )
 
-    def sizes(self, compression: str | None = None) -> dict[str, int]:
-        """Bytes that weights are going to take on disk with that compression, as a rule.
+    def encoded(self, compression: str | None = None) -> Mapping[str, WeightEntry]:
+        """The weights that are going to be encoded with that compression, as a rule.
 
-        Those that are not named take as many as they have.
+        Those that are encoded first have no place yet.
         """
         if self.readable_in_place(compression):
-            return {name: entry.nbytes for name, entry in self._lying.items()}
-        encoded = self._encodes(compression) if compression else {}
-        return {name: codec.nbytes(self.whole[name]) for name, codec in encoded.items()}
+            return {name: entry for name, entry in self._lying.items() if not entry.plain}
+        codecs = self._encodes(compression) if compression else {}
+        return {name: _expected(codec, self.whole[name]) for name, codec in codecs.items()}
 
     def readable_in_place(self, compression: str | None = None) -> bool:
         """Whether every parameter lies on disk as it is wanted, under whatever name."""
@@ -164,8 +164,8 @@ class Location:
 
         Args:
             compression: what is asked for.
-            read_again: some of the weights come from disk in every forward. Where none does, only
-                a store that is needed anyway is encoded.
+            read_again: some of the weights move in every forward. Where none does, only a store
+                that is needed anyway is encoded.
         """
         if compression and (why := self._useless(compression, read_again)):
             logger.warning("compression=%r does nothing here: %s.", compression, why)
@@ -180,7 +180,7 @@ class Location:
                 f"({', '.join(found)})"
             )
         if not read_again and self.readable_in_place():
-            return "no layer comes from disk with these budgets"
+            return "no layer moves with these budgets"
         return None
 
     def _encodes(self, compression: str) -> dict[str, Codec]:
@@ -232,3 +232,9 @@ class Location:
                 register(self.moved.folder, self.folder)
             except OSError as error:  # where nothing can be written, nothing can be deleted
                 logger.debug("%s does not record its use: %s", self.moved.folder, error)
+
+
+def _expected(codec: Codec, weight: Layout) -> TensorEntry:
+    """A weight as a codec will store it, nobody knows where."""
+    stored = (Extent(Path(), 0, nbytes(each)) for each in codec.stored(weight).values())
+    return TensorEntry(tuple(stored), *weight, codec)

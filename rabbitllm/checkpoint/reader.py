@@ -8,7 +8,7 @@ take what they need.
 
 import mmap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -62,16 +62,20 @@ class Reader:
         return (part for entry in self.entries.values() for part in entry.parts)
 
     def cut(self, offsets: Mapping[str, int], direct: bool) -> Reads:
-        """The reads that bring weights. Opens their files, which stay, whatever takes their names.
+        """As `cut_tensors`, for weights by their names, decoded."""
+        return self.cut_tensors(((self.entries[n], place) for n, place in offsets.items()), direct)
+
+    def cut_tensors(self, tensors: Iterable[tuple[WeightEntry, int]], direct: bool) -> Reads:
+        """The reads that bring tensors. Opens their files, which stay, whatever takes their names.
 
         Args:
-            offsets: weight name -> where it goes, in bytes from the start of a buffer.
+            tensors: each with where it goes, in bytes from the start of a buffer.
             direct: read around the page cache, where the file system can.
 
         Raises:
             OSError: a file cannot be opened.
         """
-        reads = reads_of(((self.entries[n], offset) for n, offset in offsets.items()), direct)
+        reads = reads_of(tensors, direct)
         with self._asking:
             for file in reads.files:
                 self.files.open(file, direct)

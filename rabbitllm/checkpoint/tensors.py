@@ -118,6 +118,11 @@ class TensorEntry:
         """The tensors that it consists of: itself."""
         return (self,)
 
+    @property
+    def plain(self) -> bool:
+        """Whether its elements are stored as they compute."""
+        return self.codec == PLAIN
+
 
 @dataclass(frozen=True, slots=True)
 class Joined:
@@ -142,6 +147,11 @@ class Joined:
     def nbytes(self) -> int:
         """The bytes that it takes on disk."""
         return total_bytes(self.parts)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its elements are stored as they compute."""
+        return all(part.plain for part in self.parts)
 
 
 WeightEntry: TypeAlias = TensorEntry | Joined

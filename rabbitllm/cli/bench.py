@@ -62,9 +62,10 @@ def main(arguments: argparse.Namespace) -> int:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
     budgets = arguments.device_memory, arguments.host_memory, arguments.max_seq_len
-    _, plan = place(prepared.staged, device, *budgets)
     location = prepared.location
-    codec = location.worth_encoding(arguments.compression, bool(plan.streamed("disk")))
+    staged = prepared.staged.stored(location.encoded(arguments.compression))
+    _, plan = place(staged, device, *budgets)
+    codec = location.worth_encoding(arguments.compression, bool(plan.streamed("disk", "host")))
     located = location.locate(arguments.store, False, codec)
     files = sorted(files_of(located.values()))
     limits = measure_limits(device, prepared.staged.dtype, files)

@@ -8,7 +8,7 @@ spot, which takes about two seconds.
 import argparse
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,10 +58,11 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
 
     device = pick_device(arguments.device)
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
-    staged, location = prepared.staged, prepared.location
+    location = prepared.location
+    staged = prepared.staged.stored(location.encoded(arguments.compression))
     plans = list(_plans(staged, device, arguments))
     print(_model(staged, device))
-    read_again = bool(plans[0][2].streamed("disk"))
+    read_again = bool(plans[0][2].streamed("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
     print(_disk(location, staged, arguments.store, fetched, codec))
     limits = Limits()
@@ -70,7 +71,7 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
         limits = measure_limits(device, staged.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
-    print(table([_row(*plan, limits, location.sizes(arguments.compression)) for plan in plans]))
+    print(table([_row(*plan, limits) for plan in plans]))
 
 
 def _cache() -> Path:
@@ -113,8 +114,7 @@ def _disk(
     present = {found.folder: found for found in find_stores(store.folder.parent)}.get(store.folder)
     if present and present.complete:
         return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
-    sizes = location.sizes(compression)
-    needed = sum(stage.stored(sizes).stored_nbytes for stage in staged.stages)
+    needed = sum(stage.stored_nbytes for stage in staged.stages)
     return f"Disk: {place}; {format_size(needed)} for a layer store, {_free(store.folder.parent)}"
 
 
@@ -153,7 +153,6 @@ def _row(
     staged: "StagedModel",
     plan: "Plan",
     limits: "Limits",
-    on_disk: "Mapping[str, int]",
 ) -> dict[str, str]:
     """A line of the table: what lies where with a budget, what moves, and how fast that can be."""
     from rabbitllm.streaming.plan import own_memory
@@ -166,9 +165,9 @@ def _row(
     def held(names: list[str]) -> str:
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
-    stored = {stage.name: stage.stored(on_disk).stored_nbytes for stage in staged.stages}
+    stored = {stage.name: stage.stored_nbytes for stage in staged.stages}
     read = sum(stored[name] for name in plan.streamed("disk"))
-    copied = 0 if on_host else sum(sizes[name] for name in plan.streamed("host", "disk"))
+    copied = 0 if on_host else sum(stored[name] for name in plan.streamed("host", "disk"))
     seconds = limits.seconds(read, copied, staged.computed_bytes)
     pinned = {stage.name for stage in staged.stages if stage.pinned}
     row = {

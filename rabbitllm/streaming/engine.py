@@ -16,6 +16,7 @@ from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.crossing import move_inputs
 from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.devices.encoded import kept_bytes
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.entry import CALL, run_by
 from rabbitllm.streaming.gather import Gather
@@ -53,7 +54,7 @@ def stream(
         options: see `Options`.
     """
     meter = Meter(options.profiling)
-    sizes = {name: entry.nbytes for name, entry in entries.items()}
+    sizes = {name: kept_bytes(entry) for name, entry in entries.items() if not entry.plain}
     devices = dict.fromkeys([device, *(place.device for place in plan.places.values())])
     with ExitStack() as undoing:
         transfers: dict[torch.device, Transfer] = {}
@@ -137,7 +138,8 @@ def _load(
     """Brings what stays to its device, and makes what streams ready to come."""
     crowded = {plan.places[stage.name].device for stage in streamed}
     hosted = [stage for stage in streamed if plan.places[stage.name].memory == "host"]
-    kept, locked = (sum(stage.nbytes for stage in each) for each in (resident, hosted))
+    kept = sum(stage.nbytes for stage in resident)
+    locked = sum(stage.stored_nbytes for stage in hosted)
     parts = ((kept, "that stay"), (locked, "in page-locked memory"))
     if said := " and ".join(f"{format_size(size)} {where}" for size, where in parts if size):
         logger.info("Loading weights: %s", said)
@@ -150,7 +152,7 @@ def _load(
             place = plan.places[stage.name]
             transfers[place.device].open(stage, place.memory)
             if place.memory == "host":
-                bar.update(stage.nbytes)
+                bar.update(stage.stored_nbytes)
 
 
 def _lanes(
@@ -160,7 +162,8 @@ def _lanes(
     lanes = {}
     for device, transfer in transfers.items():
         stages = [stage for stage in streamed if plan.places[stage.name].device == device]
-        on_disk = [s.nbytes for s in stages if plan.places[s.name].memory == "disk"]
+        disk = [stage for stage in stages if plan.places[stage.name].memory == "disk"]
+        on_disk = [(stage.nbytes, stage.stored_nbytes) for stage in disk]
         sizes = plan.slot_sizes.get(device, ())
         slots = [
             transfer.slot(*pair) for pair in zip(sizes, staging_sizes(sizes, on_disk), strict=True)

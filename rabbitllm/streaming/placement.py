@@ -123,6 +123,7 @@ def place(
     total = total_budget(host_memory if on_host else device_memory, device)
     work = Work(1, max_seq_len or DEFAULT_SEQ_LEN)
     working = working_bytes(read_geometry(staged.model.config), staged.dtype, device, work)
+    working += DEVICES[device.type].decoding_bytes(staged.room)
     for_host = None if on_host else total_budget(host_memory, HOST)
 
     def plan(candidate: StagedModel) -> Plan:

@@ -34,6 +34,10 @@ class Part(Protocol):
         """Bytes of its buffer."""
 
     @property
+    def stored_nbytes(self) -> int:
+        """Bytes of it as it is stored, on disk and in the host's memory for another device."""
+
+    @property
     def pinned(self) -> bool:
         """It is resident in any case."""
 
@@ -134,8 +138,9 @@ def make_plan(
     slotless = {stage.name for stage in stages if stage.slotless} - resident
     streamed = {s.name: s.nbytes for s in stages if s.name not in resident | slotless}
     slot_sizes = _slot_sizes(streamed.values())
-    hosted = _hosted(streamed, host_budget)
-    on_disk = [size for name, size in streamed.items() if name not in hosted]
+    stored = {stage.name: stage.stored_nbytes for stage in stages}
+    hosted = _hosted({name: stored[name] for name in streamed}, host_budget)
+    on_disk = [(size, stored[name]) for name, size in streamed.items() if name not in hosted]
     staging = 0 if host_budget is None else _staging(slot_sizes, on_disk, host_budget)
     memories: dict[str, Memory] = {stage.name: "disk" for stage in stages}
     memories.update(dict.fromkeys(hosted, "host"))
@@ -145,7 +150,7 @@ def make_plan(
         places={name: Place(memory, device) for name, memory in memories.items()},
         slot_sizes={device: slot_sizes},
         device_bytes={device: kept + sum(slot_sizes)},
-        host_bytes=sum(streamed[name] for name in hosted) + staging,
+        host_bytes=sum(stored[name] for name in hosted) + staging,
         slotless=frozenset(slotless),
     )
 
@@ -174,14 +179,16 @@ def minimum_bytes(stages: Sequence[Part]) -> int:
     return pinned + min(kept, default=0)
 
 
-def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[int]) -> list[int]:
+def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[tuple[int, int]]) -> list[int]:
     """Bytes of the buffers between disk and each slot: for the largest on disk that the slot takes.
 
     Args:
         slot_sizes: bytes of each slot.
-        on_disk: bytes of each stage on disk.
+        on_disk: of each stage on disk, its bytes in a slot, and as it is stored.
     """
-    return [max((size for size in on_disk if size <= slot), default=0) for slot in slot_sizes]
+    return [
+        max((stored for size, stored in on_disk if size <= slot), default=0) for slot in slot_sizes
+    ]
 
 
 def spread(names: list[str], count: int) -> set[str]:
@@ -190,7 +197,9 @@ def spread(names: list[str], count: int) -> set[str]:
     return {name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total}
 
 
-def _staging(slot_sizes: Collection[int], on_disk: Collection[int], budget: Budget) -> int:
+def _staging(
+    slot_sizes: Collection[int], on_disk: Collection[tuple[int, int]], budget: Budget
+) -> int:
     """Bytes of all staging buffers.
 
     Raises:
@@ -263,7 +272,12 @@ def _most_that_fit(names: list[str], sizes: Mapping[str, int], room: int) -> set
 
 
 def _hosted(streamed: Mapping[str, int], budget: Budget | None) -> set[str]:
-    """The streamed stages that host memory holds; those on disk are spread among them."""
+    """The streamed stages that host memory holds; those on disk are spread among them.
+
+    Args:
+        streamed: stage name -> bytes of it as it is stored.
+        budget: bytes.
+    """
     if budget is None or budget == "min":
         return set()
     if sum(streamed.values()) <= budget:

@@ -1,11 +1,13 @@
 """A model without weights, and the stages that its weights come in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from rabbitllm.checkpoint.tensors import WeightEntry
+from rabbitllm.streaming.devices.encoded import kept_bytes, room_for
 from rabbitllm.streaming.plan import minimum_bytes
 from rabbitllm.streaming.stages import find_stages
 from rabbitllm.streaming.weights import Stage
@@ -21,6 +23,8 @@ class StagedModel:
         dtypes: parameter or persistent buffer -> its dtype.
         tied: name -> the name of the parameter that it shares its values with.
         stages: all weights, as they load together; the pinned ones first.
+        on_disk: name of a weight that is encoded -> bytes that it takes as it is stored.
+        room: bytes that decoding needs at a time; 0 if nothing is encoded.
     """
 
     model: PreTrainedModel
@@ -28,6 +32,14 @@ class StagedModel:
     dtypes: Mapping[str, torch.dtype]
     tied: Mapping[str, str]
     stages: list[Stage]
+    on_disk: Mapping[str, int] = field(default_factory=dict)
+    room: int = 0
+
+    def stored(self, encoded: Mapping[str, WeightEntry]) -> "StagedModel":
+        """The same with some weights encoded, by name."""
+        on_disk = {name: kept_bytes(entry) for name, entry in encoded.items()}
+        stages = [stage.stored(on_disk) for stage in self.stages]
+        return replace(self, stages=stages, on_disk=on_disk, room=room_for(encoded.values()))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -72,4 +84,4 @@ class StagedModel:
         if not blocks:
             return None
         stages = find_stages(self.model, self.tied, self.dtypes, max(blocks) - 1)
-        return replace(self, stages=stages)
+        return replace(self, stages=[stage.stored(self.on_disk) for stage in stages])

@@ -79,12 +79,12 @@ class Stage:
     def nbytes(self) -> int:
         """Bytes of the stage's buffer, padding included."""
         last = self.weights[-1]
-        return _align(last.offset + last.nbytes)
+        return align(last.offset + last.nbytes)
 
     @property
     def stored_nbytes(self) -> int:
         """Bytes that are read to fill the buffer; padding counts here, too."""
-        return self.nbytes - sum(weight.nbytes - weight.stored_nbytes for weight in self.weights)
+        return sum(align(weight.stored_nbytes) for weight in self.weights)
 
     @property
     def offsets(self) -> dict[str, int]:
@@ -133,9 +133,10 @@ def lay_out(weights: Iterable[Weight]) -> tuple[Weight, ...]:
     placed, offset = [], 0
     for weight in weights:
         placed.append(replace(weight, offset=offset))
-        offset = _align(offset + weight.nbytes)
+        offset = align(offset + weight.nbytes)
     return tuple(placed)
 
 
-def _align(nbytes: int) -> int:
+def align(nbytes: int) -> int:
+    """The next boundary on which a weight may start."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -324,9 +324,8 @@ def test_an_encoded_store_may_follow_a_plain_one_and_is_guarded_like_it(
     model = streamed(folder, layer_shards_saving_path=tmp_path)
     assert torch.equal(model(prompt).logits, expected)
     prepared = prepare(folder, None, torch.device("cpu"), "auto", "auto", False)
-    sizes = prepared.location.sizes()
-    stages = (stage.stored(sizes) for stage in prepared.staged.stages)
-    sizes = {stage.name: stage.stored_nbytes for stage in stages}
+    staged = prepared.staged.stored(prepared.location.encoded())
+    sizes = {stage.name: stage.stored_nbytes for stage in staged.stages}
     expected_bytes = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
     assert read_a_forward(model, prompt) == pytest.approx(expected_bytes, rel=2e-3)
 
@@ -394,11 +393,10 @@ def test_what_is_expected_to_be_read_is_read(
 ) -> None:
     model = streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     prepared = prepare(llama, None, torch.device("cpu"), "auto", "auto", False)
-    sizes = prepared.location.sizes("lossless")
-    stages = (stage.stored(sizes) for stage in prepared.staged.stages)
-    sizes = {stage.name: stage.stored_nbytes for stage in stages}
+    staged = prepared.staged.stored(prepared.location.encoded("lossless"))
+    sizes = {stage.name: stage.stored_nbytes for stage in staged.stages}
     expected = sum(sizes[name] for name in model.streaming_plan.streamed("disk"))
-    assert read_a_forward(model, prompt) == pytest.approx(expected, rel=1e-3)
+    assert read_a_forward(model, prompt) == pytest.approx(expected, rel=2e-3)
 
 
 def test_a_compression_that_cannot_help_says_so(
@@ -414,7 +412,7 @@ def test_a_compression_that_cannot_help_says_so(
     assert "have (float32)." in caplog.text
     caplog.clear()
     streamed(llama, compression="lossless", host_memory="1GiB")
-    assert "does nothing here: no layer comes from disk with these budgets." in caplog.text
+    assert "does nothing here: no layer moves with these budgets." in caplog.text
     caplog.clear()
     streamed(llama, compression="lossless", layer_shards_saving_path=tmp_path)
     assert "does nothing" not in caplog.text

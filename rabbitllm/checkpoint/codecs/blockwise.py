@@ -71,6 +71,18 @@ class Nested(Codec):
         scales += np.float32(self.offset)
         self.codes.decode([stored[0], scales.view(np.uint8)], target, scratch)
 
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        self.codes.decode_on([stored[0], self.scales_on(stored)], target)
+
+    def scales_on(self, stored: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The scales of the codes: float32, as uint8."""
+        levels, nested = stored[3].view(torch.float32), stored[2].view(torch.float32)
+        scales = levels[stored[1].int()]
+        scales *= nested.repeat_interleave(self.block)[: len(scales)]
+        # Two roundings, as of a product and then of a sum: no device may do both in one.
+        return scales.add_(self.offset).view(torch.uint8)
+
 
 @dataclass(frozen=True)
 class Rows(Codec):
@@ -124,6 +136,18 @@ class Rows(Codec):
             np.multiply(values, most[some], out=values)
             np.multiply(values, PART, out=values)
             write(values, SCALES[self.dtype], made[some], scratch[size : 2 * size])
+
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        values = stored[0].view(torch.int8).view(-1, self.columns).float()
+        values *= stored[1].view(torch.float32).view(-1, 1)
+        values *= float(PART)
+        target.view(SCALES[self.dtype]).view(values.shape).copy_(values)
+
+    @property
+    def codes(self) -> Scaled:
+        """The same, but for `PART`, which the product of code and scale is multiplied by."""
+        return Scaled(self.dtype, "int8", self.columns, 1, self.columns, "float32")
 
     @property
     def _at_once(self) -> int:

@@ -86,6 +86,17 @@ class Codec(ABC):
             ValueError: the bytes are damaged.
         """
 
+    @abstractmethod
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        """The same by torch, on any device, in its current stream: nothing is waited for.
+
+        What is damaged makes other values there, or an error of the device.
+
+        Args:
+            stored: their bytes in each of the stored tensors: uint8, aligned for their elements.
+            target: uint8, as many bytes as they decode to.
+        """
+
     @classmethod
     def expected(cls, weight: Layout) -> Self | None:
         """What `encode` makes of a weight as a rule; None if it is not worth encoding.
@@ -128,5 +139,12 @@ def nbytes(tensor: Layout) -> int:
     return elements(tensor.shape) * tensor.dtype.itemsize
 
 
+def padded(size: int) -> int:
+    """Bytes that a stored tensor takes in memory, where the next one begins on a boundary."""
+    return -(-size // BOUNDARY) * BOUNDARY
+
+
+BOUNDARY = 16
+"""Bytes: no element is larger."""
 MAX_ELEMENTS = 2**63
 """Of a tensor, in any order of its dimensions."""

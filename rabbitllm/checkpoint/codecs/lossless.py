@@ -74,19 +74,19 @@ class Lossless(Codec):
         if weight.dtype != torch.bfloat16:
             raise ValueError(f"{weight.dtype} is not stored as {self}")
         blocks, rest = divmod(elements(weight.shape), BLOCK)
-        nbytes = blocks * self._block_bytes(BLOCK) + (self._block_bytes(rest) if rest else 0)
+        nbytes = blocks * self.block_bytes(BLOCK) + (self.block_bytes(rest) if rest else 0)
         return {"": Layout(torch.uint8, (nbytes,))}
 
     @override
     def unit(self, weight: Layout) -> Unit:
-        return Unit((self._block_bytes(BLOCK),), BLOCK * weight.dtype.itemsize)
+        return Unit((self.block_bytes(BLOCK),), BLOCK * weight.dtype.itemsize)
 
     @override
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
         (encoded,), words = stored, target.view(np.uint16)
         memory = _Scratch(scratch)
         whole = len(words) // BLOCK
-        size, count = self._block_bytes(BLOCK), whole * BLOCK
+        size, count = self.block_bytes(BLOCK), whole * BLOCK
         coded = encoded[: whole * size].reshape(whole, size)
         blocks = words[:count].reshape(whole, BLOCK)
         for begin in range(0, whole, AT_ONCE):
@@ -94,6 +94,17 @@ class Lossless(Codec):
             self._decode_blocks(coded[some], blocks[some], memory)
         if count < len(words):
             self._decode_blocks(encoded[None, whole * size :], words[None, count:], memory)
+
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        (encoded,), words = stored, target.view(torch.int16)
+        whole = len(words) // BLOCK
+        size, count = self.block_bytes(BLOCK), whole * BLOCK
+        if whole:
+            blocks = encoded[: whole * size].view(whole, size)
+            self._decode_blocks_on(blocks, words[:count].view(whole, BLOCK))
+        if count < len(words):
+            self._decode_blocks_on(encoded[None, whole * size :], words[None, count:])
 
     @classmethod
     @override
@@ -116,13 +127,14 @@ class Lossless(Codec):
         codec = cls(lowest, int(most))
         layout = Layout(weight.dtype, tuple(weight.shape))
         encoded = np.empty(codec.nbytes(layout), np.uint8)
-        size = codec._block_bytes(BLOCK)
+        size = codec.block_bytes(BLOCK)
         for number, block in enumerate(blocks):
             made = codec._encode_block(block)
             encoded[number * size : number * size + len(made)] = made
         return codec, {"": torch.from_numpy(encoded)}
 
-    def _block_bytes(self, elements: int) -> int:
+    def block_bytes(self, elements: int) -> int:
+        """Bytes of a block of so many elements."""
         return elements + -(-elements // 2) + 3 * self.outliers
 
     def _encode_block(self, words: Words) -> Bytes:
@@ -162,6 +174,19 @@ class Lossless(Codec):
         np.bitwise_or(words, exponents, out=words)
         if self.outliers:
             self._put_outliers(blocks[:, n + half :], words)
+
+    def _decode_blocks_on(self, blocks: torch.Tensor, words: torch.Tensor) -> None:
+        """Blocks of the same size: their bytes [blocks, bytes], and elements [blocks, n]."""
+        n = words.shape[1]
+        half = -(-n // 2)
+        pairs, lists = blocks[:, n : n + half], blocks[:, n + half :].int()
+        places = torch.cat([pairs & LOW_BITS, pairs >> 4], dim=1)[:, :n].int()
+        exponents = torch.where(places > 0, places + (self.lowest - 1), 0)
+        if m := self.outliers:
+            positions = lists[:, : 2 * m : 2] | lists[:, 1 : 2 * m : 2] << 8
+            exponents.scatter_(1, positions.long(), lists[:, 2 * m :])
+        low = blocks[:, :n].int()
+        words.copy_((low & 0x80) << 8 | exponents << MANTISSA_BITS | low & 0x7F)
 
     def _put_outliers(self, lists: Bytes, words: Words) -> None:
         """Of each block, the exponents that are listed behind its elements."""

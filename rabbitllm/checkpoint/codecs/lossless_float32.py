@@ -69,6 +69,18 @@ class LosslessFloat32(Codec):
             self.upper.decode([coded], made, room)
             some[:] = made.view(np.uint16)
 
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        upper = torch.empty(len(target) // 2, dtype=torch.uint8, device=target.device)
+        self.upper.decode_on(stored[:1], upper)
+        self.join(upper, stored[1], target)
+
+    @staticmethod
+    def join(upper: torch.Tensor, low: torch.Tensor, target: torch.Tensor) -> None:
+        """Puts the halves of elements in their places; all uint8."""
+        halves = target.view(torch.int16).view(-1, 2)
+        halves[:, 0], halves[:, 1] = low.view(torch.int16), upper.view(torch.int16)
+
     @classmethod
     @override
     def expected(cls, weight: Layout) -> Self | None:

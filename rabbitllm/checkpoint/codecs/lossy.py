@@ -66,6 +66,10 @@ class Lossy(Codec):
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
         self.codes.decode(stored, target, scratch)
 
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        self.codes.decode_on(stored, target)
+
     @classmethod
     @override
     def expected(cls, weight: Layout) -> Self | None:

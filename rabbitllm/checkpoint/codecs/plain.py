@@ -27,6 +27,10 @@ class Plain(Codec):
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
         target[:] = stored[0]
 
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        target.copy_(stored[0], non_blocking=True)
+
     @classmethod
     @override
     def expected(cls, weight: Layout) -> Self | None:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, elements
 from rabbitllm.checkpoint.codecs.floats import Floats, round_to, write
-from rabbitllm.checkpoint.codecs.values import VALUES, exponents, pairs
+from rabbitllm.checkpoint.codecs.values import VALUES, exponents, pairs, table
 
 AT_ONCE = 1 << 17
 """Elements that one instruction of numpy works on: they and what they become stay in the cache."""
@@ -136,6 +136,40 @@ class Scaled(Codec):
             place = made[first // matrix, first % matrix :][: last - first]
             write(values, SCALES[self.dtype], place, spare)
             first = last
+
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        codes = stored[0].view(-1, self._row_bytes)
+        if self._in_byte == 2:
+            halves = (codes >> 4, codes & 0xF) if self.high_first else (codes & 0xF, codes >> 4)
+            codes = torch.stack(halves, dim=-1).view(len(codes), -1)
+        values = table(self.kind, target.device)[codes.int()]
+        block = torch.arange(len(codes), device=target.device) // self.rows
+        if self.zeros:
+            words = stored[2].view(torch.int32).view(-1, 1, self._blocks)
+            shifts = torch.arange(0, 32, 4, device=target.device).view(1, -1, 1)
+            zeros = table(self.kind, target.device)[words >> shifts & 0xF].view(-1, self._blocks)
+            values -= self._wide(zeros[: len(codes)])
+        values *= self._wide(self._scales_on(stored[1])[block])
+        if self.rounded != "float32":
+            values = values.to(SCALES[self.rounded])
+        values = values.to(SCALES[self.dtype])
+        if self.transposed:
+            values = values.view(-1, self.transposed, self.columns).transpose(1, 2)
+        target.view(SCALES[self.dtype]).view(values.shape).copy_(values)
+
+    def _wide(self, of_blocks: torch.Tensor) -> torch.Tensor:
+        """Of each column what is its block's: [rows, blocks] -> [rows, columns]."""
+        return of_blocks.repeat_interleave(self.width, dim=1)[:, : self.columns]
+
+    def _scales_on(self, stored: torch.Tensor) -> torch.Tensor:
+        """The scales: float32 [rows of blocks, blocks]."""
+        scales = stored.view(SCALES[self.scale])
+        if self.scale == E8M0:
+            powers = scales.int()
+            bits = torch.where(powers == 0, 0x400000, powers << 23)
+            scales = torch.where(powers == 255, 0x7FC00000, bits).view(torch.float32)
+        return scales.float().view(-1, self._blocks)
 
     @property
     def _in_byte(self) -> int:

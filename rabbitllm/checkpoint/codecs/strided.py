@@ -55,3 +55,8 @@ class Strided(Codec):
         shape, strides = (*self.shape, self.itemsize), (*self.strides, 1)
         view = np.lib.stride_tricks.as_strided(stored[0], shape, strides, writeable=False)
         target.reshape(shape)[...] = view
+
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        shape, strides = (*self.shape, self.itemsize), (*self.strides, 1)
+        target.view(shape).copy_(stored[0].as_strided(shape, strides))

@@ -1,5 +1,7 @@
 """What codes of 4 and 8 bits stand for, before they are scaled."""
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -59,6 +61,12 @@ def pairs(kind: str, high_first: bool) -> Floats:
     values, byte = VALUES[kind], np.arange(256)
     halves = (byte >> 4, byte & 0xF) if high_first else (byte & 0xF, byte >> 4)
     return np.stack([values[half] for half in halves], axis=1)
+
+
+@cache
+def table(kind: str, device: torch.device) -> torch.Tensor:
+    """`VALUES` of a kind on a device."""
+    return torch.from_numpy(VALUES[kind]).to(device)
 
 
 def exponents(scales: npt.NDArray[np.uint8]) -> Floats:

@@ -98,6 +98,29 @@ class Words(Codec):
                 round_to(values, SCALES[self.scale], spare)
             write(values, SCALES[self.dtype], made[some], spare)
 
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        device, mask = target.device, 2**self.bits - 1
+        made = target.view(SCALES[self.dtype]).view(-1, self.columns)
+        packed, packed_zeros = (tensor.view(torch.int32) for tensor in stored[:2])
+        shifts = torch.arange(0, WORD, self.bits, device=device)
+        across = (
+            shifts[torch.tensor(ORDER, device=device).argsort()] if self.interleaved else shifts
+        )
+        if self.interleaved:
+            codes = packed.view(self.columns, -1, 1) >> across & mask
+        else:
+            codes = packed.view(-1, 1, len(made)) >> shifts.view(1, -1, 1) & mask
+        zeros = (packed_zeros.view(self._groups, -1, 1) >> across & mask) + self.added
+        scales = stored[2].view(SCALES[self.scale]).view(self._groups, -1).float()
+        if self.indexed:
+            group = stored[3].view(torch.int32)
+        else:
+            group = torch.arange(self.columns, device=device) // self.group
+        zeros = zeros.view(self._groups, -1)[group]
+        values = (codes.view(self.columns, -1) - zeros).float() * scales[group]
+        made.copy_(values.to(SCALES[self.scale]).t())
+
     @property
     def _many(self) -> int:
         """Codes in a word."""

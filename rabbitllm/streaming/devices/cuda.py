@@ -1,6 +1,7 @@
 """Streaming on a CUDA device: from pinned host memory, by a copy stream."""
 
 import os
+import threading
 from concurrent.futures import Future
 from contextlib import ExitStack
 
@@ -8,20 +9,18 @@ import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
+from rabbitllm.streaming.devices.decoder import Decoder, decoding_bytes
+from rabbitllm.streaming.devices.encoded import Encoded, encode, room_for
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import Memory
 from rabbitllm.streaming.weights import Stage
 
-COPY = 64 << 20
-"""Bytes of one asynchronous copy. All streams share one copy engine, first come, first served: what
-the model itself copies between two tokens (ids, positions) must not wait behind a whole stage.
-Copies of a quarter of this cost 1% of the link (H100, PCIe 5)."""
-
 
 class CudaTransfer(Transfer):
-    """Copies from pinned host memory on a stream of its own.
+    """Copies from pinned host memory, as weights are stored, and decodes on the device.
 
     Stages in host memory are copied asynchronously, enqueued by the caller. Stages on disk pass
     through pinned staging buffers, one for each slot, filled by threads. Events order copies and
@@ -37,7 +36,9 @@ class CudaTransfer(Transfer):
 
     def __init__(self, reader: Reader, meter: Meter, device: torch.device) -> None:
         super().__init__(reader, meter, device)
-        self._stream = torch.cuda.Stream(device)
+        self._decoder = Decoder(device, room_for(reader.entries.values()), self.allocate)
+        self._bringing = threading.Lock()  # the decoder serves one stage at a time
+        self._encoded: dict[str, Encoded] = {}
         self._pinned: dict[str, torch.Tensor] = {}
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
@@ -60,6 +61,11 @@ class CudaTransfer(Transfer):
     def total(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[1]
 
+    @staticmethod
+    @override
+    def decoding_bytes(room: int) -> int:
+        return decoding_bytes(room)
+
     @override
     def mark(self) -> Mark:
         return self._mark(torch.cuda.current_stream(self.device))
@@ -74,7 +80,7 @@ class CudaTransfer(Transfer):
     def close(self) -> None:
         super().close()
         if os.getpid() == self._process:
-            self._stream.synchronize()
+            self._decoder.synchronize()
             self._unlocking.close()
 
     @override
@@ -90,8 +96,18 @@ class CudaTransfer(Transfer):
         if memory == "disk":
             super().open(stage, memory)
         else:
-            self._pinned[stage.name] = pinned_buffer(stage.nbytes, self._unlocking)
+            size = self._encode(stage).nbytes
+            self._pinned[stage.name] = pinned_buffer(size, self._unlocking)
             self.read(stage, self._pinned[stage.name])
+
+    def _encode(self, stage: Stage) -> Encoded:
+        if stage.name not in self._encoded:
+            self._encoded[stage.name] = encode(stage, self.reader.entries)
+        return self._encoded[stage.name]
+
+    @override
+    def _cut(self, stage: Stage, direct: bool) -> Reads:
+        return self.reader.cut_tensors(self._encode(stage).reads, direct)
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Device memory for weights: uint8 [nbytes], aligned."""
@@ -99,10 +115,18 @@ class CudaTransfer(Transfer):
 
     @override
     def resident(self, stage: Stage, in_place: bool) -> list[torch.Tensor]:
-        source, target = host_buffer(stage.nbytes), self.allocate(stage.nbytes)
+        encoded, target = self._encode(stage), self.allocate(stage.nbytes)
+        source = host_buffer(encoded.nbytes)
         self.read(stage, source)
-        target.copy_(source)
+        self._decoder.bring(encoded, source, target, self._here(), torch.cuda.Event())
+        self._decoder.synchronize()
         return views(stage, target)
+
+    def _here(self) -> torch.cuda.Event:
+        """When what is launched already has run."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
     @override
     def slot(self, nbytes: int, staging: int) -> Slot:
@@ -119,7 +143,7 @@ class CudaTransfer(Transfer):
         stage = load.stage
         hosted = stage.name in self._pinned
         from_disk = 0 if hosted else stage.stored_nbytes
-        self.meter.load(stage.name, from_disk=from_disk, to_device=stage.nbytes)
+        self.meter.load(stage.name, from_disk=from_disk, to_device=self._encode(stage).nbytes)
         if not hosted:
             return self._workers.submit(self._read_and_copy, load, slot)
         with slot.filling:
@@ -147,16 +171,13 @@ class CudaTransfer(Transfer):
             self._copy(slot.staging, load.stage, slot)
 
     def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot) -> None:
-        if id(slot) in self._computed:
-            self._stream.wait_event(self._computed[id(slot)])
-        begun = self._mark(self._stream) if self.meter.profiling else None
-        with torch.cuda.stream(self._stream):
-            for begin in range(0, stage.nbytes, COPY):
-                part = slice(begin, min(begin + COPY, stage.nbytes))
-                slot.buffer[part].copy_(source[part], non_blocking=True)
-        if begun is not None:
-            self.meter.copy(stage.name, begun, self._mark(self._stream))
-        self._copied.setdefault(id(slot), torch.cuda.Event()).record(self._stream)
+        done = self._copied.setdefault(id(slot), torch.cuda.Event())
+        free, encoded = self._computed.get(id(slot)), self._encode(stage)
+        with self._bringing:
+            begun = self._mark(self._decoder.copying) if self.meter.profiling else None
+            self._decoder.bring(encoded, source, slot.buffer, free, done)
+            if begun is not None:
+                self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
 
 
 _DONE: Future[None] = Future()

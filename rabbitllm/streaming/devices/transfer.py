@@ -118,6 +118,15 @@ class Transfer(ABC):
     def total(device: torch.device) -> int:
         """Bytes of its memory: what a budget in percent is a share of."""
 
+    @staticmethod
+    def decoding_bytes(room: int) -> int:
+        """Bytes that decoding takes on the device.
+
+        Args:
+            room: what portions take before they are decoded: see `encoded.room_for`.
+        """
+        return 0
+
     @abstractmethod
     def mark(self) -> Mark:
         """This moment: on a device that runs behind the host, when it gets here."""
@@ -163,21 +172,24 @@ class Transfer(ABC):
             OSError: a file cannot be opened.
         """
         assert memory == "disk", f"{self.device} has no other memory for what moves"
-        self._reads[stage.name] = self.reader.cut(stage.offsets, direct=True)
+        self._reads[stage.name] = self._cut(stage, direct=True)
 
     def read(self, stage: Stage, buffer: torch.Tensor) -> None:
-        """Fills a buffer with a stage's weights, as the stage lays them out.
+        """Fills a buffer on the host with a stage, as it travels to the device.
 
         Args:
             stage: what to read.
-            buffer: uint8 in host memory, at least `stage.nbytes`.
+            buffer: uint8, as large as that is.
 
         Raises:
             CheckpointError: a file is not what it was, or what is encoded in it is damaged.
         """
-        once = stage.name not in self._reads
-        reads = self.reader.cut(stage.offsets, direct=False) if once else self._reads[stage.name]
-        self.reader.fill(buffer, reads)
+        reads = self._reads.get(stage.name)
+        self.reader.fill(buffer, reads or self._cut(stage, direct=False))
+
+    def _cut(self, stage: Stage, direct: bool) -> Reads:
+        """The reads that bring a stage, as it travels; on a CPU, as it computes."""
+        return self.reader.cut(stage.offsets, direct)
 
     @abstractmethod
     def resident(self, stage: Stage, in_place: bool) -> list[torch.Tensor]:

@@ -147,7 +147,7 @@ def test_on_a_gpu_host_memory_is_another(checkpoint: Callable[..., Path]) -> Non
     assert least.away("host")
     assert not plans["100% of the weights"].streamed("host", "disk")
     limits = Limits(disk=1e-3, pinned=2e-3, compute=1e9)
-    row = plan_module._row("min", staged, least, limits, {})
+    row = plan_module._row("min", staged, least, limits)
     hosted = sum(staged.sizes[name] for name in least.away("host"))
     on_disk = sum(staged.sizes[name] for name in least.streamed("disk"))
     assert row["host memory"] == f"{format_size(hosted)} ({len(least.away('host'))})"

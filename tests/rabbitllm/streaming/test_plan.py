@@ -33,6 +33,11 @@ class Part:
     nbytes: int
     pinned: bool = False
     slotless: bool = False
+    saved: int = 0
+
+    @property
+    def stored_nbytes(self) -> int:
+        return self.nbytes - self.saved
 
 
 def parts(sizes: Mapping[str, int], base: int = 0, slotless: Collection[str] = ()) -> list[Part]:
@@ -183,8 +188,9 @@ def test_one_outsize_stage_takes_one_outsize_slot() -> None:
 
 
 def test_staging_is_for_what_is_on_disk_and_fits_the_slot() -> None:
-    assert staging_sizes((900, 100), [100, 60]) == [100, 100]
-    assert staging_sizes((900, 100), [900, 60]) == [900, 60]
+    assert staging_sizes((900, 100), [(100, 100), (60, 60)]) == [100, 100]
+    assert staging_sizes((900, 100), [(900, 900), (60, 60)]) == [900, 60]
+    assert staging_sizes((900, 100), [(900, 400), (60, 50)]) == [400, 50]
     assert staging_sizes((900, 100), []) == [0, 0]
 
 

@@ -49,6 +49,11 @@ class Halves(Codec):
         target[1::2] = stored[0]
         target[::2] = stored[1] ^ self.mask
 
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        target[1::2] = stored[0]
+        target[::2] = stored[1] ^ self.mask
+
     @classmethod
     @override
     def expected(cls, weight: Layout) -> Self | None:
@@ -113,8 +118,7 @@ def test_it_is_read_in_parts(
     stored = {f"w{suffix}": tensor for suffix, tensor in tensors.items()}
     save_file(stored | {"a": torch.zeros(3)}, file, codecs.to_header({"w": (codec, about)}))
     reader = Reader(read_header(file))
-    stage = Stage("stage", (), (Weight("w", (), weight.dtype, weight.shape, 0, None, codec),))
-    assert stage.stored_nbytes == stage.nbytes
+    stage = Stage("stage", (), (Weight("w", (), weight.dtype, weight.shape),))
     buffer = torch.zeros(stage.nbytes, dtype=torch.uint8)
     asked = reader.cut(stage.offsets, direct)
     assert len(asked.chunks) > 1

@@ -8,10 +8,12 @@ soon as the events that they wait for allow it. What is not ordered then comes o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +21,13 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, nbytes
+from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import host_buffer
-from rabbitllm.streaming.devices import CudaTransfer, cuda
+from rabbitllm.streaming.devices import CudaTransfer, cuda, decoder, encoded
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
@@ -32,6 +37,7 @@ WIDTH = 16
 NBYTES = WIDTH * WIDTH * 4
 ORDERS = ["01234", "43210", "20413", "0011", "3"]
 INPUT = torch.randn(3, WIDTH)
+WRITES = (torch.Tensor.copy_, torch.Tensor.zero_, torch.Tensor.bitwise_not_)
 
 
 class Device:
@@ -135,7 +141,7 @@ class Memory(torch.Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func not in (torch.Tensor.copy_, torch.Tensor.zero_):
+        if func not in WRITES:
             return super().__torch_function__(func, types, args, kwargs)
 
         def write() -> None:
@@ -146,11 +152,41 @@ class Memory(torch.Tensor):
         return args[0]
 
 
-class Simulated(CudaTransfer):
-    """Brings the weights of a toy model."""
+@dataclass(frozen=True)
+class Inverse(Codec):
+    """Each bit is stored as its opposite, in units of a row."""
 
-    def __init__(self, truth: dict[str, torch.Tensor]) -> None:
-        super().__init__(Reader({}), Meter(), torch.device("cuda", 0))
+    name = "inverse"
+
+    @override
+    def stored(self, weight: Layout) -> Mapping[str, Layout]:
+        return {"": Layout(torch.uint8, (nbytes(weight),))}
+
+    @override
+    def unit(self, weight: Layout) -> Unit:
+        return Unit((WIDTH * 4,), WIDTH * 4)
+
+    @override
+    def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
+        target[:] = ~stored[0]
+
+    @override
+    def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        target.copy_(stored[0]).bitwise_not_()
+
+
+def entry(values: torch.Tensor, encoded: bool) -> TensorEntry:
+    place = Extent(Path("weights"), 0, values.nbytes)
+    codec = Inverse() if encoded else PLAIN
+    return TensorEntry((place,), values.dtype, tuple(values.shape), codec)
+
+
+class Simulated(CudaTransfer):
+    """Brings the weights of a toy model, some of them encoded."""
+
+    def __init__(self, truth: dict[str, torch.Tensor], coded: str) -> None:
+        entries = {name: entry(values, name in coded) for name, values in truth.items()}
+        super().__init__(Reader(entries), Meter(), torch.device("cuda", 0))
         self.truth = truth
 
     @override
@@ -161,7 +197,8 @@ class Simulated(CudaTransfer):
 
     @override
     def read(self, stage: Stage, buffer: torch.Tensor) -> None:
-        buffer.copy_(self.truth[stage.name].view(torch.uint8).reshape(-1))
+        values = self.truth[stage.name].view(torch.uint8).reshape(-1)
+        buffer.copy_(values if self.reader.entries[stage.name].plain else ~values)
 
     @override
     def mark(self) -> float:
@@ -189,14 +226,14 @@ class Block(nn.Module):
 
 
 class Toy:
-    """Blocks that stream, some of them from disk.
+    """Blocks that stream, some of them from disk, some of them encoded.
 
     Attributes:
         device: where they compute.
         blocks: of which an order names those that a forward runs.
     """
 
-    def __init__(self, device: Device, on_disk: str) -> None:
+    def __init__(self, device: Device, on_disk: str, coded: str) -> None:
         self.device = device
         self.truth = {str(i): torch.randn(WIDTH, WIDTH) for i in range(5)}
         self.blocks = {name: Block() for name in self.truth}
@@ -205,7 +242,7 @@ class Toy:
             Stage(name, (block,), (Weight(name, (Owner(block, "weight"),), torch.float32, shape),))
             for name, block in self.blocks.items()
         ]
-        moving = Simulated(self.truth)
+        moving = Simulated(self.truth, coded)
         for stage in stages:
             if stage.name not in on_disk:
                 moving.open(stage, "host")
@@ -246,21 +283,32 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     monkeypatch.setattr(torch.cuda, "stream", made.using)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
-    monkeypatch.setattr(cuda, "COPY", NBYTES // 3)
+    monkeypatch.setattr(decoder, "COPY", NBYTES // 3)
+    monkeypatch.setattr(encoded, "PORTION", NBYTES // 5)
     return made
 
 
-@pytest.mark.parametrize("on_disk", ["", "01234", "024"], ids=["host", "disk", "both"])
-def test_answers_are_right_however_far_the_host_is_ahead(device: Device, on_disk: str) -> None:
-    toy = Toy(device, on_disk)
+ON_DISK = pytest.mark.parametrize("on_disk", ["", "01234", "024"], ids=["host", "disk", "both"])
+STORED = pytest.mark.parametrize("coded", ["", "01234", "134"], ids=["plain", "encoded", "mixed"])
+
+
+@ON_DISK
+@STORED
+def test_answers_are_right_however_far_the_host_is_ahead(
+    device: Device, on_disk: str, coded: str
+) -> None:
+    toy = Toy(device, on_disk, coded)
     for order in ORDERS:
         toy.check([order] * 3)
     toy.check(ORDERS)
 
 
-@pytest.mark.parametrize("on_disk", ["", "01234", "024"], ids=["host", "disk", "both"])
-def test_the_answer_behind_an_interrupt_of_any_call_is_right(device: Device, on_disk: str) -> None:
-    toy = Toy(device, on_disk)
+@ON_DISK
+@STORED
+def test_the_answer_behind_an_interrupt_of_any_call_is_right(
+    device: Device, on_disk: str, coded: str
+) -> None:
+    toy = Toy(device, on_disk, coded)
     for call in count(1):
         device.calls, device.interrupt_at = 0, call
         try:

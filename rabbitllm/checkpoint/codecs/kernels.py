@@ -1,0 +1,277 @@
+"""Decoding on a CUDA device by Triton: the same bits as `Codec.decode` and `Codec.decode_on`.
+
+A kernel reads what is stored and writes the weight, once each: decoding takes a few percent of the
+time in which the link brings the bytes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from rabbitllm.checkpoint.codecs.blockwise import PART, Nested, Rows
+from rabbitllm.checkpoint.codecs.codec import Codec
+from rabbitllm.checkpoint.codecs.lossless import BLOCK, Lossless
+from rabbitllm.checkpoint.codecs.lossless_float32 import LosslessFloat32
+from rabbitllm.checkpoint.codecs.lossy import EightBit, FourBit, Lossy
+from rabbitllm.checkpoint.codecs.scaled import E8M0, SCALES, Scaled
+from rabbitllm.checkpoint.codecs.values import table
+from rabbitllm.checkpoint.codecs.words import Words
+
+ROWS, COLUMNS = 32, 128
+"""Elements that one program makes."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rounded(values, MIDDLE: tl.constexpr):
+    if MIDDLE == "bfloat16":
+        values = values.to(tl.bfloat16).to(tl.float32)
+    if MIDDLE == "float16":
+        values = values.to(tl.float16).to(tl.float32)
+    return values
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scaled(
+    codes,
+    scales,
+    zeros,
+    values,
+    out,
+    rows,
+    columns,
+    blocks,
+    height,
+    width,
+    matrix,
+    factor,
+    TWO: tl.constexpr,
+    HIGH_FIRST: tl.constexpr,
+    EXPONENTS: tl.constexpr,
+    ZEROS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    MIDDLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (r < rows) & (c < columns)
+    # Bytes of codes, and what they share: of two codes in a byte the scale is the same.
+    byte, stride = c, columns
+    if TWO:
+        byte = tl.program_id(1) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)[None, :]
+        stride = columns // 2
+    there = (r < rows) & (byte < stride)
+    code = tl.load(codes + r * stride + byte, there, 0).to(tl.int32)
+    column = byte * 2 if TWO else byte
+    block = r // height * blocks + column // width
+    if EXPONENTS:
+        power = tl.load(scales + block, there, 0).to(tl.int32)
+        bits = tl.where(power == 0, 0x400000, power << 23)
+        scale = tl.where(power == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+    else:
+        scale = tl.load(scales + block, there, 0).to(tl.float32)
+    zero = 0.0
+    if ZEROS:
+        word = tl.load(zeros + r // 8 * blocks + column // width, there, 0)
+        zero = tl.load(values + (word >> r % 8 * 4 & 15))
+    if TWO:
+        low = (tl.load(values + (code & 15)) - zero) * scale * factor
+        high = (tl.load(values + (code >> 4)) - zero) * scale * factor
+        made = tl.interleave(high, low) if HIGH_FIRST else tl.interleave(low, high)
+    else:
+        made = (tl.load(values + code) - zero) * scale * factor
+    made = _rounded(made, MIDDLE)
+    if TRANSPOSED:
+        place = r // matrix * matrix * columns + c * matrix + r % matrix
+    else:
+        place = r * columns + c
+    tl.store(out + place, made.to(out.dtype.element_ty), inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _words(
+    words,
+    zeros,
+    scales,
+    index,
+    out,
+    rows,
+    columns,
+    group,
+    added,
+    BITS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    INDEXED: tl.constexpr,
+    MIDDLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (r < rows) & (c < columns)
+    many: tl.constexpr = 32 // BITS
+    mask: tl.constexpr = 2**BITS - 1
+    row = r % many * BITS
+    if INTERLEAVED:
+        row = (r % 8 // 2 + r % 2 * 4) * BITS
+        code = tl.load(words + c * (rows // many) + r // many, inside, 0) >> row & mask
+    else:
+        code = tl.load(words + c // many * rows + r, inside, 0) >> c % many * BITS & mask
+    g = tl.load(index + c, c < columns, 0) if INDEXED else c // group
+    zero = (tl.load(zeros + g * (rows // many) + r // many, inside, 0) >> row & mask) + added
+    scale = tl.load(scales + g * rows + r, inside, 0).to(tl.float32)
+    made = _rounded((code - zero).to(tl.float32) * scale, MIDDLE)
+    tl.store(out + r * columns + c, made.to(out.dtype.element_ty), inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _lossless(stored, out, size, n, lowest, AT_ONCE: tl.constexpr):
+    block = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
+    half = (n + 1) // 2
+    inside = i < n
+    upper = i >= half
+    start = stored + block * size
+    low = tl.load(start + i, inside, 0).to(tl.int32)
+    pair = tl.load(start + n + tl.where(upper, i - half, i), inside, 0).to(tl.int32)
+    place = tl.where(upper, pair >> 4, pair & 15)
+    exponent = tl.where(place == 0, 0, place + lowest - 1)
+    word = (low & 0x80) << 8 | exponent << 7 | low & 0x7F
+    tl.store(out + block * n + i, word.to(tl.int16), inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _outliers(stored, out, size, n, count, AT_ONCE: tl.constexpr):
+    block = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
+    lists = stored + block * size + n + (n + 1) // 2
+    inside = i < count
+    position = tl.load(lists + 2 * i, inside, 0).to(tl.int32)
+    position |= tl.load(lists + 2 * i + 1, inside, 0).to(tl.int32) << 8
+    exponent = tl.load(lists + 2 * count + i, inside, 0).to(tl.int32)
+    inside &= position < n
+    word = tl.load(out + block * n + position, inside, 0).to(tl.int32) & 0x807F
+    tl.store(out + block * n + position, (word | exponent << 7).to(tl.int16), inside)
+
+
+def scaled(
+    codec: Scaled, stored: Sequence[torch.Tensor], target: torch.Tensor, factor: float = 1.0
+) -> None:
+    """Decodes what `Scaled` stores; arguments as `Codec.decode_on`.
+
+    Args:
+        codec: see there.
+        stored: see there.
+        target: see there.
+        factor: products of codes and scales are multiplied by it.
+    """
+    two = len(table(codec.kind, target.device)) == 16
+    rows = stored[0].numel() * (1 + two) // codec.columns
+    zeros = stored[2].view(torch.int32) if codec.zeros else stored[0]
+    _scaled[_tiles(rows, codec.columns)](
+        stored[0],
+        stored[1].view(SCALES[codec.scale]),
+        zeros,
+        table(codec.kind, target.device),
+        target.view(SCALES[codec.dtype]),
+        rows,
+        codec.columns,
+        -(-codec.columns // codec.width),
+        codec.rows,
+        codec.width,
+        codec.transposed,
+        factor,
+        TWO=two,
+        HIGH_FIRST=codec.high_first,
+        EXPONENTS=codec.scale == E8M0,
+        ZEROS=codec.zeros,
+        TRANSPOSED=codec.transposed > 0,
+        MIDDLE=codec.rounded,
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+    )
+
+
+def words(codec: Words, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """Decodes what `Words` stores; arguments as `Codec.decode_on`."""
+    packed, zeros = (tensor.view(torch.int32) for tensor in stored[:2])
+    made = target.view(SCALES[codec.dtype])
+    rows = made.numel() // codec.columns
+    _words[_tiles(rows, codec.columns)](
+        packed,
+        zeros,
+        stored[2].view(SCALES[codec.scale]),
+        stored[3].view(torch.int32) if codec.indexed else packed,
+        made,
+        rows,
+        codec.columns,
+        codec.group,
+        codec.added,
+        BITS=codec.bits,
+        INTERLEAVED=codec.interleaved,
+        INDEXED=codec.indexed,
+        MIDDLE=codec.scale,
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+    )
+
+
+def lossless(codec: Lossless, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """Decodes what `Lossless` stores; arguments as `Codec.decode_on`."""
+    made, at_once = target.view(torch.int16), ROWS * COLUMNS
+    blocks, rest = divmod(made.numel(), BLOCK)
+    size = codec.block_bytes(BLOCK)
+    for begin, count, n in ((0, blocks, BLOCK), (blocks, 1, rest)):
+        if not (count and n):
+            continue
+        source, words_of = stored[0][begin * size :], made[begin * BLOCK :]
+        grid = count, triton.cdiv(n, at_once)
+        _lossless[grid](source, words_of, size, n, codec.lowest, AT_ONCE=at_once)
+        if codec.outliers:
+            grid = count, triton.cdiv(codec.outliers, at_once)
+            _outliers[grid](source, words_of, size, n, codec.outliers, AT_ONCE=at_once)
+
+
+def lossless_float32(
+    codec: LosslessFloat32, stored: Sequence[torch.Tensor], target: torch.Tensor
+) -> None:
+    """Decodes what `LosslessFloat32` stores; arguments as `Codec.decode_on`."""
+    upper = torch.empty(len(target) // 2, dtype=torch.uint8, device=target.device)
+    lossless(codec.upper, stored[:1], upper)
+    codec.join(upper, stored[1], target)
+
+
+def nested(codec: Nested, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """Decodes what `Nested` stores; arguments as `Codec.decode_on`."""
+    scaled(codec.codes, [stored[0], codec.scales_on(stored)], target)
+
+
+def rows(codec: Rows, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """Decodes what `Rows` stores; arguments as `Codec.decode_on`."""
+    scaled(codec.codes, stored, target, float(PART))
+
+
+def lossy(codec: Lossy, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """Decodes what `Lossy` stores; arguments as `Codec.decode_on`."""
+    scaled(codec.codes, stored, target)
+
+
+def _tiles(rows: int, columns: int) -> tuple[int, int]:
+    return triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS)
+
+
+KERNELS: dict[type[Codec], Callable[[Any, Sequence[torch.Tensor], torch.Tensor], None]] = {
+    Scaled: scaled,
+    Words: words,
+    Lossless: lossless,
+    LosslessFloat32: lossless_float32,
+    Nested: nested,
+    Rows: rows,
+    EightBit: lossy,
+    FourBit: lossy,
+}
+"""Codec -> what decodes its weights."""

@@ -1,0 +1,163 @@
+"""A stage as it is stored, in one buffer on the host, and how it becomes weights on a device.
+
+What is decoded together lies together there, so that one copy brings many weights, or a part of a
+large one: a copy for each stored tensor would cost the host more time than the link takes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from rabbitllm.checkpoint.codecs.codec import BOUNDARY, Codec, nbytes, padded
+from rabbitllm.checkpoint.codecs.plain import PLAIN
+from rabbitllm.checkpoint.reads import spans
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry
+from rabbitllm.streaming.weights import Stage, Weight, align
+
+PORTION = 32 << 20
+"""Bytes of what is stored that cross the link at once, unless a codec's unit is larger."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some units of a weight.
+
+    Attributes:
+        codec: how they are stored.
+        sources: where they are, for each of the weight's stored tensors, behind the start of the
+            portion.
+        target: their bytes in the stage's buffer on the device.
+    """
+
+    codec: Codec
+    sources: tuple[slice, ...]
+    target: slice
+
+
+class Portion(NamedTuple):
+    """What crosses the link at once: pieces to decode, or bytes that are stored as they compute.
+
+    Attributes:
+        source: its bytes in the host's buffer.
+        pieces: what it consists of; none where the bytes are as they compute.
+        target: then, where they go in the stage's buffer on the device.
+    """
+
+    source: slice
+    pieces: tuple[Piece, ...]
+    target: slice = slice(0)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """How a stage lies in the host's buffer.
+
+    Attributes:
+        nbytes: of the buffer.
+        reads: what to read, and to which byte of the buffer.
+        portions: what becomes of it, in the order of the stage's weights.
+    """
+
+    nbytes: int
+    reads: tuple[tuple[WeightEntry, int], ...]
+    portions: tuple[Portion, ...]
+
+
+def encode(stage: Stage, entries: Mapping[str, WeightEntry]) -> Encoded:
+    """Lays a stage's stored bytes out; what is stored plain lies as it will on the device.
+
+    Args:
+        stage: whose.
+        entries: weight name -> where it lies.
+    """
+    layout = _Layout()
+    for weight in stage.weights:
+        entry = entries[weight.name]
+        if entry.plain:
+            layout.add_plain(weight, entry)
+        else:
+            layout.add(weight, entry)
+    return Encoded(layout.place, tuple(layout.reads), tuple(layout.portions))
+
+
+def kept_bytes(entry: WeightEntry) -> int:
+    """Bytes that an encoded weight takes in the host's buffer."""
+    cuts = (sizes for part in entry.parts for sizes, _ in _cut(part))
+    return sum(padded(stored.nbytes) for sizes in cuts for stored in sizes)
+
+
+def room_for(entries: Iterable[WeightEntry]) -> int:
+    """Bytes that portions of these weights take before they are decoded; 0 if all are plain."""
+    encoded = (part for entry in entries for part in entry.parts if not part.plain)
+    largest = max(map(_unit_room, encoded), default=0)
+    return max(PORTION, largest) if largest else 0
+
+
+class _Layout:
+    """A buffer that fills up."""
+
+    def __init__(self) -> None:
+        self.place = 0
+        self.reads: list[tuple[WeightEntry, int]] = []
+        self.portions: list[Portion] = []
+
+    def add_plain(self, weight: Weight, entry: WeightEntry) -> None:
+        """Adds a weight, padding included, to the bytes in front of it where both follow them."""
+        self.reads.append((entry, self.place))
+        size = align(weight.nbytes)
+        source = slice(self.place, self.place + size)
+        target = slice(weight.offset, weight.offset + size)
+        if self.portions and not self.portions[-1].pieces:
+            before = self.portions[-1]
+            if (before.source.stop, before.target.stop) == (source.start, target.start):
+                source = slice(before.source.start, source.stop)
+                target = slice(before.target.start, target.stop)
+                self.portions.pop()
+        self.portions.append(Portion(source, (), target))
+        self.place += size
+
+    def add(self, weight: Weight, entry: WeightEntry) -> None:
+        """Adds a weight in pieces."""
+        target = weight.offset
+        for part in entry.parts:
+            for stored, made in _cut(part):
+                self._add_piece(part.codec, stored, slice(target, target + made))
+                target += made
+        self.place = align(self.place)
+
+    def _add_piece(self, codec: Codec, stored: list[Extent], target: slice) -> None:
+        begin, size = self.place, sum(padded(extent.nbytes) for extent in stored)
+        start = begin
+        pieces: tuple[Piece, ...] = ()
+        if self.portions and self.portions[-1].pieces:
+            before = self.portions[-1]
+            if begin + size - before.source.start <= PORTION:
+                start, pieces = before.source.start, before.pieces
+                self.portions.pop()
+        sources = []
+        for extent in stored:
+            raw = TensorEntry((extent,), torch.uint8, (extent.nbytes,), PLAIN)
+            self.reads.append((raw, self.place))
+            sources.append(slice(self.place - start, self.place - start + extent.nbytes))
+            self.place += padded(extent.nbytes)
+        piece = Piece(codec, tuple(sources), target)
+        self.portions.append(Portion(slice(start, self.place), (*pieces, piece)))
+
+
+def _unit_room(part: TensorEntry) -> int:
+    """Bytes that one unit takes, each of its stored tensors on a boundary."""
+    sizes = zip(part.codec.unit(part.layout).stored, part.stored, strict=True)
+    return sum((size or stored.nbytes) + BOUNDARY for size, stored in sizes)
+
+
+def _cut(part: TensorEntry) -> Iterator[tuple[list[Extent], int]]:
+    """A tensor in pieces: where its stored tensors' bytes lie, and how many they decode to."""
+    unit, total = part.codec.unit(part.layout), nbytes(part.layout)
+    step, count = max(1, PORTION // _unit_room(part)), -(-total // unit.decoded)
+    for first in range(0, count, step):
+        last = min(count, first + step)
+        found = zip(spans(part, first, last), part.stored, strict=True)
+        cut = [Extent(s.file, s.start, s.stop - s.start, whole.state) for s, whole in found]
+        yield cut, min(last * unit.decoded, total) - first * unit.decoded
