@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rabbitllm import CheckpointError, StreamedModel, adapters
-from rabbitllm.adapters import SETTINGS, WEIGHTS, Adapter, find_adapter
+from rabbitllm.adapters import WEIGHTS, Adapter, find_adapter
+from rabbitllm.checkpoint.mistaken import ADAPTER
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(folder: Path, **settings: object) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps(settings))
+    (folder / ADAPTER).write_text(json.dumps(settings))
     (folder / WEIGHTS).touch()
     return folder
 
@@ -64,8 +65,8 @@ def test_an_adapter_without_a_base_is_named(tmp_path: Path, settings: dict[str, 
 
 @pytest.mark.usefixtures("with_peft")
 def test_a_malformed_file_is_named(tmp_path: Path) -> None:
-    (write(tmp_path) / SETTINGS).write_text("{")
-    with pytest.raises(CheckpointError, match=rf"{SETTINGS} is malformed"):
+    (write(tmp_path) / ADAPTER).write_text("{")
+    with pytest.raises(CheckpointError, match=rf"{ADAPTER} is malformed"):
         find_adapter(tmp_path)
 
 
