@@ -79,7 +79,8 @@ class Nested(Codec):
         """The scales of the codes: float32, as uint8."""
         levels, nested = stored[3].view(torch.float32), stored[2].view(torch.float32)
         scales = levels[stored[1].int()]
-        scales *= nested.repeat_interleave(self.block)[: len(scales)]
+        # Not by repeat_interleave, which waits for the device.
+        scales *= nested[:, None].expand(-1, self.block).reshape(-1)[: len(scales)]
         # Two roundings, as of a product and then of a sum: no device may do both in one.
         return scales.add_(self.offset).view(torch.uint8)
 

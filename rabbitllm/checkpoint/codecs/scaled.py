@@ -160,7 +160,8 @@ class Scaled(Codec):
 
     def _wide(self, of_blocks: torch.Tensor) -> torch.Tensor:
         """Of each column what is its block's: [rows, blocks] -> [rows, columns]."""
-        return of_blocks.repeat_interleave(self.width, dim=1)[:, : self.columns]
+        wide = of_blocks[:, :, None].expand(-1, -1, self.width)  # repeat_interleave would wait
+        return wide.reshape(len(of_blocks), -1)[:, : self.columns]
 
     def _scales_on(self, stored: torch.Tensor) -> torch.Tensor:
         """The scales: float32 [rows of blocks, blocks]."""
