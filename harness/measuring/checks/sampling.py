@@ -120,5 +120,5 @@ def ended(subject: Subject, model: Any, end: int) -> Tensor:
         eos_token_id=end,
         pad_token_id=PAD,
     )
-    row: Tensor = made[0, PROMPT:].double()
+    row: Tensor = made[0, PROMPT:].double().cpu()
     return row
