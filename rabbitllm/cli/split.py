@@ -1,8 +1,8 @@
 """Prepare a checkpoint ahead of time, so that loading it is quick.
 
-Fills the layer store, which only checkpoints that cannot be read in place need: others fuse their
-experts, come from an older family, change their dtype, or are to be compressed. A split that was
-stopped goes on where it stopped.
+Fills the layer store, which only checkpoints that cannot be read in place need: those of an older
+family, in another dtype, or to be compressed. A mixture's experts can be read one by one, and are
+put together here. A split that was stopped goes on where it stopped.
 """
 
 import argparse
@@ -32,10 +32,13 @@ def main(arguments: argparse.Namespace) -> int:
     location = prepare_only(arguments, torch.device("cpu")).location
     codec = location.worth_encoding(arguments.compression, read_again=True)
     located = location.locate(arguments.store, arguments.delete_original, codec)
-    files = files_of(located.values())
+    files, own = files_of(located.values()), files_of(location.entries.values())
+    in_pieces = any(len(entry.parts) > 1 and entry.plain for entry in located.values())
+    if files <= own and in_pieces:
+        files = set(location.split(arguments.store, codec).glob("*.safetensors"))
     size = format_size(sum(file.stat().st_size for file in files))
     for folder in sorted({file.parent for file in files}):
-        if location.readable_in_place(arguments.compression):
+        if files <= own:
             print(f"{arguments.model} is read in place from {folder} ({size}): nothing to split")
         else:
             print(f"{arguments.model} is split in {folder} ({len(files)} files, {size})")

@@ -50,6 +50,21 @@ def test_split_says_when_there_is_nothing_to_do(
     assert not root.exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--delete-original",)])
+def test_experts_that_can_be_read_one_by_one_are_put_together(
+    command: Command, copied: Callable[..., Path], root: Path, options: tuple[str, ...]
+) -> None:
+    folder = copied("mixtral")
+    status, out, _ = command("split", folder, "--store", root, *options)
+    assert status == 0
+    (store,) = find_stores(root)
+    assert out.startswith(f"{folder} is split in {store.folder} (5 files, ")
+    assert store.complete
+    assert bool(list(folder.glob("*.safetensors"))) != bool(options)
+    again = command("split", folder, "--store", root)[1]
+    assert ("nothing to split" in again) == bool(options)
+
+
 def test_split_to_another_dtype(
     command: Command, checkpoint: Callable[..., Path], root: Path
 ) -> None:
