@@ -33,7 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
     codec = location.worth_encoding(arguments.compression, read_again=True)
     located = location.locate(arguments.store, arguments.delete_original, codec)
     files, own = files_of(located.values()), files_of(location.entries.values())
-    in_pieces = any(len(entry.parts) > 1 and entry.plain for entry in located.values())
+    weights = located.values()
+    in_pieces = all(w.plain for w in weights) and any(len(w.parts) > 1 for w in weights)
     if files <= own and in_pieces:
         files = set(location.split(arguments.store, codec).glob("*.safetensors"))
     size = format_size(sum(file.stat().st_size for file in files))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from rabbitllm import StreamedModel
 from rabbitllm.checkpoint.inventory import find_stores
@@ -63,6 +65,22 @@ def test_experts_that_can_be_read_one_by_one_are_put_together(
     assert bool(list(folder.glob("*.safetensors"))) != bool(options)
     again = command("split", folder, "--store", root)[1]
     assert ("nothing to split" in again) == bool(options)
+
+
+def test_a_quantised_mixture_is_not_split_into_what_is_decoded(
+    command: Command, copied: Callable[..., Path], configure: Callable[..., None], root: Path
+) -> None:
+    folder = copied("mixtral")
+    tensors = load_file(folder / "model.safetensors")
+    for key in [key for key in tensors if key.endswith("q_proj.weight")]:
+        tensors[key] = tensors[key].to(torch.float8_e4m3fn)
+        tensors[f"{key}_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    configure(folder, quantization_config={"quant_method": "fp8"})
+    status, out, _ = command("split", folder, "--store", root)
+    assert status == 0
+    assert "nothing to split" in out
+    assert not root.exists()
 
 
 def test_split_to_another_dtype(
