@@ -82,3 +82,15 @@ def logits(streamed: Callable[..., PreTrainedModel], prompt: torch.Tensor) -> Ca
         return found
 
     return of
+
+
+@pytest.fixture
+def alike(
+    stock: Callable[..., PreTrainedModel], logits: Callable[..., Any], prompt: torch.Tensor
+) -> Callable[[Twins], bool]:
+    """`alike(folders)`: the quantised one streams with the bits of stock on the plain one."""
+
+    def of(folders: Twins) -> bool:
+        return torch.equal(logits(folders.quantised), stock(folders.plain)(prompt).logits)
+
+    return of

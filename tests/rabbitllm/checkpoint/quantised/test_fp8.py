@@ -65,13 +65,11 @@ def test_scales_for_blocks_channels_and_tensors(
 
 def test_experts_that_lie_apart(
     twins: Callable[..., Any],
-    stock: Callable[..., PreTrainedModel],
-    logits: Callable[..., torch.Tensor],
-    prompt: torch.Tensor,
+    alike: Callable[..., bool],
 ) -> None:
     fields = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     folders = twins(encoded("blocks"), BLOCKS, "qwen3_moe", head_dim=32, **fields)
-    assert torch.equal(logits(folders.quantised), stock(folders.plain)(prompt).logits)
+    assert alike(folders)
 
 
 def test_what_stock_reads_is_the_same(
@@ -90,20 +88,16 @@ def test_what_stock_reads_is_the_same(
 
 def test_blocks_that_are_smaller_at_the_ends(
     twins: Callable[..., Any],
-    stock: Callable[..., PreTrainedModel],
-    logits: Callable[..., torch.Tensor],
-    prompt: torch.Tensor,
+    alike: Callable[..., bool],
 ) -> None:
     """As in DeepSeek-V3, where 576 rows have 5 blocks of 128."""
     folders = twins(encoded("blocks"), BLOCKS, hidden_size=72, head_dim=18, intermediate_size=88)
-    assert torch.equal(logits(folders.quantised), stock(folders.plain)(prompt).logits)
+    assert alike(folders)
 
 
 def test_scales_that_are_exponents(
     twins: Callable[..., Any],
-    stock: Callable[..., PreTrainedModel],
-    logits: Callable[..., torch.Tensor],
-    prompt: torch.Tensor,
+    alike: Callable[..., bool],
 ) -> None:
     def encode(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         rows, columns = weight.shape
@@ -115,18 +109,16 @@ def test_scales_that_are_exponents(
         return {".weight": codes, ".weight_scale_inv": e8m0}, codes.float() * each
 
     folders = twins(encode, BLOCKS | {"scale_fmt": "ue8m0"})
-    assert torch.equal(logits(folders.quantised), stock(folders.plain)(prompt).logits)
+    assert alike(folders)
 
 
 def test_what_fbgemm_writes(
     twins: Callable[..., Any],
-    stock: Callable[..., PreTrainedModel],
-    logits: Callable[..., torch.Tensor],
-    prompt: torch.Tensor,
+    alike: Callable[..., bool],
 ) -> None:
     folders = twins(encoded("channel", ".weight_scale"), {"quant_method": "fbgemm_fp8"})
     folders.change(lambda tensors: tensors.update(_input_scales(tensors)))
-    assert torch.equal(logits(folders.quantised), stock(folders.plain)(prompt).logits)
+    assert alike(folders)
 
 
 def _input_scales(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
