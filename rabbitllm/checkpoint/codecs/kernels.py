@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from rabbitllm.checkpoint.codecs.blockwise import PART, Nested, Rows
 from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.lossless import BLOCK, Lossless
 from rabbitllm.checkpoint.codecs.lossless_float32 import LosslessFloat32
 from rabbitllm.checkpoint.codecs.lossy import EightBit, FourBit, Lossy
+from rabbitllm.checkpoint.codecs.nested import Nested
 from rabbitllm.checkpoint.codecs.scaled import E8M0, SCALES, Scaled
 from rabbitllm.checkpoint.codecs.values import table
 from rabbitllm.checkpoint.codecs.words import Words
@@ -160,17 +160,8 @@ def _outliers(stored, out, size, n, count, AT_ONCE: tl.constexpr):
     tl.store(out + block * n + position, (word | exponent << 7).to(tl.int16), inside)
 
 
-def scaled(
-    codec: Scaled, stored: Sequence[torch.Tensor], target: torch.Tensor, factor: float = 1.0
-) -> None:
-    """Decodes what `Scaled` stores; arguments as `Codec.decode_on`.
-
-    Args:
-        codec: see there.
-        stored: see there.
-        target: see there.
-        factor: products of codes and scales are multiplied by it.
-    """
+def scaled(codec: Scaled, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+    """Decodes what `Scaled` stores; arguments as `Codec.decode_on`."""
     two = len(table(codec.kind, target.device)) == 16
     rows = stored[0].numel() * (1 + two) // codec.columns
     zeros = stored[2].view(torch.int32) if codec.zeros else stored[0]
@@ -187,7 +178,7 @@ def scaled(
         codec.rows,
         codec.width,
         codec.transposed,
-        factor,
+        codec.factor,
         TWO=two,
         HIGH_FIRST=codec.high_first,
         EXPONENTS=codec.scale == E8M0,
@@ -252,11 +243,6 @@ def nested(codec: Nested, stored: Sequence[torch.Tensor], target: torch.Tensor) 
     scaled(codec.codes, [stored[0], codec.scales_on(stored)], target)
 
 
-def rows(codec: Rows, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
-    """Decodes what `Rows` stores; arguments as `Codec.decode_on`."""
-    scaled(codec.codes, stored, target, float(PART))
-
-
 def lossy(codec: Lossy, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
     """Decodes what `Lossy` stores; arguments as `Codec.decode_on`."""
     scaled(codec.codes, stored, target)
@@ -278,7 +264,6 @@ KERNELS: dict[type[Codec], Callable[[Any, Sequence[torch.Tensor], torch.Tensor],
     Lossless: lossless,
     LosslessFloat32: lossless_float32,
     Nested: nested,
-    Rows: rows,
     EightBit: lossy,
     FourBit: lossy,
 }

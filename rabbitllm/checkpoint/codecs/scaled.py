@@ -17,11 +17,10 @@ import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, elements
-from rabbitllm.checkpoint.codecs.floats import Floats, round_to, write
+from rabbitllm.checkpoint.codecs.floats import Floats, write
+from rabbitllm.checkpoint.codecs.products import on_blocks, room, rows_at_once, values_in
 from rabbitllm.checkpoint.codecs.values import VALUES, exponents, pairs, table
 
-AT_ONCE = 1 << 17
-"""Elements that one instruction of numpy works on: they and what they become stay in the cache."""
 UP = np.float32(2.0**120)
 """A float8 e4m3 whose bits stand in a float32's place is smaller by this: the formats' biases are 7
 and 127."""
@@ -58,6 +57,7 @@ class Scaled(Codec):
             is not.
         transposed: rows of a stored matrix that is the transposed of what the weight has; 0 if
             it is the same.
+        factor: products are multiplied by it, in float32.
     """
 
     dtype: str
@@ -70,6 +70,7 @@ class Scaled(Codec):
     high_first: bool = False
     rounded: str = "float32"
     transposed: int = 0
+    factor: float = 1.0
 
     name = "scaled"
     exact = False
@@ -84,7 +85,7 @@ class Scaled(Codec):
     @property
     @override
     def scratch(self) -> int:
-        return 2 * self._at_once * self.columns * torch.float32.itemsize
+        return room(rows_at_once(self.columns), self.columns)
 
     @override
     def stored(self, weight: Layout) -> Mapping[str, Layout]:
@@ -125,16 +126,17 @@ class Scaled(Codec):
         first = 0
         while first < len(codes):
             last = self._end(first, matrix, len(codes))
-            values, spare = self._values(codes[first:last], scratch)
+            values, spare = values_in(scratch, last - first, self.columns)
+            self._look_up(codes[first:last], values)
             if zeros is not None:
-                self._each(np.subtract, values, zeros[first:last])
+                on_blocks(np.subtract, values, zeros[first:last], self.width)
             block = first // self.rows
             some = scales[first:last] if self.rows == 1 else scales[block : block + 1]
-            self._each(np.multiply, values, some)
-            if self.rounded != "float32":
-                round_to(values, SCALES[self.rounded], spare)
+            on_blocks(np.multiply, values, some, self.width)
+            if self.factor != 1:
+                np.multiply(values, np.float32(self.factor), out=values)
             place = made[first // matrix, first % matrix :][: last - first]
-            write(values, SCALES[self.dtype], place, spare)
+            write(values, SCALES[self.rounded], SCALES[self.dtype], place, spare)
             first = last
 
     @override
@@ -151,6 +153,8 @@ class Scaled(Codec):
             zeros = table(self.kind, target.device)[words >> shifts & 0xF].view(-1, self._blocks)
             values -= self._wide(zeros[: len(codes)])
         values *= self._wide(self._scales_on(stored[1])[block])
+        if self.factor != 1:
+            values *= self.factor
         if self.rounded != "float32":
             values = values.to(SCALES[self.rounded])
         values = values.to(SCALES[self.dtype])
@@ -186,25 +190,18 @@ class Scaled(Codec):
         """Blocks beside one another."""
         return -(-self.columns // self.width)
 
-    @property
-    def _at_once(self) -> int:
-        """Rows that are decoded together."""
-        return max(1, AT_ONCE // self.columns)
-
     def _end(self, first: int, matrix: int, total: int) -> int:
         """Up to where rows from `first` on are decoded together.
 
         They are of one matrix, and of one row of blocks if those are higher than a row.
         """
-        ends = [first + self._at_once, (first // matrix + 1) * matrix, total]
+        ends = [first + rows_at_once(self.columns), (first // matrix + 1) * matrix, total]
         if self.rows > 1:
             ends.append((first // self.rows + 1) * self.rows)
         return min(ends)
 
-    def _values(self, codes: Bytes, scratch: Bytes) -> tuple[Floats, Bytes]:
-        """What codes stand for, in scratch: float32 [rows, columns]; and what is left of that."""
-        size = len(codes) * self.columns * 4
-        values = scratch[:size].view(np.float32).reshape(len(codes), self.columns)
+    def _look_up(self, codes: Bytes, values: Floats) -> None:
+        """Makes what codes stand for: float32 [rows, columns]."""
         if self._in_byte == 2:
             two = values.reshape(len(codes), -1, 2)
             np.take(_pairs(self.kind, self.high_first), codes, axis=0, out=two, mode="clip")
@@ -216,7 +213,6 @@ class Scaled(Codec):
             np.subtract(codes, np.float32(128), out=values)
         else:
             np.take(VALUES[self.kind], codes, out=values, mode="clip")
-        return values, scratch[size : 2 * size]
 
     @staticmethod
     def _e4m3(codes: Bytes, values: Floats) -> None:
@@ -228,15 +224,6 @@ class Scaled(Codec):
         np.multiply(values, UP, out=values)
         if (odd := np.bitwise_and(codes, 0x7F) == 0x7F).any():
             values[odd] = np.nan
-
-    def _each(self, operation: np.ufunc, values: Floats, others: Floats) -> None:
-        """Works on values [rows, columns] with others of their blocks: [rows or 1, blocks]."""
-        if self.columns % self.width:
-            wide = np.repeat(others, self.width, axis=1)[:, : self.columns]
-            operation(values, wide, out=values)
-        else:
-            blocks = values.reshape(len(values), -1, self.width)
-            operation(blocks, others[:, :, None], out=blocks)
 
     def _scales(self, stored: Bytes) -> Floats:
         """The scales: float32 [rows of blocks, blocks]."""

@@ -8,8 +8,8 @@ stored, one of AWQ those of a row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,19 @@ import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, nbytes
-from rabbitllm.checkpoint.codecs.floats import Floats, round_to, write
-from rabbitllm.checkpoint.codecs.scaled import AT_ONCE, FLOATS, SCALES
+from rabbitllm.checkpoint.codecs.floats import GRAIN, Floats, write
+from rabbitllm.checkpoint.codecs.products import on_blocks, room, rows_at_once, values_in
+from rabbitllm.checkpoint.codecs.scaled import FLOATS, SCALES
 
 WORD = 32
 """Bits."""
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """AWQ: which of 8 neighbours is in each 4 bits of a word, from the lowest on."""
+
+STRIP = 128
+"""Rows whose words are put in order together: whole lines of a cache."""
+Places: TypeAlias = npt.NDArray[np.int32]
+NO_INDEX: Places = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Words(Codec):
     @property
     @override
     def scratch(self) -> int:
-        return 2 * self._at_once * self.columns * torch.float32.itemsize
+        return self._codes_room + max(2 * self._codes_room // self._in_byte, self._values_room)
 
     @override
     def stored(self, weight: Layout) -> Mapping[str, Layout]:
@@ -88,15 +94,15 @@ class Words(Codec):
         rows = len(made)
         words = stored[0].view("<i4").reshape(-1, rows // self._many if self.interleaved else rows)
         zeros, scales = self._zeros(stored[1]), self._scales(stored[2], rows)
-        index = self._index(stored[3]) if self.indexed else None
-        for first in range(0, rows, self._at_once):
-            some = slice(first, min(first + self._at_once, rows))
-            values, spare = self._values(words, some, scratch)
-            self._each(np.subtract, values, zeros[some], index)
-            self._each(np.multiply, values, scales[some], index)
-            if self.scale != self.dtype:
-                round_to(values, SCALES[self.scale], spare)
-            write(values, SCALES[self.dtype], made[some], spare)
+        index = self._index(stored[3]) if self.indexed else NO_INDEX
+        places = self._places(index) if self._looks_up else NO_INDEX
+        for first in range(0, rows, STRIP):
+            some = slice(first, min(first + STRIP, rows))
+            codes, spare = self._codes(words, some, scratch)
+            if self._looks_up:
+                self._look_up(codes, zeros[some], scales[some], places, made[some], spare)
+            else:
+                self._multiply(codes, zeros[some], scales[some], index, made[some], spare)
 
     @override
     def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
@@ -131,51 +137,135 @@ class Words(Codec):
         return -(-self.columns // self.group)
 
     @property
-    def _at_once(self) -> int:
-        """Rows that are decoded together: whole words of them."""
-        return max(1, AT_ONCE // self.columns // self._many) * self._many
+    def _in_byte(self) -> int:
+        """Codes in a byte."""
+        return 8 // self.bits
 
-    def _values(
+    @property
+    def _at_once(self) -> int:
+        """Rows whose values are made together."""
+        return rows_at_once(self.columns)
+
+    @property
+    def _levels(self) -> int:
+        """Values that a row can have, counted for each group."""
+        return self._groups << self.bits
+
+    @property
+    def _looks_up(self) -> bool:
+        return self.indexed and self._levels <= self.columns
+
+    @property
+    def _codes_room(self) -> int:
+        """Bytes of scratch that codes are in."""
+        return STRIP * self.columns
+
+    @property
+    def _values_room(self) -> int:
+        """Bytes of scratch that `_multiply` and `_look_up` take."""
+        values = room(self._at_once, self.columns)
+        if not self._looks_up:
+            return values
+        made = room(rows_at_once(self._levels), self._levels)
+        return STRIP * self._levels * torch.float32.itemsize + max(values, made)
+
+    def _codes(
         self, words: npt.NDArray[np.int32], rows: slice, scratch: Bytes
-    ) -> tuple[Floats, Bytes]:
-        """The codes of some rows, in scratch: float32 [rows, columns]; and what is left of that."""
+    ) -> tuple[Bytes, Bytes]:
+        """The codes of some rows [rows, columns], in scratch; and what is left of that."""
         count = rows.stop - rows.start
-        size = count * self.columns * torch.float32.itemsize
-        values = scratch[:size].view(np.float32).reshape(count, self.columns)
-        spare = scratch[size : 2 * size]
+        codes = scratch[: count * self.columns].reshape(count, self.columns)
+        spare = scratch[self._codes_room :]
         if self.interleaved:
             rows = slice(rows.start // self._many, rows.stop // self._many)
         turned, rest = _turned(words[:, rows], spare)
         if self.interleaved:
-            codes = rest[: turned.nbytes].view(np.int32).reshape(turned.shape)
+            shifted = rest[: turned.nbytes].view(np.int32).reshape(turned.shape)
             for place, row in enumerate(ORDER):
-                np.right_shift(turned, self.bits * place, out=codes)
-                np.bitwise_and(codes, 2**self.bits - 1, out=codes)
-                np.copyto(values[row :: self._many], codes)
-        elif self.bits == 8:
-            np.copyto(values, turned.view(np.uint8))
+                np.right_shift(turned, self.bits * place, out=shifted)
+                np.copyto(codes[row :: self._many], shifted, casting="unsafe")
+            np.bitwise_and(codes, 2**self.bits - 1, out=codes)
         else:
-            packed = turned.view(np.uint8)
-            apart = values.reshape(*packed.shape, -1)
-            np.take(_codes(self.bits), packed, axis=0, out=apart, mode="clip")
-        return values, spare
+            _spread(turned.view(np.uint8).reshape(-1), self.bits, codes.reshape(-1), rest)
+        return codes, spare
 
-    def _each(
+    def _multiply(
         self,
-        operation: np.ufunc,
-        values: Floats,
-        others: Floats,
-        index: npt.NDArray[np.int32] | None,
+        codes: Bytes,
+        zeros: Floats,
+        scales: Floats,
+        index: Places,
+        target: Bytes,
+        scratch: Bytes,
     ) -> None:
-        """Works on values [rows, columns] with others of their groups: [rows, groups]."""
-        if index is not None:
-            operation(values, others[:, index], out=values)
-        elif self.columns % self.group:
-            wide = np.repeat(others, self.group, axis=1)[:, : self.columns]
-            operation(values, wide, out=values)
-        else:
-            grouped = values.reshape(len(values), self._groups, self.group)
-            operation(grouped, others[:, :, None], out=grouped)
+        """Makes the weight of some codes.
+
+        Args:
+            codes: [rows, columns].
+            zeros: [rows, groups].
+            scales: [rows, groups].
+            index: the group of each column, if they do not follow one another.
+            target: [rows, columns, bytes of an element].
+            scratch: to work in.
+        """
+        for first in range(0, len(codes), self._at_once):
+            some = slice(first, first + self._at_once)
+            values, spare = values_in(scratch, *codes[some].shape)
+            np.copyto(values, codes[some])
+            for operation, others in ((np.subtract, zeros), (np.multiply, scales)):
+                if self.indexed:
+                    wide = spare.view(np.float32).reshape(values.shape)
+                    _select(others[some], index, wide)
+                    operation(values, wide, out=values)
+                else:
+                    on_blocks(operation, values, others[some], self.group)
+            write(values, SCALES[self.scale], SCALES[self.dtype], target[some], spare)
+
+    def _look_up(
+        self,
+        codes: Bytes,
+        zeros: Floats,
+        scales: Floats,
+        places: Places,
+        target: Bytes,
+        scratch: Bytes,
+    ) -> None:
+        """As `_multiply`, but a row's values of all codes in all groups are made first.
+
+        They are few, and looking one up takes no longer than looking up a scale.
+
+        Args:
+            codes: see there.
+            zeros: see there.
+            scales: see there.
+            places: see `_places`.
+            target: see there.
+            scratch: see there.
+        """
+        whole = replace(self, columns=self._levels, group=2**self.bits, indexed=False)
+        every = np.tile(np.arange(whole.group, dtype=np.uint8), (len(codes), self._groups))
+        size = every.size * target.shape[-1]
+        table, spare = scratch[:size].reshape(*every.shape, -1), scratch[size:]
+        whole._multiply(every, zeros, scales, NO_INDEX, table, spare)
+        for first in range(0, len(codes), self._at_once):
+            some = slice(first, first + self._at_once)
+            wanted = spare[: 4 * codes[some].size].view(np.int32).reshape(codes[some].shape)
+            np.copyto(wanted, codes[some])
+            np.add(wanted, places[: len(wanted)], out=wanted)
+            _take(table[some], wanted, target[some])
+
+    def _places(self, index: Places) -> Places:
+        """Where the values of an element's group begin in the table of some rows.
+
+        Args:
+            index: the group of each column.
+
+        Returns:
+            [`_at_once`, columns].
+        """
+        rows = np.arange(self._at_once, dtype=np.int32)[:, None]
+        places: Places = rows * self._levels + index * 2**self.bits
+        return places
 
     def _zeros(self, stored: Bytes) -> Floats:
         """The zero points: float32 [rows, groups]."""
@@ -191,9 +281,9 @@ class Words(Codec):
         found = torch.from_numpy(stored).view(SCALES[self.scale]).view(self._groups, rows)
         return found.t().float().contiguous().numpy()
 
-    def _index(self, stored: Bytes) -> npt.NDArray[np.int32]:
+    def _index(self, stored: Bytes) -> Places:
         """The group of each column."""
-        index: npt.NDArray[np.int32] = stored.view("<i4")
+        index: Places = stored.view("<i4")
         if not (index.min(initial=0) >= 0 and index.max(initial=0) < self._groups):
             raise ValueError(f"columns are of groups that are not among the {self._groups}")
         return index
@@ -212,8 +302,46 @@ def _turned(words: npt.NDArray[np.int32], spare: Bytes) -> tuple[npt.NDArray[np.
     return turned, spare[size:]
 
 
-@cache
-def _codes(bits: int) -> Floats:
-    """The codes in a byte, from the lowest bits on: float32 [256, codes]."""
-    codes: Floats = np.arange(256)[:, None] >> np.arange(0, 8, bits) & 2**bits - 1
-    return codes.astype(np.float32)
+def _spread(packed: Bytes, bits: int, codes: Bytes, spare: Bytes) -> None:
+    """Codes of so many bits one after the other, in bytes.
+
+    Args:
+        packed: [n], the first code in the lowest bits of a byte.
+        bits: of a code.
+        codes: [8 / bits * n]; made.
+        spare: as many bytes, to work in.
+    """
+    half, many = 8, 1
+    codes[: len(packed)] = packed
+    while half > bits:
+        half, many = half // 2, many * 2
+        wide = codes[: many * len(packed)].view("<u2")
+        other = spare[: many * len(packed)].view("<u2")
+        np.copyto(other, codes[: len(other)])
+        np.multiply(other, 1 << (8 - half), out=wide)
+        np.bitwise_or(wide, other, out=wide)
+        np.bitwise_and(wide, (2**half - 1) * 0x101, out=wide)
+
+
+def _select(values: Floats, index: Places, out: Floats) -> None:
+    """Of each row of values the columns that `index` names, on the calling thread."""
+    source, made = torch.from_numpy(values), torch.from_numpy(out)
+    step = max(1, GRAIN // len(index))
+    for some, into in zip(source.split(step), made.split(step), strict=True):
+        torch.index_select(some, 1, torch.from_numpy(index), out=into)
+
+
+def _take(table: Bytes, places: Places, target: Bytes) -> None:
+    """Elements of a table, on the calling thread.
+
+    Args:
+        table: [..., bytes of an element].
+        places: int32, of elements in the flat table.
+        target: [*places, bytes of an element].
+    """
+    dtype = f"i{table.shape[-1]}"
+    source = torch.from_numpy(table.reshape(-1).view(dtype))
+    made = torch.from_numpy(target.reshape(-1).view(dtype))
+    indices = torch.from_numpy(places.reshape(-1))
+    for some, into in zip(indices.split(GRAIN), made.split(GRAIN), strict=True):
+        torch.index_select(source, 0, some, out=into)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rabbitllm.checkpoint.codecs.blockwise import Nested, Rows
 from rabbitllm.checkpoint.codecs.codec import Codec, elements
+from rabbitllm.checkpoint.codecs.nested import Nested
 from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.plain_json import parse
 from rabbitllm.checkpoint.quantised.parts import Parts, Scheme
@@ -20,6 +20,8 @@ from rabbitllm.checkpoint.tensors import TensorEntry
 STATE = ".weight.quant_state.bitsandbytes__"
 MOST_VALUES = 100
 """Of JSON in a `quant_state`."""
+PART = 7.874015718698502e-3
+"""1 / 127, of which the codes of int8 are so many: 127 is the most in a row (LLM.int8())."""
 ROW_MAJOR = 0
 """`weight_format` of int8; the others were for GPUs, and are not in files."""
 NESTED = (".weight.nested_absmax", ".weight.nested_quant_map")
@@ -58,7 +60,9 @@ def _int8(parts: Parts) -> TensorEntry:
     codes = parts.tensors[".weight"]
     if ".weight_format" in parts.tensors and (found := int(parts.read(".weight_format"))):
         raise parts.error(f"of int8, rows are read ({ROW_MAJOR}), this is the format {found}")
-    return parts.entry(Rows(parts.dtype_name, codes.shape[1]), codes.shape, ".weight", ".SCB")
+    columns = codes.shape[1]
+    codec = Scaled(parts.dtype_name, "int8", columns, 1, columns, "float32", factor=PART)
+    return parts.entry(codec, codes.shape, ".weight", ".SCB")
 
 
 SCHEMES = (

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from rabbitllm.checkpoint.codecs.blockwise import Nested, Rows
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
 from rabbitllm.checkpoint.codecs.lossless import BLOCK, Lossless
 from rabbitllm.checkpoint.codecs.lossless_float32 import LosslessFloat32
 from rabbitllm.checkpoint.codecs.lossy import EightBit, FourBit
+from rabbitllm.checkpoint.codecs.nested import Nested
 from rabbitllm.checkpoint.codecs.plain import PLAIN
+from rabbitllm.checkpoint.codecs.products import AT_ONCE
 from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.codecs.strided import Strided
-from rabbitllm.checkpoint.codecs.words import Words
+from rabbitllm.checkpoint.codecs.words import STRIP, Words
 from rabbitllm.streaming.devices.decoder import decode_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -43,11 +44,34 @@ FLAT: dict[str, tuple[Callable[[str], Codec], tuple[int, ...]]] = {
     "gptq of 8 bits": (lambda to: Words(to, 8, 96, 32, "float16", added=1), (40, 96)),
     "gptq of 2 bits": (lambda to: Words(to, 2, 96, 40, "float16"), (48, 96)),
     "gptq, act-order": (lambda to: Words(to, 4, 96, 32, "float16", indexed=True), (40, 96)),
+    "gptq of many rows, act-order": (
+        lambda to: Words(to, 4, 96, 32, "float16", indexed=True),
+        (STRIP + 40, 96),
+    ),
+    "gptq of long rows, act-order": (
+        lambda to: Words(to, 4, AT_ONCE // 2 + 64, AT_ONCE // 4, "float16", indexed=True),
+        (8, AT_ONCE // 2 + 64),
+    ),
+    "gptq of 8 bits, act-order": (
+        lambda to: Words(to, 8, 96, 32, "float16", added=1, indexed=True),
+        (40, 96),
+    ),
+    "gptq of 8 bits in large groups, act-order": (
+        lambda to: Words(to, 8, 2048, 600, "float16", indexed=True),
+        (STRIP + 8, 2048),
+    ),
+    "awq of many rows": (
+        lambda to: Words(to, 4, 96, 32, "float16", interleaved=True),
+        (STRIP + 40, 96),
+    ),
     "nested": (
         lambda to: Nested(Scaled(to, "nf4", 64, 1, 64, "float32", high_first=True), 4, 0.03),
         (30, 64),
     ),
-    "rows": (lambda to: Rows(to, 64), (30, 64)),
+    "int8 in parts of 127": (
+        lambda to: Scaled(to, "int8", 64, 1, 64, "float32", factor=1 / 127),
+        (30, 64),
+    ),
     "8bit": (lambda to: EightBit(to), (30, 64)),
     "4bit": (lambda to: FourBit(to), (30, 64)),
     "strided": (lambda to: Strided.of(torch.empty(64, 30, dtype=DTYPES[to]).t()), (30, 64)),

@@ -12,8 +12,9 @@ import torch
 
 from rabbitllm.checkpoint import reads
 from rabbitllm.checkpoint.codecs.codec import Layout, elements
-from rabbitllm.checkpoint.codecs.floats import round_to, write
-from rabbitllm.checkpoint.codecs.scaled import AT_ONCE, SCALES, Scaled
+from rabbitllm.checkpoint.codecs.floats import write
+from rabbitllm.checkpoint.codecs.products import AT_ONCE
+from rabbitllm.checkpoint.codecs.scaled import SCALES, Scaled
 from rabbitllm.checkpoint.codecs.values import NF4, VALUES
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
@@ -241,8 +242,9 @@ def test_what_a_dtype_cannot_hold_is_infinite(dtype: str) -> None:
     assert decode(codec, stored).tolist() == [float("inf"), -float("inf")]
 
 
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_halfway_is_rounded_to_even(dtype: torch.dtype) -> None:
+def test_halfway_is_rounded_to_even(dtype: torch.dtype, first: torch.dtype) -> None:
     """Between neighbours of a dtype, halfway, and just beside that."""
     below = torch.arange(1, 4000, dtype=torch.int16).view(torch.float16).float()
     if dtype == torch.bfloat16:
@@ -251,12 +253,10 @@ def test_halfway_is_rounded_to_even(dtype: torch.dtype) -> None:
     found = torch.cat([half - 1, half, half + 1]).view(torch.float32)
     found = torch.cat([found, -found])[None].contiguous()
     spare = np.empty(found.nbytes, np.uint8)
-    rounded, target = found.numpy().copy(), torch.empty(found.shape, dtype=dtype)
-    round_to(rounded, dtype, spare)
-    assert same(torch.from_numpy(rounded), found.to(dtype).float())
-    shape = (*found.shape, dtype.itemsize)
-    write(found.numpy().copy(), dtype, target.view(torch.uint8).numpy().reshape(shape), spare)
-    assert same(target, found.to(dtype))
+    target = torch.empty(found.shape, dtype=dtype)
+    made = target.view(torch.uint8).numpy().reshape(*found.shape, dtype.itemsize)
+    write(found.numpy().copy(), first, dtype, made, spare)
+    assert same(target, found.to(first).to(dtype))
 
 
 def test_nf4_is_made_of_quantiles_of_a_normal_distribution() -> None:

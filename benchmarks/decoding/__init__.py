@@ -1,0 +1,1 @@
+"""How fast one thread of a CPU decodes what each codec stores, beside the lossless unpack."""

@@ -1,0 +1,7 @@
+"""`python -m benchmarks.decoding`: see `benchmarks.decoding.measure`."""
+
+import sys
+
+from benchmarks.decoding.measure import main
+
+sys.exit(main())
