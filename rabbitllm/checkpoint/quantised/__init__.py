@@ -82,7 +82,7 @@ class Quantisation:
             CheckpointError: naming a weight of which something is missing, or in a form that is not
                 known.
         """
-        module = import_module(f"{__name__}.{METHODS[self.method]}")
+        module = self._module
         left = dict(entries)
         made = {}
         for scheme in module.SCHEMES:
@@ -107,6 +107,15 @@ class Quantisation:
                 )
         unneeded = getattr(module, "UNNEEDED", ())
         return {key: entry for key, entry in left.items() if not key.endswith(unneeded)} | made
+
+    def telling(self, keys: Iterable[str]) -> list[str]:
+        """Of a checkpoint's keys those that `fold` reads: of small tensors."""
+        suffixes = tuple(suffix for scheme in self._module.SCHEMES for suffix in scheme.telling)
+        return [key for key in keys if key.endswith(suffixes)]
+
+    @property
+    def _module(self) -> Any:
+        return import_module(f"{__name__}.{METHODS[self.method]}")
 
 
 def find(fields: Mapping[str, Any], folder: Path, place: str) -> Quantisation | None:

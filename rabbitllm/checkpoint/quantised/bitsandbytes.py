@@ -24,6 +24,7 @@ PART = 7.874015718698502e-3
 """1 / 127, of which the codes of int8 are so many: 127 is the most in a row (LLM.int8())."""
 ROW_MAJOR = 0
 """`weight_format` of int8; the others were for GPUs, and are not in files."""
+FORMAT = frozenset({".weight_format"})
 NESTED = (".weight.nested_absmax", ".weight.nested_quant_map")
 
 
@@ -46,7 +47,10 @@ def _four_bits(kind: str) -> Scheme:
 
     beside = (".weight.quant_map", *NESTED)
     return Scheme(
-        (STATE + kind, ".weight", ".weight.absmax", *beside), fold, optional=frozenset(beside)
+        (STATE + kind, ".weight", ".weight.absmax", *beside),
+        fold,
+        optional=frozenset(beside),
+        telling=frozenset({STATE + kind}),
     )
 
 
@@ -68,5 +72,5 @@ def _int8(parts: Parts) -> TensorEntry:
 SCHEMES = (
     _four_bits("nf4"),
     _four_bits("fp4"),
-    Scheme((".SCB", ".weight", ".weight_format"), _int8, optional=frozenset({".weight_format"})),
+    Scheme((".SCB", ".weight", *FORMAT), _int8, optional=FORMAT, telling=FORMAT),
 )

@@ -101,6 +101,7 @@ SCHEMES = (
         ),
         _packed,
         optional=frozenset({".weight_shape", ".weight_zero_point", ".weight_g_idx"}),
+        telling=frozenset({".weight_shape"}),
     ),
     Scheme(
         (".weight_scale", ".weight", ".weight_zero_point"),

@@ -66,4 +66,5 @@ def _entry(parts: Parts) -> TensorEntry:
     return entry_of_words(parts, FORMATS[written], index=index)
 
 
-SCHEMES = (Scheme((*SUFFIXES, ".g_idx"), _entry, optional=frozenset({".g_idx"})),)
+INDEX = frozenset({".g_idx"})
+SCHEMES = (Scheme((*SUFFIXES, *INDEX), _entry, optional=INDEX, telling=INDEX),)

@@ -20,7 +20,7 @@ class Parts:
         tensors: suffix -> tensor on disk.
         settings: what the checkpoint's config says of its quantisation.
         dtype: of the weight.
-        read: reads one of the tensors, by its suffix: for small ones that say how to read others.
+        read: reads one of the tensors, by its suffix: of the scheme's `telling`.
     """
 
     name: str
@@ -73,9 +73,11 @@ class Scheme:
         entry: makes one tensor of them; raises CheckpointError if that cannot be.
         target: the suffix of the weight.
         optional: of tensors that may be absent.
+        telling: of small tensors whose values say how others are to be read.
     """
 
     suffixes: tuple[str, ...]
     entry: Callable[[Parts], TensorEntry]
     target: str = ".weight"
     optional: frozenset[str] = frozenset()
+    telling: frozenset[str] = frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import threading
@@ -15,8 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.formats.write import write_format
 from rabbitllm import CheckpointError, StreamedModel
 from rabbitllm.checkpoint.headers import fetch_headers
 from rabbitllm.checkpoint.hub import Download, resolve
@@ -51,6 +54,7 @@ class Hub:
         silent: names of files that are asked for in vain.
         long: names of files that `LONG` bytes follow, ranges or not.
         left: set when somebody goes before all is sent.
+        ranges: it sends the part of a file that is asked for, and no more.
         failing: name of a file -> the HTTP status it gets.
         tokens: of all requests.
         fetched: names of the files whose contents were asked for.
@@ -65,6 +69,7 @@ class Hub:
         self.silent: set[str] = set()
         self.long: set[str] = set()
         self.left = threading.Event()
+        self.ranges = False
         self.failing: dict[str, int] = {}
         self.tokens: list[str | None] = []
         self.fetched: list[str] = []
@@ -94,6 +99,9 @@ class Hub:
                 token = token.removeprefix("Bearer ") if token else None
                 hub.tokens.append(token)
                 status, headers, body = hub.answer(self.path.split("?")[0], token, with_body)
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if hub.ranges and status == 200 and asked and with_body:
+                    status, body = 206, body[int(asked[1]) : int(asked[2]) + 1]
                 file = Path(self.path).name
                 if file in hub.silent:
                     self.rfile.read(1)  # until the other side hangs up
@@ -605,3 +613,102 @@ def test_a_plan_is_the_folders_and_fetches_no_weights(
     assert printed[0][1] == printed[1][1]
     assert " to fetch, in " in printed[0][0]
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.fixture
+def quantised(hub: Hub, tmp_path: Path) -> Callable[[str], Path]:
+    """`quantised(format)` -> the folder of the hub's `tiny/quantised`, in shards."""
+
+    def make(name: str) -> Path:
+        sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+        config = LlamaConfig(vocab_size=300, num_attention_heads=4, dtype="bfloat16", **sizes)
+        model = LlamaForCausalLM(config).bfloat16()
+        model.save_pretrained(tmp_path / "plain", max_shard_size="1MB")
+        hub.ranges = True
+        folder = write_format(tmp_path / "plain", tmp_path / name, name, "cpu")
+        hub.repos["tiny/quantised"] = folder
+        return folder
+
+    return make
+
+
+def _by_importance(folder: Path) -> None:
+    """Puts the groups of columns in another order, as GPTQ's desc_act does."""
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for key in tensors:
+            if key.endswith(".g_idx"):
+                tensors[key] = tensors[key].flip(0).contiguous()
+        save_file(tensors, file)
+
+
+def _of_many_widths(folder: Path) -> None:
+    """Has the config name two widths of codes, so that the shapes beside them count."""
+    config = json.loads((folder / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"]
+    groups["group_1"] = groups["group_0"] | {"weights": {"num_bits": 8}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+TELLING: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "gptq, act-order": ("gptq", _by_importance),
+    "int4 beside int8": ("int4", _of_many_widths),
+    "nf4": ("nf4", lambda folder: None),
+    "fp8": ("fp8", lambda folder: None),
+}
+
+
+@pytest.mark.parametrize("case", TELLING)
+def test_a_plan_of_a_quantised_repository_is_the_folders(
+    hub: Hub,
+    tmp_path: Path,
+    quantised: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    name, change = TELLING[case]
+    folder = quantised(name)
+    change(folder)
+    options = ["--no-measure", "--device", "cpu", "--host-memory", "min"]
+    printed = []
+    for model in ("tiny/quantised", str(folder)):
+        assert main(["plan", model, *options]) == 0
+        printed.append(capsys.readouterr().out.split("\n\n"))
+    assert printed[0][1] == printed[1][1]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    hollow = _empty(tmp_path / "hollow")
+    fetch_headers("tiny/quantised", None, False, hollow)
+    for file in folder.glob("*.safetensors"):
+        here, there = load_file(hollow / file.name), load_file(file)
+        for key in there:
+            told = key.endswith((".g_idx", ".weight_shape", "bitsandbytes__nf4"))
+            assert not told or here[key].equal(there[key])
+    taken = sum(file.stat().st_blocks for file in hollow.glob("*.safetensors")) * 512
+    assert taken < 0.3 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def test_a_hub_without_ranges_is_no_place_to_plan_a_quantised_repository(
+    hub: Hub, tmp_path: Path, quantised: Callable[[str], Path]
+) -> None:
+    quantised("nf4")
+    hub.ranges = False
+    with pytest.raises(CheckpointError, match=r"in parts, .* `hf download tiny/quantised`"):
+        fetch_headers("tiny/quantised", None, False, _empty(tmp_path / "hollow"))
+
+
+def test_what_is_too_large_to_tell_anything_is_not_fetched(
+    hub: Hub,
+    tmp_path: Path,
+    quantised: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quantised("gptq")
+    monkeypatch.setattr("rabbitllm.checkpoint.headers.MOST_TELLING", 256 * 4)
+    fetch_headers("tiny/quantised", None, False, _empty(tmp_path / "hollow"))
+    found = read_index(tmp_path / "hollow")
+    wide = {
+        int(load_file(entry.file)[key].max()) > 0
+        for key, entry in found.items()
+        if key.endswith("down_proj.g_idx")
+    }
+    assert wide == {False}
