@@ -9,6 +9,7 @@ from rabbitllm.utils.installed import require_torch
 
 if TYPE_CHECKING:
     from rabbitllm.auto import AutoModel
+    from rabbitllm.batching import Batch
     from rabbitllm.families import (
         FAMILIES,
         RabbitLLMBaichuan,
@@ -27,6 +28,7 @@ __version__ = "2.0.0"
 __all__ = [
     "FAMILIES",
     "AutoModel",
+    "Batch",
     "BudgetError",
     "CheckpointError",
     "RabbitLLMBaichuan",
@@ -40,7 +42,11 @@ __all__ = [
     "StreamedModel",
 ]
 
-_HOMES = {"AutoModel": "rabbitllm.auto", "StreamedModel": "rabbitllm.model"}
+_HOMES = {
+    "AutoModel": "rabbitllm.auto",
+    "Batch": "rabbitllm.batching",
+    "StreamedModel": "rabbitllm.model",
+}
 
 
 def __getattr__(name: str) -> Any:

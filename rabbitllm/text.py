@@ -53,6 +53,7 @@ def generate(
     max_new_tokens: int,
     stop: Sequence[str] = (),
     cancelled: threading.Event | None = None,
+    keep: list[int] | None = None,
     **sampling: Any,
 ) -> Answer:
     """Generates after a prompt, and hands the text on as soon as it is certain.
@@ -64,6 +65,7 @@ def generate(
         max_new_tokens: the most tokens to generate; the model's context may leave fewer.
         stop: strings that end the answer and are no part of it.
         cancelled: once set, generation ends with the token under way.
+        keep: gets the generated ids.
         sampling: options of transformers' `generate`; the checkpoint's own otherwise.
 
     Raises:
@@ -73,7 +75,7 @@ def generate(
     limit = min(max_new_tokens, room(model, length))
     stream = TextStream(model.tokenizer, emit, stop)
     listener = _Listener(stream, length, cancelled or threading.Event())
-    ends = _end_of_text(model)
+    ends = end_of_text(model)
     pad = model.generation_config.pad_token_id
     generator: Any = model  # transformers annotates the self of `generate` with a protocol
     begun = time.perf_counter()
@@ -87,6 +89,8 @@ def generate(
         **sampling,
     )
     stream.end()
+    if keep is not None:
+        keep += stream.tokens
     ended = stream.stopped or stream.tokens[-1] in ends
     return Answer(
         prompt_tokens=length,
@@ -208,7 +212,7 @@ class _Listener(StoppingCriteria):
         return torch.full((input_ids.shape[0],), stop, dtype=torch.bool, device=input_ids.device)
 
 
-def _end_of_text(model: StreamedModel) -> set[int]:
+def end_of_text(model: StreamedModel) -> set[int]:
     """The tokens that end an answer: the checkpoint's, and the tokenizer's end of a turn.
 
     The tokenizer of a model that was tuned for chats often has one that its generation_config.json,

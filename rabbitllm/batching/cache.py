@@ -1,0 +1,81 @@
+"""The cache of a batch whose rows come and go: stock's DynamicCache, its columns kept in order.
+
+A row's tokens lie side by side at the right end, behind padding, as in a left-padded batch of
+stock's `generate`: windows and masks count columns. In a pass in which rows bring different numbers
+of tokens, each row's come first and padding behind them; afterwards the row moves to the right.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+SLACK = 256
+"""Tokens that layers with a window keep beyond it, and the most of a pass with padding behind: what
+is padding in the newest columns has pushed as many out of the oldest."""
+LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""The layers whose columns are tokens and whose rows have nothing else."""
+
+
+class RowsCache:
+    """The keys and values of the rows of a batch.
+
+    Args:
+        config: of the model.
+
+    Attributes:
+        cache: what the model's forward is given.
+        columns: tokens of each row in it, padding included.
+    """
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.cache = make_cache(config)
+        for layer in self.cache.layers:
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.sliding_window += SLACK
+        self.columns = 0
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows, in this order; one that comes twice makes a row to be overwritten."""
+        if self.columns:
+            self.cache.batch_select_indices(torch.tensor(rows))
+
+    def settle(self, shifts: Sequence[int], drop: int) -> None:
+        """Moves rows to the right, and drops columns that are padding in all of them.
+
+        Args:
+            shifts: of each row, its newest columns that are padding.
+            drop: how many of the oldest columns go.
+        """
+        if not drop and not any(shifts):
+            return
+        by = torch.tensor(shifts)[:, None]
+        layers: Sequence[Any] = self.cache.layers
+        for layer in layers:
+            if not layer.is_initialized:  # it uses another layer's
+                continue
+            held = layer.keys.shape[-2]
+            left = min(held, self.columns - drop)
+            columns = ((torch.arange(held - left, held) - by) % held).to(layer.keys.device)
+            layer.keys = _columns(layer.keys, columns)
+            layer.values = _columns(layer.values, columns)
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                layer.cumulative_length -= drop
+        self.columns -= drop
+
+
+def make_cache(config: PretrainedConfig) -> DynamicCache:
+    """Stock's cache for a model with that config."""
+    return DynamicCache(config=config)
+
+
+def can_hold_rows(config: PretrainedConfig) -> bool:
+    """Whether all that a model caches are tokens: no states, which padding would enter."""
+    return all(type(layer) in LAYERS for layer in make_cache(config).layers)
+
+
+def _columns(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Of states [rows, heads, tokens, width] the columns [rows, kept] of each row."""
+    return torch.take_along_dim(states, columns[:, None, :, None], dim=-2)
