@@ -4,9 +4,10 @@ Every pass takes one token of each sequence that is being answered, and beside t
 prompt that is not through yet. The forward is stock's, with a left-padded batch and stock's cache;
 tokens are chosen by stock's processors.
 
-transformers' own continuous batching was measured beside it: SmolLM2 streamed on two cores, 8
-prompts: 20 tokens/s and 6.5 GB, this 53 and 1. It also needs attention kernels for paged caches,
-which not every model has, and its arguments differ from release to release.
+transformers' own continuous batching was measured beside a padded batch of stock's `generate`:
+SmolLM2 streamed on two cores, 8 prompts: 20 tokens/s and 6.5 GB in use, against 53. It also needs
+attention kernels for paged caches, which not every model has, and its arguments differ from release
+to release.
 """
 
 import inspect
