@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from transformers import PretrainedConfig
 
 from rabbitllm.attention import Backend, backend_of, build_with_attention, check_backend
-from rabbitllm.checkpoint import legacy, quantised
+from rabbitllm.checkpoint import legacy
 from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.config import (
     Fields,
@@ -115,7 +115,7 @@ def prepare(
     entries = moved.entries() if moved else read_index(folder, asked)
     place = f"{moved.folder}, which {folder / MOVED} leads to" if moved else folder
     weights_dtype = pick_dtype(dtype, config, entries)
-    if (encoding := quantised.find(fields, folder, str(folder))) and not moved:
+    if (encoding := fields.quantisation) and not moved:
         entries = encoding.fold(entries, weights_dtype, Reader(entries).read)
     # The family goes by what the checkpoint says it is, not by the native class it maps to.
     streamed = streamed_class(family_of(fields["model_type"]).cls, stock)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cached_property
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
@@ -72,6 +73,11 @@ class Fields(dict[str, Any]):
         self.path = path
         self.place = str(path)
 
+    @cached_property
+    def quantisation(self) -> quantised.Quantisation | None:
+        """How the checkpoint is quantised; raises CheckpointError if it is in a way not read."""
+        return quantised.find(self, self.path.parent, str(self.path.parent))
+
     def __missing__(self, name: str) -> Any:
         raise CheckpointError(f"{self.path} has no {name!r}, which its {self['model_type']} needs.")
 
@@ -121,7 +127,7 @@ def load_changed_config(
     fields = read_fields(folder)
     if changes:
         fields.place += " with " + ", ".join(f"{name}={changes[name]!r}" for name in changes)
-    quantised.find(fields, folder, str(folder))
+    _ = fields.quantisation  # one that is not read is refused before its config is understood
     with valid_config(fields):
         _check_counts(fields)
         config, unused = _config(folder, fields, trust_remote_code, changes)
@@ -141,7 +147,6 @@ def take_config(config: PretrainedConfig, folder: Path) -> tuple[PretrainedConfi
     has_own = (folder / "config.json").is_file()
     fields = read_fields(folder) if has_own else Fields(config.to_dict(), folder / "config.json")
     fields.place = "config="
-    quantised.find(config.to_dict(), folder, fields.place)
     with valid_config(fields):
         _check_sizes(config)
     taken = deepcopy(config)

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.codecs import codec_class, codecs_of
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
-from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.deletion import finish, replace_originals
 from rabbitllm.checkpoint.inventory import StoreInfo
@@ -21,7 +20,7 @@ from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
 from rabbitllm.checkpoint.store import LayerStore
-from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry
+from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry, in_plain_pieces
 from rabbitllm.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,8 @@ class Location:
                 that the shards do.
         """
         self._remember()
-        if self.readable_in_place(compression) and not (delete_original and self._in_plain_pieces):
+        in_place = self.readable_in_place(compression)
+        if in_place and not (delete_original and in_plain_pieces(self._lying.values())):
             if delete_original and self.moved:
                 finish(self.folder, self.moved.folder)
             return self._lying
@@ -147,13 +147,6 @@ class Location:
             else:
                 found |= joiner.join(recipe)
         return {name: entry for name, entry in found.items() if self._as_wanted(name, entry)}
-
-    @property
-    def _in_plain_pieces(self) -> bool:
-        """Whether a store would hold the same bytes, put together."""
-        tensors = [entry.parts for entry in self._lying.values()]
-        plain = all(part.codec == PLAIN for parts in tensors for part in parts)
-        return plain and any(len(parts) > 1 for parts in tensors)
 
     def _as_wanted(self, name: str, entry: WeightEntry) -> bool:
         in_place = all(part.codec.in_place for part in entry.parts)

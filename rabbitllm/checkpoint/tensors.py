@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import index
 from pathlib import Path
@@ -161,6 +161,11 @@ WeightEntry: TypeAlias = TensorEntry | Joined
 def total_bytes(entries: Iterable[TensorEntry]) -> int:
     """The bytes that these tensors take on disk."""
     return sum(entry.nbytes for entry in entries)
+
+
+def in_plain_pieces(weights: Collection[WeightEntry]) -> bool:
+    """Whether a layer store of these weights would hold the same bytes, put together."""
+    return all(each.plain for each in weights) and any(len(each.parts) > 1 for each in weights)
 
 
 def files_of(weights: Iterable[WeightEntry]) -> set[Path]:

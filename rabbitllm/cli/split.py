@@ -26,16 +26,14 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     import torch
 
-    from rabbitllm.checkpoint.tensors import files_of
+    from rabbitllm.checkpoint.tensors import files_of, in_plain_pieces
     from rabbitllm.utils.memory import format_size
 
     location = prepare_only(arguments, torch.device("cpu")).location
     codec = location.worth_encoding(arguments.compression, read_again=True)
     located = location.locate(arguments.store, arguments.delete_original, codec)
     files, own = files_of(located.values()), files_of(location.entries.values())
-    weights = located.values()
-    in_pieces = all(w.plain for w in weights) and any(len(w.parts) > 1 for w in weights)
-    if files <= own and in_pieces:
+    if files <= own and in_plain_pieces(located.values()):
         files = set(location.split(arguments.store, codec).glob("*.safetensors"))
     size = format_size(sum(file.stat().st_size for file in files))
     for folder in sorted({file.parent for file in files}):

@@ -11,9 +11,19 @@ import torch
 
 from rabbitllm import CheckpointError
 from rabbitllm.checkpoint.codecs import HEADER, HEADER_UP_TO_FORMAT_3
+from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.lossless import Lossless
+from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.tensors import MAX_HEADER_BYTES, RAW, read_header
+from rabbitllm.checkpoint.tensors import (
+    MAX_HEADER_BYTES,
+    RAW,
+    Extent,
+    Joined,
+    TensorEntry,
+    in_plain_pieces,
+    read_header,
+)
 
 GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -241,3 +251,14 @@ def test_an_encoded_tensor_is_described_as_what_it_stands_for(
 def test_nothing_else_is_taken_for_an_encoded_tensor(tmp_path: Path, header: object) -> None:
     with pytest.raises(CheckpointError, match=r"a\.safetensors"):
         read_header(write(tmp_path / "a.safetensors", header, 9))
+
+
+def test_what_a_store_would_only_put_together() -> None:
+    def tensor(codec: Codec, shape: tuple[int, ...] = (4,)) -> TensorEntry:
+        return TensorEntry((Extent(Path("file"), 0, 16),), torch.float32, shape, codec)
+
+    whole, coded = tensor(PLAIN), tensor(Lossless(1, 0))
+    pieces = Joined((tensor(PLAIN), tensor(PLAIN)), torch.float32, (2, 4))
+    encoded = Joined((tensor(PLAIN), coded), torch.float32, (2, 4))
+    assert in_plain_pieces([whole, pieces])
+    assert not any(map(in_plain_pieces, ([], [whole], [pieces, coded], [whole, encoded])))

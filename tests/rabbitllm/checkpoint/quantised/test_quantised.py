@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from rabbitllm import CheckpointError, StreamedModel
-from rabbitllm.checkpoint.quantised import HINTS, METHODS, find
+from rabbitllm.checkpoint import quantised
+from rabbitllm.checkpoint.quantised import HINTS, METHODS, Quantisation, find
 
 AFFINE = {"group_size": 64, "bits": 4}
 
@@ -79,3 +81,22 @@ def test_what_is_not_read_is_called_by_its_name(
 
 def test_a_method_is_read_or_not() -> None:
     assert METHODS.keys().isdisjoint(HINTS)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_what_a_checkpoint_says_is_asked_once_in_a_load(
+    checkpoint: Callable[..., Path],
+    streamed: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    given: bool,
+) -> None:
+    asked = []
+
+    def once(fields: Any, folder: Path, place: str) -> Quantisation | None:
+        asked.append(folder)
+        return find(fields, folder, place)
+
+    monkeypatch.setattr(quantised, "find", once)
+    folder = checkpoint()
+    streamed(folder, **({"config": AutoConfig.from_pretrained(folder)} if given else {}))
+    assert asked == [folder]
