@@ -67,7 +67,9 @@ class Words(Codec):
     @property
     @override
     def scratch(self) -> int:
-        return self._codes_room + max(2 * self._codes_room // self._in_byte, self._values_room)
+        # Beside the codes, words that were put in order and what they are spread in; then values.
+        words = self._codes_room // self._in_byte + self._codes_room
+        return self._codes_room + max(words, self._values_room)
 
     @override
     def stored(self, weight: Layout) -> Mapping[str, Layout]:

@@ -60,6 +60,19 @@ FLAT: dict[str, tuple[Callable[[str], Codec], tuple[int, ...]]] = {
         lambda to: Words(to, 8, 2048, 600, "float16", indexed=True),
         (STRIP + 8, 2048),
     ),
+    **{
+        f"{name} of many long rows": (
+            partial(Words, bits=bits, columns=1 << 14, group=32, scale="float16", **others),
+            (STRIP, 1 << 14),
+        )
+        for name, bits, others in (
+            ("awq", 4, {"interleaved": True}),
+            ("gptq", 4, {}),
+            ("gptq of 2 bits", 2, {}),
+            ("gptq of 8 bits", 8, {}),
+            ("gptq, act-order", 4, {"indexed": True}),
+        )
+    },
     "awq of many rows": (
         lambda to: Words(to, 4, 96, 32, "float16", interleaved=True),
         (STRIP + 40, 96),
