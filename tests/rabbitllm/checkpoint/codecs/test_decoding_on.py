@@ -1,6 +1,7 @@
 """Decoding by torch, and by kernels where there is a GPU: the bits of decoding on the host."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
