@@ -60,6 +60,7 @@ class Batch:
         waiting: sequences that have no part in passes yet, in the order of their turn.
         running: those that have.
         shares: the model's sequences can share passes.
+        passes: shared ones so far.
     """
 
     def __init__(self, model: StreamedModel, most: int = 256) -> None:
@@ -67,6 +68,7 @@ class Batch:
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.shares = can_share(model)
+        self.passes = 0
         self._most = most
         self._bound = _rope_bound(model)
         self._held: RowsCache | None = None
@@ -79,6 +81,11 @@ class Batch:
     def held_columns(self) -> int:
         """Tokens of the longest sequence that the cache holds."""
         return self._held.columns if self._held else 0
+
+    @property
+    def asked(self) -> bool:
+        """Some sequence is not answered yet."""
+        return bool(self.running or self.waiting)
 
     def add(
         self,
@@ -115,18 +122,24 @@ class Batch:
 
         What goes wrong ends the sequences that it concerns: see `Row.answer`.
         """
-        self._leave()
-        self._join()
-        if self.running:
-            self._pass()
-        elif self.waiting:
-            self.waiting.popleft().run_alone()
-        return bool(self.running or self.waiting)
+        try:
+            self._leave()
+            self._join()
+            if self.running:
+                self._pass()
+            elif self.waiting:
+                self.waiting.popleft().run_alone()
+        except Exception as error:  # goes to each of them
+            self._end_all(error)
+        return self.asked
 
     def _join(self) -> None:
         """Lets in who is next, as long as there is room: nobody overtakes who waits for more."""
         while self.waiting and len(self.running) < self._most:
             row = self.waiting[0]
+            if row.answer.done():  # given up
+                self.waiting.popleft()
+                continue
             if not self._can_share(row):
                 break
             if self.running and not self._fits([*self.running, row], 1, HEADROOM):
@@ -177,14 +190,10 @@ class Batch:
         try:
             with torch.no_grad():
                 logits = self._forward(new, max(new))
-        except BudgetError as error:  # nothing was computed
-            if len(self.running) > 1:
-                self._put_back()
-            else:
-                self._end_all(error)
-            return
-        except Exception as error:  # goes to each of them
-            self._end_all(error)
+        except BudgetError:  # nothing was computed
+            if len(self.running) == 1:
+                raise
+            self._put_back()
             return
         self._choose([row for row in self.running if not row.pending], logits)
 
@@ -197,8 +206,9 @@ class Batch:
 
     def _end_all(self, error: Exception) -> None:
         for row in self.running:
-            row.fail(error)
-        self._keep([])
+            if not row.answer.done():
+                row.fail(error)
+        self.running, self._held = [], None
 
     def _forward(self, new: Sequence[int], width: int) -> torch.Tensor:
         """Logits [rows whose prompt is through, vocabulary], behind so many new tokens of each."""
@@ -225,6 +235,7 @@ class Batch:
             **{self._cache: held.cache},
             **arguments,
         )
+        self.passes += 1
         held.columns += width
         for row, count in zip(rows, new, strict=True):
             row.past += count

@@ -1,6 +1,8 @@
 """Serve a model to programs that speak OpenAI's HTTP interface.
 
-Answers /v1/models, /v1/chat/completions and /v1/completions, streamed or whole, one at a time.
+Answers /v1/models, /v1/chat/completions and /v1/completions, streamed or whole. Requests
+share every pass over the weights, as many as there is memory for; /health and /metrics say how it
+goes.
 """
 
 import argparse
@@ -47,9 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue",
         type=not_negative,
-        default=8,
+        default=256,
         metavar="N",
-        help="requests that may wait while one is answered; others get status 429 (%(default)s)",
+        help="requests that may wait beside those that are answered; others get status 429 "
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--sequences",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="answers at once, which share passes; fewer where memory is short (%(default)s)",
     )
     parser.add_argument(
         "--max-new-tokens",
@@ -82,7 +92,8 @@ def main(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
         hosts=names if loopback or arguments.allowed_host else None,
     )
-    app = create_app(Worker(model, arguments.queue), name, admission, arguments.max_new_tokens)
+    worker = Worker(model, arguments.queue, arguments.sequences)
+    app = create_app(worker, name, admission, arguments.max_new_tokens)
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     print(f"Serving {name} on http://{_bracketed(host)}:{taken}/v1", file=sys.stderr, flush=True)
     if not arguments.api_key and not loopback:

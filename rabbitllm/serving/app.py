@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.prompt import (
@@ -22,7 +23,7 @@ from rabbitllm.prompt import (
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
-from rabbitllm.serving.gate import Admission, Gate
+from rabbitllm.serving.gate import HEALTH, Admission, Gate
 from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
@@ -66,6 +67,8 @@ def create_app(worker: Worker, name: str, admission: Admission, max_new_tokens: 
     app = FastAPI(title="RabbitLLM", lifespan=lifespan, docs_url=None, redoc_url=None)
     size = min(MOST_BYTES, BYTES + BYTES_PER_TOKEN * context_length(worker.model))
     app.add_middleware(Gate, admission=admission, body_size=size, over=routes.tidy)
+    app.add_api_route(HEALTH, routes.health)
+    app.add_api_route("/metrics", routes.metrics, response_model=None)
     app.add_api_route("/v1/models", routes.models)
     app.add_api_route("/v1/models/{asked:path}", routes.model)
     for path, route, kind in (
@@ -99,6 +102,16 @@ class Routes:
         """Called when a request of so many bytes is over."""
         if size > LARGE:
             self._worker.give_back_memory()
+
+    async def health(self) -> dict[str, str]:
+        """GET /health."""
+        if not self._worker.alive:
+            raise ApiError(503, "The thread that generates has ended. Restart the server.")
+        return {"status": "ok"}
+
+    async def metrics(self) -> Response:
+        """GET /metrics."""
+        return Response(self._worker.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self) -> dict[str, Any]:
         """GET /v1/models."""

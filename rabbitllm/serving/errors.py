@@ -69,7 +69,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _busy(_: BusyError) -> Response:
-    message = "Another generation is running and the queue is full. Try again later."
+    message = "Others are being answered and the queue is full. Try again later."
     body = error_body(message, "rate_limit_error", "queue_full")
     return _json(body, 429, {"Retry-After": RETRY_AFTER})
 

@@ -21,6 +21,9 @@ from rabbitllm.serving.errors import ApiError, response
 BODY_SECONDS = 30.0
 """Time in which a body arrives."""
 
+HEALTH = "/health"
+"""The path that needs no key: it says that the server is there, and nothing else."""
+
 LINGER = 5.0
 """Seconds in which what a refused client still sends is thrown away."""
 
@@ -63,7 +66,8 @@ class Gate:
             headers = Headers(scope=scope)
             self._check_host(headers.get("host", ""))
             self._check_length(headers.get("content-length", ""))
-            self._check_key(headers)
+            if scope["path"] != HEALTH:
+                self._check_key(headers)
             body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except ApiError as error:
             return await _refuse(response(error), scope, receive, send)

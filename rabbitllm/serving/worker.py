@@ -1,44 +1,43 @@
-"""One generation at a time, on a thread; others wait in a queue of fixed length."""
+"""Generations that share passes, on a thread; those that do not fit wait in a queue."""
 
 import asyncio
 import contextlib
 import gc
 import threading
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
+from rabbitllm.batching import Batch, Row
 from rabbitllm.model import StreamedModel
 from rabbitllm.serving.errors import BusyError
-from rabbitllm.text import Answer, generate
+from rabbitllm.serving.metrics import Metrics
+from rabbitllm.text import Answer
 from rabbitllm.utils.glibc import give_back
 
 
 class Job:
-    """One generation: a place in the queue, then waiting or running.
+    """One generation: a place, then waiting or running.
 
     Attributes:
-        started: the prompt is there.
+        row: the sequence of the batch, once the prompt is there.
         answer: how it went, once it is over; cancelled if it never began.
+        cancelled: somebody gave up before it was over.
     """
 
     def __init__(self) -> None:
-        self.started = False
+        self.row: Row | None = None
         self.answer: Future[Answer] = Future()
-        self._cancelled = threading.Event()
+        self.cancelled = False
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    @property
-    def cancelled(self) -> bool:
-        """Somebody gave up before it was over."""
-        return self._cancelled.is_set()
-
     def cancel(self) -> None:
-        """Gives up the place in the queue, or ends the generation with the token under way."""
-        self._cancelled.set()
-        self.answer.cancel()
+        """Gives up the place in the queue, or ends the generation with the pass under way."""
+        self.cancelled = True
+        if self.row is not None:
+            self.row.cancel()
 
     async def pieces(self, patience: float | None = None) -> AsyncIterator[str]:
         """The text as it comes; an empty piece whenever none came for `patience` seconds.
@@ -56,22 +55,32 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in the order of their arrival. To be used from one event loop.
+    """Runs jobs, beside one another where there is memory. To be used from one event loop.
 
     Args:
         model: what generates.
-        waiting: how many jobs may wait while one runs.
+        waiting: how many jobs may wait beside those that may run.
+        most: how many may run at once; memory may allow fewer.
+
+    Attributes:
+        batch: what runs them.
+        metrics: counts them.
     """
 
-    def __init__(self, model: StreamedModel, waiting: int) -> None:
+    def __init__(self, model: StreamedModel, waiting: int, most: int) -> None:
         self.model = model
-        self._places = waiting + 1
+        self.batch = Batch(model, most)
+        self.metrics = Metrics(self.batch)
+        self._places = waiting + most
         self._jobs: set[Job] = set()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rabbitllm-generate")
+        self._news = threading.Condition()
+        self._closing = self._untidy = False
+        self._thread = threading.Thread(target=self._run, name="rabbitllm-generate", daemon=True)
+        self._thread.start()
 
     @contextlib.contextmanager
     def reserve(self) -> Iterator[Job]:
-        """A place in the queue, which is given back if the job is not started meanwhile.
+        """A place, which is given back if the job is not started meanwhile.
 
         Raises:
             BusyError: there is none.
@@ -83,7 +92,7 @@ class Worker:
         try:
             yield job
         finally:
-            if not job.started:
+            if job.row is None:
                 self._jobs.discard(job)
 
     def start(self, job: Job, prompt: torch.Tensor, seed: int | None, **options: Any) -> None:
@@ -93,34 +102,52 @@ class Worker:
             job: what has a place.
             prompt: token ids [1, tokens].
             seed: of the sampling; None leaves the generator as it is.
-            options: of `rabbitllm.text.generate`.
+            options: of `Batch.add`.
         """
         loop = asyncio.get_running_loop()
 
         def hand_on(piece: str) -> None:
             loop.call_soon_threadsafe(job._pieces.put_nowait, piece)
 
-        def run() -> Answer:
-            if seed is not None:
-                torch.manual_seed(seed)
-            return generate(self.model, prompt, hand_on, cancelled=job._cancelled, **options)
-
         def over(_: object) -> None:
             loop.call_soon_threadsafe(self._forget, job)
 
-        job.started = True
-        job.answer = self._thread.submit(run)
+        job.row = self.batch.add(prompt[0].tolist(), hand_on, seed=seed, **options)
+        job.answer = job.row.answer
         job.answer.add_done_callback(over)
+        job.answer.add_done_callback(self.metrics.count)
+        with self._news:
+            self._news.notify()
+
+    @property
+    def alive(self) -> bool:
+        """Its thread runs."""
+        return self._thread.is_alive()
 
     def give_back_memory(self) -> None:
-        """Returns to the system what is free once the jobs before are over."""
-        self._thread.submit(_give_back_memory)
+        """Returns to the system what is free, behind the pass under way."""
+        with self._news:
+            self._untidy = True
+            self._news.notify()
 
     def close(self) -> None:
-        """Cancels everything, and waits for the token under way."""
+        """Cancels everything, and waits for the pass under way."""
         for job in self._jobs:
             job.cancel()
-        self._thread.shutdown()
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self.batch.asked or self._untidy or self._closing)
+                untidy, self._untidy = self._untidy, False
+            if untidy:
+                _give_back_memory()
+            if not self.batch.step() and self._closing:
+                return
 
     def _forget(self, job: Job) -> None:
         self._jobs.discard(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -30,11 +31,13 @@ ENDLESS = 15_000
 
 @pytest.fixture(scope="module")
 def server(talker: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server with a key, and room for one request to wait."""
+    """A server with a key, and room for two requests, and for one to wait."""
     arguments = ["serve", str(talker), "--port", "0", "--host-memory", "min", "--api-key", KEY]
     arguments += [
         "--queue",
         "1",
+        "--sequences",
+        "2",
         "--max-new-tokens",
         "7",
         "--device",
@@ -240,12 +243,40 @@ def test_no_key_opens_nothing(url: str) -> None:
     assert caught.value.code == 401
 
 
+def test_health_needs_no_key_and_metrics_do(client: openai.OpenAI, url: str) -> None:
+    root = url.removesuffix("/v1")
+    with urllib.request.urlopen(f"{root}/health", timeout=PATIENCE) as answer:
+        assert json.load(answer) == {"status": "ok"}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{root}/metrics", timeout=PATIENCE)
+    assert caught.value.code == 401
+
+    def counted() -> dict[str, float]:
+        request = urllib.request.Request(f"{root}/metrics")
+        request.add_header("Authorization", f"Bearer {KEY}")
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            assert answer.headers["content-type"].startswith("text/plain")
+            lines = answer.read().decode().splitlines()
+        return {k: float(v) for k, _, v in (x.rpartition(" ") for x in lines if x[0] != "#")}
+
+    before = counted()
+    chat(client)
+    after = counted()
+    grown = {name: after[name] - before.get(name, 0) for name in after}
+    assert grown["rabbitllm_new_tokens_total"] == 7
+    assert grown["rabbitllm_prompt_tokens_total"] == len(PROMPT)
+    assert grown['rabbitllm_answers_total{reason="length"}'] == 1
+    assert grown["rabbitllm_first_token_seconds_count"] == 1
+    assert grown["rabbitllm_passes"] >= 7
+    assert after["rabbitllm_waiting"] == 0
+
+
 def test_an_unknown_address_is_an_error_in_the_same_shape(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="Not Found"):
         client.embeddings.create(model=NAME, input="x")
 
 
-# one at a time
+# several at a time
 
 
 def begin(client: openai.OpenAI) -> Any:
@@ -256,10 +287,19 @@ def begin(client: openai.OpenAI) -> Any:
     return stream
 
 
-def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
+def test_an_answer_comes_while_another_goes_on(
     client: openai.OpenAI, expected: Callable[[str, int], str]
 ) -> None:
     running = begin(client)
+    assert chat(client).choices[0].message.content == expected(PROMPT, 7)
+    assert next(running).choices[0].delta.content
+    running.close()
+
+
+def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
+    client: openai.OpenAI, expected: Callable[[str, int], str]
+) -> None:
+    running = [begin(client), begin(client)]
     with ThreadPoolExecutor(2) as others:
         futures = [others.submit(chat, client) for _ in range(2)]
         done, _ = wait(futures, PATIENCE, FIRST_COMPLETED)
@@ -268,9 +308,10 @@ def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
         with pytest.raises(openai.RateLimitError, match="queue is full") as caught:
             refused.result()
         assert caught.value.response.headers["retry-after"]
-        running.close()  # the client leaves
+        running.pop().close()  # the client leaves
         waited = next(future for future in futures if future is not refused)
         assert waited.result().choices[0].message.content == expected(PROMPT, 7)
+    running.pop().close()
 
 
 def test_a_client_that_gives_up_on_a_whole_answer_frees_the_engine(

@@ -3,74 +3,46 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rabbitllm.serving import worker as module
+from rabbitllm import StreamedModel
 from rabbitllm.serving.errors import BusyError
 from rabbitllm.serving.worker import Job, Worker
-from rabbitllm.text import Answer
 from tests.patience import PATIENCE
 
-PROMPT = torch.tensor([[1]])
+PROMPT = torch.tensor([[70, 71, 72]])
+LONG = 15_000
+"""Tokens that take minutes."""
 
-
-class Model:
-    """Stands in for `generate`: each generation says its name, and ends when it is let go."""
-
-    def __init__(self) -> None:
-        self.order: list[str] = []
-        self.gates: dict[str, threading.Event] = {}
-
-    def generate(
-        self,
-        model: object,
-        prompt: torch.Tensor,
-        emit: Callable[[str], object],
-        *,
-        cancelled: threading.Event,
-        name: str,
-    ) -> Answer:
-        self.order.append(name)
-        emit(name)
-        if name == "broken":
-            raise RuntimeError("out of luck")
-        gate = self.gates.setdefault(name, threading.Event())
-        while not gate.wait(0.01) and not cancelled.is_set():
-            pass
-        emit("!")
-        return Answer(1, 2, "cancelled" if cancelled.is_set() else "length", 0.1, 0.1)
-
-    def let_go(self, *names: str) -> None:
-        for name in names:
-            self.gates.setdefault(name, threading.Event()).set()
+Submit = Callable[..., Job]
+Play = Callable[[Submit], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Model:
-    made = Model()
-    monkeypatch.setattr(module, "generate", made.generate)
-    return made
+def model(talker: Path, streamed: Callable[..., StreamedModel]) -> StreamedModel:
+    return streamed(talker)
 
 
-def run(play: Callable[[Callable[[str], Job]], Coroutine[Any, Any, None]], waiting: int) -> None:
+def run(model: StreamedModel, play: Play, waiting: int = 9, most: int = 4) -> None:
     """Plays a scene with a worker's `submit`."""
 
     async def scene() -> None:
-        worker = Worker(None, waiting)  # type: ignore[arg-type]
+        worker = Worker(model, waiting, most)
         try:
-            await play(lambda name: submit(worker, name=name))
+            await play(lambda new=5, *rest, **options: submit(worker, new, *rest, **options))
         finally:
             worker.close()
 
     asyncio.run(asyncio.wait_for(scene(), PATIENCE))
 
 
-def submit(worker: Worker, seed: int | None = None, **options: Any) -> Job:
+def submit(worker: Worker, new: int, seed: int | None = None, **options: Any) -> Job:
     with worker.reserve() as job:
-        worker.start(job, PROMPT, seed, **options)
+        worker.start(job, PROMPT, seed, max_new_tokens=new, **({"do_sample": False} | options))
     return job
 
 
@@ -78,113 +50,124 @@ async def text(job: Job) -> str:
     return "".join([piece async for piece in job.pieces()])
 
 
-def test_jobs_run_one_after_the_other(model: Model) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
-        jobs = [submit(name) for name in "abc"]
-        model.let_go("c", "b")
-        async for _ in jobs[0].pieces():
-            break
-        assert model.order == ["a"]
-        model.let_go("a")
-        assert [await text(job) for job in jobs[1:]] == ["b!", "c!"]
-        assert [job.answer.result().finish_reason for job in jobs] == ["length"] * 3
+async def first(job: Job) -> str:
+    """The first piece of a job that goes on."""
+    pieces = job.pieces()
+    piece = await anext(pieces)
+    await pieces.aclose()
+    return piece
 
-    run(play, waiting=2)
-    assert model.order == ["a", "b", "c"]
+
+def test_jobs_share_passes(model: StreamedModel) -> None:
+    async def play(submit: Submit) -> None:
+        before = model.streaming_stats()["forwards"]
+        jobs = [submit(20) for _ in range(4)]
+        texts = [await text(job) for job in jobs]
+        assert len(set(texts)) == 1
+        assert len(texts[0]) == 20
+        assert [job.answer.result().finish_reason for job in jobs] == ["length"] * 4
+        assert model.streaming_stats()["forwards"] - before < 30
+
+    run(model, play)
+
+
+def test_a_short_answer_overtakes_a_long_one(model: StreamedModel) -> None:
+    async def play(submit: Submit) -> None:
+        long = submit(LONG)
+        await first(long)
+        assert len(await text(submit(3))) == 3
+        assert not long.answer.done()
+
+    run(model, play)
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 3])
-def test_beyond_the_queue_is_refused_until_a_place_is_free(model: Model, waiting: int) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
-        jobs = [submit(str(i)) for i in range(waiting + 1)]
+def test_beyond_the_queue_is_refused_until_a_place_is_free(
+    model: StreamedModel, waiting: int
+) -> None:
+    async def play(submit: Submit) -> None:
+        jobs = [submit(LONG) for _ in range(waiting + 2)]
         with pytest.raises(BusyError):
-            submit("too many")
-        model.let_go("0")
+            submit()
+        jobs[0].cancel()
         await text(jobs[0])
-        submit("again")
+        submit(LONG)
         with pytest.raises(BusyError):
-            submit("too many")
+            submit()
 
-    run(play, waiting)
-    assert "too many" not in model.order
+    run(model, play, waiting, most=2)
 
 
-def test_who_leaves_the_queue_frees_the_place_and_never_runs(model: Model) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
-        first, second = submit("first"), submit("second")
+def test_who_leaves_the_queue_frees_the_place_and_never_runs(model: StreamedModel) -> None:
+    async def play(submit: Submit) -> None:
+        running, second = submit(LONG), submit()
+        await first(running)
         second.cancel()
         assert await text(second) == ""
         assert second.cancelled
         assert second.answer.cancelled()
-        third = submit("third")
-        model.let_go("first", "third")
-        assert [await text(job) for job in (first, third)] == ["first!", "third!"]
+        third = submit(3)
+        running.cancel()
+        assert len(await text(third)) == 3
 
-    run(play, waiting=1)
-    assert model.order == ["first", "third"]
+    run(model, play, waiting=1, most=1)
 
 
-def test_who_leaves_while_running_ends_the_generation(model: Model) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
-        job = submit("job")
+def test_who_leaves_while_running_ends_the_generation(model: StreamedModel) -> None:
+    async def play(submit: Submit) -> None:
+        job = submit(LONG)
         async for _ in job.pieces():
             job.cancel()
         assert job.answer.result().finish_reason == "cancelled"
 
-    run(play, waiting=0)
+    run(model, play)
 
 
-def test_a_failure_is_the_answer_and_the_next_job_runs(model: Model) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
-        broken, after = submit("broken"), submit("after")
-        model.let_go("after")
-        assert await text(broken) == "broken"
-        assert str(broken.answer.exception()) == "out of luck"
-        assert await text(after) == "after!"
+def test_a_failure_is_the_answer_and_the_next_job_runs(model: StreamedModel) -> None:
+    async def play(submit: Submit) -> None:
+        broken, after = submit(do_sample=True, temperature=-1.0), submit(3)
+        assert await text(broken) == ""
+        assert isinstance(broken.answer.exception(), ValueError)
+        assert len(await text(after)) == 3
 
-    run(play, waiting=1)
+    run(model, play)
 
 
-def test_a_long_silence_is_an_empty_piece(model: Model) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
+def test_a_long_silence_is_an_empty_piece(model: StreamedModel) -> None:
+    go_on = threading.Event()
+    model.register_forward_pre_hook(lambda *_: go_on.wait(PATIENCE) and None)
+
+    async def play(submit: Submit) -> None:
         pieces = []
-        async for piece in submit("job").pieces(patience=0.05):
+        async for piece in submit(2).pieces(patience=0.05):
             pieces.append(piece)
-            if piece == "":
-                model.let_go("job")
-        assert pieces[0] == "job"
-        assert set(pieces[1:-1]) == {""}
-        assert pieces[-1] == "!"
+            if len(pieces) == 2:
+                go_on.set()
+        assert pieces[:2] == ["", ""]
+        assert len("".join(pieces)) == 2
 
-    run(play, waiting=0)
+    run(model, play)
 
 
-def test_closing_cancels_everything(model: Model) -> None:
-    async def play(submit: Callable[[str], Job]) -> None:
-        job = submit("first")
-        submit("second")
-        async for _ in job.pieces():
-            break
+def test_closing_cancels_everything(model: StreamedModel) -> None:
+    jobs = []
 
-    run(play, waiting=1)
-    assert model.order == ["first"]
+    async def play(submit: Submit) -> None:
+        jobs.extend(submit(LONG) for _ in range(3))
+        await first(jobs[0])
+
+    run(model, play, most=1)
+    assert jobs[0].answer.result().finish_reason == "cancelled"
+    assert all(job.answer.cancelled() for job in jobs[1:])
     assert not [t for t in threading.enumerate() if t.name.startswith("rabbitllm-generate")]
 
 
-def test_a_seed_is_set_before_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+def test_a_seed_repeats_a_sample_whoever_else_draws(model: StreamedModel) -> None:
+    async def play(submit: Submit) -> None:
+        options: Any = {"do_sample": True, "temperature": 1.5}
+        jobs = [submit(20, seed, **options) for seed in (3, None, 3, 4)]
+        texts = [await text(job) for job in jobs]
+        assert texts[0] == texts[2]
+        assert len(set(texts)) == 3
 
-    def generate(*_: object, **__: object) -> Answer:
-        drawn.append(torch.rand(1).item())
-        return Answer(1, 1, "length", 0.1, 0.0)
-
-    monkeypatch.setattr(module, "generate", generate)
-
-    async def scene() -> None:
-        worker = Worker(None, 9)  # type: ignore[arg-type]
-        for seed in (3, None, 3):
-            await text(submit(worker, seed))
-        worker.close()
-
-    asyncio.run(scene())
-    assert drawn[0] == drawn[2] != drawn[1]
+    run(model, play)
