@@ -132,6 +132,9 @@ def prepare(
     # A store that took the originals' place holds parameters, which need no map.
     mapping = row.weights if row and not moved else ()
     recipes = recipes_for(trial, entries, mapping)
+    if encoding and not moved:
+        parts = {key for recipe in recipes if recipe.converter for key, _ in recipe.sources}
+        entries = encoding.joined(entries, parts)
     if repair_head_dim(config, trial, recipes, entries):
         with valid_config(fields):
             trial = try_out(backend_of(trial.config))

@@ -5,7 +5,7 @@ is a row of `METHODS`, and a module here; what is quantised is told by the tenso
 config's lists of modules.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -107,6 +107,21 @@ class Quantisation:
                 )
         unneeded = getattr(module, "UNNEEDED", ())
         return {key: entry for key, entry in left.items() if not key.endswith(unneeded)} | made
+
+    def joined(
+        self, entries: Mapping[str, TensorEntry], keys: Collection[str]
+    ) -> dict[str, TensorEntry]:
+        """The checkpoint's tensors, as `fold` gave them, where some make larger weights together.
+
+        Args:
+            entries: its tensors, by their keys.
+            keys: of those that do.
+        """
+        change = getattr(self._module, "joined", None)
+        return {
+            key: change(entry) if change and key in keys else entry
+            for key, entry in entries.items()
+        }
 
     def telling(self, keys: Iterable[str]) -> list[str]:
         """Of a checkpoint's keys those that `fold` reads: of small tensors."""

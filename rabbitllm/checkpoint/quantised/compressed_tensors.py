@@ -5,6 +5,7 @@ Integers of 4 and 8 bits packed into 32 (`pack-quantized`), integers and FP8 in 
 block, and the product is rounded to the scale's own dtype first, as the library computes.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ PACKED = {4: "int4", 8: "offset8"}
 """Bits of a packed integer -> what its codes are."""
 IN_BYTES = {torch.int8: "int8", torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
 """dtype on disk -> what codes are."""
+FP8 = ("e4m3", "e5m2")
 
 
 def _packed(parts: Parts) -> TensorEntry:
@@ -47,6 +49,19 @@ def _in_bytes(parts: Parts) -> TensorEntry:
     rounded = str(scales.dtype).removeprefix("torch.")
     stored = [".weight", ".weight_scale"]
     return _entry(parts, codes.shape, IN_BYTES[codes.dtype], stored, rounded)
+
+
+def joined(entry: TensorEntry) -> TensorEntry:
+    """A tensor as stock reads it where a larger weight is made of it: FP8 is rounded once.
+
+    Stock multiplies the FP8 experts that it puts together in float32
+    (`CompressedTensorsDequantize`), where the library rounds to the scale's dtype first. Packed
+    ones it leaves in that dtype, whatever the model's is: here they are in the model's.
+    """
+    codec = entry.codec
+    if isinstance(codec, Scaled) and codec.kind in FP8:
+        return replace(entry, codec=replace(codec, rounded="float32"))
+    return entry
 
 
 def _entry(

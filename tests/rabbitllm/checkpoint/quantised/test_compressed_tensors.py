@@ -124,6 +124,27 @@ def test_experts_that_lie_apart_and_the_older_field(
     assert alike(folders)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("joined", [True, False], ids=["experts", "linear"])
+def test_fp8_that_is_put_together_is_rounded_once(
+    twins: Callable[..., Any], alike: Callable[..., bool], joined: bool, dtype: str
+) -> None:
+    """As stock computes: experts in float32, other weights in the scale's dtype first."""
+
+    def encode(weight: torch.Tensor) -> Encoded:
+        stored, rounded = in_bytes(torch.float8_e4m3fn, "channel")(weight)
+        product = stored[".weight"].float() * stored[".weight_scale"].float()
+        assert not torch.equal(product, rounded.float())
+        return stored, product if joined else rounded
+
+    fields = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    pattern = r"experts\..*proj\.weight$" if joined else r"self_attn\..*proj\.weight$"
+    said = settings(**FP8)
+    kept = getattr(torch, dtype)
+    folders = twins(encode, said, "qwen3_moe", pattern, kept, head_dim=32, **fields)
+    assert alike(folders)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
