@@ -150,6 +150,12 @@ def load(arguments: argparse.Namespace, **options: object) -> "StreamedModel":
     return AutoModel.from_pretrained(arguments.model, **asked | options)
 
 
+def name_of(model: str) -> str:
+    """What clients call a model: its repository, or the last part of its folder."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
+
+
 def prepare_only(
     arguments: argparse.Namespace, device: "torch.device", attn_implementation: str = "auto"
 ) -> "Prepared":

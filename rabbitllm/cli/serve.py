@@ -10,9 +10,8 @@ import ipaddress
 import os
 import socket
 import sys
-from pathlib import Path
 
-from rabbitllm.cli.options import add_model_arguments, load, not_negative, port, positive
+from rabbitllm.cli.options import add_model_arguments, load, name_of, not_negative, port, positive
 
 EXAMPLE = """\
   rabbitllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
@@ -83,8 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     listener = _listen(arguments.host, arguments.port)
     model = load(arguments)
-    folder = Path(arguments.model).expanduser()
-    name = arguments.name or (folder.resolve().name if folder.is_dir() else arguments.model)
+    name = arguments.name or name_of(arguments.model)
     host, taken = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback
     names = {"localhost", *(allowed.lower() for allowed in arguments.allowed_host)}

@@ -2,29 +2,22 @@
 
 import asyncio
 import contextlib
-import reprlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from rabbitllm.errors import BudgetError
-from rabbitllm.prompt import (
-    check_template_kwargs,
-    context_length,
-    encode_chat,
-    encode_ids,
-    encode_text,
-)
+from rabbitllm.prompt import context_length
 from rabbitllm.serving.aside import Aside, TimeLimitError
 from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
 from rabbitllm.serving.gate import HEALTH, Admission, Gate
-from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
+from rabbitllm.serving.prompts import ENDPOINTS, Prompts
+from rabbitllm.serving.replies import Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
 
@@ -37,15 +30,6 @@ BYTES, BYTES_PER_TOKEN, MOST_BYTES = 1 << 16, 16, 1 << 23
 token, escaped Chinese 9."""
 LARGE = 1 << 14
 """Bytes of a request that leaves megabytes behind."""
-UNUSABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""What a chat template raises at messages that it was not written for."""
 
 
 def create_app(worker: Worker, name: str, admission: Admission, max_new_tokens: int) -> FastAPI:
@@ -71,12 +55,13 @@ def create_app(worker: Worker, name: str, admission: Admission, max_new_tokens: 
     app.add_api_route("/metrics", routes.metrics, response_model=None)
     app.add_api_route("/v1/models", routes.models)
     app.add_api_route("/v1/models/{asked:path}", routes.model)
-    for path, route, kind in (
-        ("/v1/chat/completions", routes.chat, ChatRequest),
-        ("/v1/completions", routes.completions, CompletionRequest),
-    ):
+    for path, (kind, _) in ENDPOINTS.items():
         app.add_api_route(
-            path, route, methods=["POST"], response_model=None, openapi_extra=_described(kind)
+            path,
+            routes.answer,
+            methods=["POST"],
+            response_model=None,
+            openapi_extra=_described(kind),
         )
     handle_errors(app)
     return app
@@ -92,9 +77,8 @@ class Routes:
 
     def __init__(self, worker: Worker, name: str, max_new_tokens: int) -> None:
         self._worker = worker
-        self._model = worker.model
         self._name = name
-        self._max_new_tokens = max_new_tokens
+        self._prompts = Prompts(worker.model, name, max_new_tokens)
         self._created = int(time.time())
         self._aside = Aside(PREPARATION)
 
@@ -119,7 +103,7 @@ class Routes:
 
     async def model(self, asked: str) -> dict[str, Any]:
         """GET /v1/models/NAME."""
-        self._check_name(asked)
+        self._prompts.check_name(asked)
         return {
             "id": self._name,
             "object": "model",
@@ -127,81 +111,25 @@ class Routes:
             "owned_by": "rabbitllm",
         }
 
-    def _check_name(self, asked: str) -> None:
-        if asked != self._name:
-            raise ApiError(
-                404,
-                f"No model {reprlib.repr(asked)} here, only {self._name!r}.",
-                "model_not_found",
-                "model",
-            )
+    async def answer(self, request: Request) -> Response:
+        """POST to one of `ENDPOINTS`."""
+        return await self._answer(request, *ENDPOINTS[request.url.path])
 
-    async def chat(self, request: Request) -> Response:
-        """POST /v1/chat/completions."""
-        return await self._answer(request, ChatRequest, CHAT, self._chat_prompt)
-
-    async def completions(self, request: Request) -> Response:
-        """POST /v1/completions."""
-        return await self._answer(request, CompletionRequest, COMPLETION, self._plain_prompt)
-
-    def _chat_prompt(self, asked: ChatRequest) -> torch.Tensor:
-        """Token ids [1, tokens] of a conversation."""
-        if not self._model.tokenizer.chat_template:
-            raise ApiError(400, "This model has no chat template. Use /v1/completions.")
-        try:
-            check_template_kwargs(self._model, asked.chat_template_kwargs)
-        except ValueError as error:
-            name = "chat_template_kwargs"
-            raise ApiError(400, f"{name}: {error}", param=name) from error
-        turns = [turn.as_template_input() for turn in asked.messages]
-        return encode_chat(self._model, turns, asked.chat_template_kwargs)
-
-    def _plain_prompt(self, asked: CompletionRequest) -> torch.Tensor:
-        """Token ids [1, tokens] of a completion's prompt, which may be token ids already."""
-        if isinstance(asked.prompt, str):
-            return encode_text(self._model, asked.prompt)
-        vocabulary = self._model.config.get_text_config().vocab_size
-        if not all(0 <= token < vocabulary for token in asked.prompt):
-            raise ValueError(f"token ids go from 0 to {vocabulary - 1}")
-        return encode_ids(self._model, asked.prompt)
-
-    def _understand(
-        self, kind: type[Kind], body: bytes, encode: Callable[[Kind], torch.Tensor]
-    ) -> tuple[Kind, torch.Tensor]:
-        """What a body asks for, and its prompt as token ids [1, tokens]."""
-        asked = read(kind, body)
-        self._check_name(asked.model)
-        try:
-            prompt = encode(asked)
-        except UNUSABLE as error:
-            said = str(error) if isinstance(error, ValueError) else repr(error)
-            raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
-        return asked, prompt
-
-    async def _begin(
-        self, kind: type[Kind], body: bytes, encode: Callable[[Kind], torch.Tensor]
-    ) -> tuple[Kind, Job]:
+    async def _begin(self, kind: type[Kind], body: bytes) -> tuple[Kind, Job]:
         """What a body asks for, and the generation that answers it."""
         with self._worker.reserve() as job:
             try:
-                asked, prompt = await self._aside.run(lambda: self._understand(kind, body, encode))
+                asked, prompt = await self._aside.run(
+                    lambda: self._prompts.understand(kind, read(body))
+                )
             except TimeLimitError as error:
                 raise ApiError(400, f"{error} to read the request. Shorten it.") from error
-            limit = asked.limit or self._max_new_tokens
-            self._worker.start(
-                job, prompt, asked.seed, max_new_tokens=limit, stop=asked.stop, **asked.sampling()
-            )
+            self._worker.start(job, prompt, **self._prompts.options(asked))
         return asked, job
 
-    async def _answer(
-        self,
-        request: Request,
-        kind: type[Kind],
-        shape: Shape,
-        encode: Callable[[Kind], torch.Tensor],
-    ) -> Response:
+    async def _answer(self, request: Request, kind: type[Kind], shape: Shape) -> Response:
         _check_json(request.headers.get("content-type", ""))
-        asked, job = await self._begin(kind, await request.body(), encode)
+        asked, job = await self._begin(kind, await request.body())
         reply = Reply(shape, self._name)
         if asked.stream:
             return EventStream(job, reply, asked.stream_options.include_usage)

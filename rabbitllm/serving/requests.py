@@ -185,15 +185,25 @@ class CompletionRequest(Request):
         return self.max_tokens or COMPLETION_TOKENS
 
 
-def read(kind: type[Kind], body: bytes) -> Kind:
+def read(body: bytes) -> Any:
+    """The fields of a body.
+
+    Raises:
+        ApiError: it is no JSON.
+    """
+    try:
+        return decode(body)
+    except ValueError as error:
+        raise ApiError(400, f"The body is no request in JSON: {error}.") from error
+
+
+def validated(kind: type[Kind], fields: Any) -> Kind:
     """A request of this kind.
 
     Raises:
-        ApiError: the body is no JSON, or asks for what cannot be done.
+        ApiError: it asks for what cannot be done.
     """
     try:
-        return kind.model_validate(decode(body))
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise refusal(error) from error
-    except ValueError as error:
-        raise ApiError(400, f"The body is no request in JSON: {error}.") from error

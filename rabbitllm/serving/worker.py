@@ -95,13 +95,12 @@ class Worker:
             if job.row is None:
                 self._jobs.discard(job)
 
-    def start(self, job: Job, prompt: torch.Tensor, seed: int | None, **options: Any) -> None:
+    def start(self, job: Job, prompt: torch.Tensor, **options: Any) -> None:
         """Queues a job's generation.
 
         Args:
             job: what has a place.
             prompt: token ids [1, tokens].
-            seed: of the sampling; None leaves the generator as it is.
             options: of `Batch.add`.
         """
         loop = asyncio.get_running_loop()
@@ -112,7 +111,7 @@ class Worker:
         def over(_: object) -> None:
             loop.call_soon_threadsafe(self._forget, job)
 
-        job.row = self.batch.add(prompt[0].tolist(), hand_on, seed=seed, **options)
+        job.row = self.batch.add(prompt[0].tolist(), hand_on, **options)
         job.answer = job.row.answer
         job.answer.add_done_callback(over)
         job.answer.add_done_callback(self.metrics.count)

@@ -42,7 +42,8 @@ def run(model: StreamedModel, play: Play, waiting: int = 9, most: int = 4) -> No
 
 def submit(worker: Worker, new: int, seed: int | None = None, **options: Any) -> Job:
     with worker.reserve() as job:
-        worker.start(job, PROMPT, seed, max_new_tokens=new, **({"do_sample": False} | options))
+        asked = {"do_sample": False} | options
+        worker.start(job, PROMPT, seed=seed, max_new_tokens=new, **asked)
     return job
 
 

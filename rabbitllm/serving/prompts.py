@@ -1,0 +1,109 @@
+"""From a request's fields to the token ids that it is answered behind."""
+
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rabbitllm.model import StreamedModel
+from rabbitllm.prompt import check_template_kwargs, encode_chat, encode_ids, encode_text
+from rabbitllm.serving.errors import ApiError
+from rabbitllm.serving.replies import CHAT, COMPLETION, Shape
+from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, Request, validated
+
+UNUSABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a chat template raises at messages that it was not written for."""
+ENDPOINTS: dict[str, tuple[type[ChatRequest] | type[CompletionRequest], Shape]] = {
+    "/v1/chat/completions": (ChatRequest, CHAT),
+    "/v1/completions": (CompletionRequest, COMPLETION),
+}
+"""What each path takes, and the shape of what it gives."""
+
+
+class Prompts:
+    """Reads requests to one model.
+
+    Args:
+        model: that answers.
+        name: what clients call it.
+        max_new_tokens: the most tokens of an answer whose request sets no limit.
+    """
+
+    def __init__(self, model: StreamedModel, name: str, max_new_tokens: int) -> None:
+        self.name = name
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+
+    def understand(self, kind: type[Kind], fields: Any) -> tuple[Kind, torch.Tensor]:
+        """What a request asks for, and its prompt as token ids [1, tokens].
+
+        Args:
+            kind: of request.
+            fields: of its body, as JSON has them.
+
+        Raises:
+            ApiError: it asks for what cannot be done.
+        """
+        asked = validated(kind, fields)
+        self.check_name(asked.model)
+        encode: Callable[[Any], torch.Tensor] = (
+            self._chat if isinstance(asked, ChatRequest) else self._plain
+        )
+        try:
+            prompt = encode(asked)
+        except UNUSABLE as error:
+            said = str(error) if isinstance(error, ValueError) else repr(error)
+            raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
+        return asked, prompt
+
+    def options(self, asked: Request) -> dict[str, Any]:
+        """What `Batch.add` is told besides the prompt."""
+        return {
+            "max_new_tokens": asked.limit or self._max_new_tokens,
+            "stop": asked.stop,
+            "seed": asked.seed,
+            **asked.sampling(),
+        }
+
+    def check_name(self, asked: str) -> None:
+        """Whether a client means this model.
+
+        Raises:
+            ApiError: it does not.
+        """
+        if asked != self.name:
+            raise ApiError(
+                404,
+                f"No model {reprlib.repr(asked)} here, only {self.name!r}.",
+                "model_not_found",
+                "model",
+            )
+
+    def _chat(self, asked: ChatRequest) -> torch.Tensor:
+        """Token ids [1, tokens] of a conversation."""
+        if not self._model.tokenizer.chat_template:
+            raise ApiError(400, "This model has no chat template. Use /v1/completions.")
+        try:
+            check_template_kwargs(self._model, asked.chat_template_kwargs)
+        except ValueError as error:
+            name = "chat_template_kwargs"
+            raise ApiError(400, f"{name}: {error}", param=name) from error
+        turns = [turn.as_template_input() for turn in asked.messages]
+        return encode_chat(self._model, turns, asked.chat_template_kwargs)
+
+    def _plain(self, asked: CompletionRequest) -> torch.Tensor:
+        """Token ids [1, tokens] of a completion's prompt, which may be token ids already."""
+        if isinstance(asked.prompt, str):
+            return encode_text(self._model, asked.prompt)
+        vocabulary = self._model.config.get_text_config().vocab_size
+        if not all(0 <= token < vocabulary for token in asked.prompt):
+            raise ValueError(f"token ids go from 0 to {vocabulary - 1}")
+        return encode_ids(self._model, asked.prompt)
