@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ def generate(
     stop: Sequence[str] = (),
     cancelled: threading.Event | None = None,
     keep: list[int] | None = None,
+    ends: Iterable[int] = (),
     **sampling: Any,
 ) -> Answer:
     """Generates after a prompt, and hands the text on as soon as it is certain.
@@ -66,6 +67,7 @@ def generate(
         stop: strings that end the answer and are no part of it.
         cancelled: once set, generation ends with the token under way.
         keep: gets the generated ids.
+        ends: ids that end the answer, besides the checkpoint's.
         sampling: options of transformers' `generate`; the checkpoint's own otherwise.
 
     Raises:
@@ -75,7 +77,7 @@ def generate(
     limit = min(max_new_tokens, room(model, length))
     stream = TextStream(model.tokenizer, emit, stop)
     listener = _Listener(stream, length, cancelled or threading.Event())
-    ends = end_of_text(model)
+    ends = end_of_text(model).union(ends)
     pad = model.generation_config.pad_token_id
     generator: Any = model  # transformers annotates the self of `generate` with a protocol
     begun = time.perf_counter()

@@ -4,6 +4,6 @@ A pass over streamed weights costs what its bytes cost, for one sequence as for 
 """
 
 from rabbitllm.batching.batch import Batch
-from rabbitllm.batching.row import Row
+from rabbitllm.batching.row import Row, Share
 
-__all__ = ["Batch", "Row"]
+__all__ = ["Batch", "Row", "Share"]

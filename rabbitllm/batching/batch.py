@@ -101,9 +101,10 @@ class Batch:
             prompt: token ids.
             emit: called with each new piece of text, from the thread that runs passes.
             max_new_tokens: the most tokens of the answer; the model's context may leave fewer.
-            options: `stop`, strings that end the answer and are no part of it; `seed` of the
-                draws; `processors`, transformers' LogitsProcessor objects; and what stock's
-                `generate` takes for the choice of tokens, such as `temperature`.
+            options: `stop`, strings and token ids that end the answer and are no part of its text;
+                `top`, of how many of the likeliest tokens to note the shares, see `Row.shares`;
+                `seed` of the draws; `processors`, transformers' LogitsProcessor objects; and what
+                stock's `generate` takes for the choice of tokens, such as `temperature`.
 
         Raises:
             ValueError: the prompt is empty, or longer than the model's context.

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,21 @@ from rabbitllm.batching.chooser import Chooser
 from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import room
 from rabbitllm.text import Answer, TextStream, end_of_text, generate
+
+
+@dataclass(frozen=True)
+class Share:
+    """How likely the model found a token, before temperature and the like.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm of its probability.
+        top: the likeliest ids there and their logarithms, best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class Row:
@@ -26,6 +42,7 @@ class Row:
         answer: how it went, once it is over; cancelled if it never began. Its exception is what
             ended it.
         past: tokens of it that the batch's cache holds.
+        shares: of the generated tokens, if they were asked for.
     """
 
     def __init__(
@@ -35,7 +52,8 @@ class Row:
         emit: Callable[[str], object],
         *,
         max_new_tokens: int,
-        stop: Sequence[str] = (),
+        stop: Sequence[str | int] = (),
+        top: int | None = None,
         seed: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
         **options: Any,
@@ -44,15 +62,29 @@ class Row:
         self.limit = min(max_new_tokens, room(model, len(self.prompt)))
         self.answer: Future[Answer] = Future()
         self.past = 0
+        self.shares: list[Share] = []
         self._model = model
         self._ends = end_of_text(model)
-        self._stream = TextStream(model.tokenizer, emit, stop)
-        self._emit, self._stop = emit, stop
+        self._stop_ids = {each for each in stop if isinstance(each, int)}
+        self._stop = [each for each in stop if isinstance(each, str)]
+        self._said: list[str] = []
+        self._heard = emit
+        self._stream = TextStream(model.tokenizer, self._emit, self._stop)
+        self._top = top
         self._seed, self._processors, self._options = seed, processors, options
         self._chooser: Chooser | None = None
         self._cancelled = threading.Event()
         self._begun = time.perf_counter()
         self._first: float | None = None
+
+    def _emit(self, text: str) -> None:
+        self._said.append(text)
+        self._heard(text)
+
+    @property
+    def text(self) -> str:
+        """What was said so far."""
+        return "".join(self._said)
 
     @property
     def tokens(self) -> list[int]:
@@ -114,12 +146,20 @@ class Row:
         assert self._chooser is not None, "it has begun"
         try:
             plain = self._chooser.plain
-            self._put(likeliest if plain else self._chooser.choose(self.ids, logits))
+            token = likeliest if plain else self._chooser.choose(self.ids, logits)
+            if self._top is not None:
+                self.shares.append(share(token, logits.float().log_softmax(-1), self._top))
+            self._put(token)
         except Exception as error:  # of its processors, or of who listens
             self.fail(error)
 
     def _put(self, token: int) -> None:
         self._first = self._first or time.perf_counter()
+        if token in self._stop_ids:
+            self._stream.end()
+            self.tokens.append(token)
+            self._over("stop")
+            return
         self._stream.put([token])
         if self._stream.stopped or token in self._ends:
             self.end("stop")
@@ -129,6 +169,9 @@ class Row:
     def end(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         """Ends it here."""
         self._stream.end()
+        self._over(reason)
+
+    def _over(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         now = time.perf_counter()
         first = self._first or now
         counts = len(self.prompt), len(self.tokens)
@@ -144,6 +187,7 @@ class Row:
             return
         if self._seed is not None:
             torch.manual_seed(self._seed)
+        recorders = [_Recorder(self.shares, self._top)] if self._top is not None else []
         try:
             answer = generate(
                 self._model,
@@ -153,10 +197,38 @@ class Row:
                 stop=self._stop,
                 cancelled=self._cancelled,
                 keep=self.tokens,
-                logits_processor=LogitsProcessorList(self._processors),
+                ends=self._stop_ids,
+                logits_processor=LogitsProcessorList([*self._processors, *recorders]),
                 **self._options,
             )
+            for recorder in recorders:
+                recorder.settle(self.tokens[-1])
         except Exception as error:  # its owner's to handle, whatever it is
             self.fail(error)
         else:
             self.answer.set_result(answer)
+
+
+class _Recorder(LogitsProcessor):
+    """Notes the shares of tokens that stock's `generate` chooses."""
+
+    def __init__(self, shares: list[Share], top: int) -> None:
+        self._shares, self._top = shares, top
+        self._open: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.settle(int(input_ids[0, -1]))
+        self._open = scores[0].float().log_softmax(-1)
+        return scores
+
+    def settle(self, token: int) -> None:
+        """Notes the token that was chosen last."""
+        if self._open is not None:
+            self._shares.append(share(token, self._open, self._top))
+
+
+def share(token: int, logprobs: torch.Tensor, top: int) -> Share:
+    """A token's, and that of the `top` likeliest, from logprobs [vocabulary]."""
+    best = logprobs.topk(top)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Share(token, float(logprobs[token]), tuple(pairs))

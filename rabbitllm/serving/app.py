@@ -17,7 +17,7 @@ from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
 from rabbitllm.serving.gate import HEALTH, Admission, Gate
 from rabbitllm.serving.prompts import ENDPOINTS, Prompts
-from rabbitllm.serving.replies import Reply, Shape
+from rabbitllm.serving.replies import Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
 
@@ -124,24 +124,27 @@ class Routes:
                 )
             except TimeLimitError as error:
                 raise ApiError(400, f"{error} to read the request. Shorten it.") from error
-            self._worker.start(job, prompt, **self._prompts.options(asked))
+            self._worker.start(job, prompt, self._prompts.options(asked))
         return asked, job
 
     async def _answer(self, request: Request, kind: type[Kind], shape: Shape) -> Response:
         _check_json(request.headers.get("content-type", ""))
         asked, job = await self._begin(kind, await request.body())
-        reply = Reply(shape, self._name)
+        reply = self._prompts.reply(asked, shape)
         if asked.stream:
             return EventStream(job, reply, asked.stream_options.include_usage)
         watcher = asyncio.create_task(cancel_when_gone(request.receive, job))
-        text = "".join([piece async for piece in job.pieces()])
+        async for _ in job.pieces():
+            pass
         watcher.cancel()
         if job.cancelled:
             return Response(status_code=CLIENT_LEFT)
-        try:
-            return JSONResponse(reply.whole(text, job.answer.result()))
-        except BudgetError as error:  # too long a prompt for it
+        error = job.error
+        if isinstance(error, (BudgetError, ValueError)):  # too long a prompt for it, as a rule
             raise ApiError(400, str(error), param=kind.source) from error
+        if error:
+            raise error
+        return JSONResponse(reply.whole(job.rows))
 
 
 def _check_json(content_type: str) -> None:

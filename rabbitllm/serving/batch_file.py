@@ -54,9 +54,12 @@ class _Asked:
 
     task: Task
     custom_id: str
-    url: str
-    pieces: list[str]
-    row: Row
+    reply: Reply
+    rows: list[Row]
+
+    @property
+    def over(self) -> bool:
+        return all(row.answer.done() for row in self.rows)
 
 
 @dataclass
@@ -180,7 +183,7 @@ class BatchFile:
             while self._tasks and len(self._batch.waiting) < 2:
                 self._begin(self._tasks.pop())
             self._batch.step()
-            for asked in [asked for asked in self._asked if asked.row.answer.done()]:
+            for asked in [asked for asked in self._asked if asked.over]:
                 self._asked.remove(asked)
                 self._end(asked)
             yield self.tally
@@ -189,24 +192,23 @@ class BatchFile:
         self._source.seek(task.start)
         line = decode(self._source.readline())
         request, prompt = self._understand(line)
-        pieces: list[str] = []
-        options = self._prompts.options(request)
-        row = self._batch.add(prompt[0].tolist(), pieces.append, **options)
-        self._asked.append(_Asked(task, line["custom_id"], line["url"], pieces, row))
+        ids = prompt[0].tolist()
+        rows = [self._batch.add(ids, **options) for options in self._prompts.options(request)]
+        reply = self._prompts.reply(request, ENDPOINTS[line["url"]][1])
+        self._asked.append(_Asked(task, line["custom_id"], reply, rows))
 
     def _end(self, asked: "_Asked") -> None:
         number, custom_id = asked.task.number, asked.custom_id
         self.tally.work += asked.task.tokens
         try:
-            answer = asked.row.answer.result()
+            answers = [row.answer.result() for row in asked.rows]
         except (BudgetError, ValueError) as error:
             self._refuse(number, custom_id, _response(400, error_body(str(error))))
             return
-        reply = Reply(ENDPOINTS[asked.url][1], self._prompts.name)
-        body = reply.whole("".join(asked.pieces), answer)
-        self._output.write(number, custom_id, _response(200, body, reply.id))
+        body = asked.reply.whole(asked.rows)
+        self._output.write(number, custom_id, _response(200, body, asked.reply.id))
         self.tally.answered += 1
-        self.tally.new_tokens += answer.new_tokens
+        self.tally.new_tokens += sum(answer.new_tokens for answer in answers)
 
     def _refuse(self, number: int, custom_id: object, response: Any, error: Any = None) -> None:
         if number not in self._output.done:
@@ -228,7 +230,8 @@ class BatchFile:
     def _measure(self, line: bytes) -> int:
         """Tokens of a line's prompt and its longest answer."""
         asked, prompt = self._understand(decode(line))
-        return prompt.shape[1] + int(self._prompts.options(asked)["max_new_tokens"])
+        options = self._prompts.options(asked)
+        return sum(prompt.shape[1] + int(each["max_new_tokens"]) for each in options)
 
     def _understand(self, line: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         kind, _ = ENDPOINTS[line["url"]]

@@ -36,21 +36,28 @@ class EventStream(StreamingResponse):
 
 
 async def _events(job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[str]:
-    shape = reply.shape
-    if shape.opening:
-        yield reply.chunk(shape.opening)
+    for index in range(len(job.rows)):
+        for chunk in reply.opening(index):
+            yield chunk
+    sent = [0] * len(job.rows)
     async for piece in job.pieces(KEEP_ALIVE):
-        yield reply.chunk(shape.change(piece)) if piece else COMMENT
+        if not piece.text:
+            yield COMMENT
+            continue
+        row, begun = job.rows[piece.index], sent[piece.index]
+        sent[piece.index] = piece.tokens
+        yield reply.chunk(piece.index, row, piece.text, slice(begun, piece.tokens))
     if job.cancelled:
         return
-    if error := job.answer.exception():
+    if error := job.error:
         logger.error("A generation failed", exc_info=error)
         yield event(failure(error))
         return
-    answer = job.answer.result()
-    yield reply.chunk(shape.change(""), answer.finish_reason)
+    for index, row in enumerate(job.rows):
+        reason = row.answer.result().finish_reason
+        yield reply.chunk(index, row, "", slice(sent[index], None), reason)
     if include_usage:
-        yield reply.counts(answer)
+        yield reply.counts(job.rows)
     yield DONE
 
 

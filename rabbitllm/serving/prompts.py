@@ -9,7 +9,7 @@ import torch
 from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import check_template_kwargs, encode_chat, encode_ids, encode_text
 from rabbitllm.serving.errors import ApiError
-from rabbitllm.serving.replies import CHAT, COMPLETION, Shape
+from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, Request, validated
 
 UNUSABLE = (
@@ -64,14 +64,18 @@ class Prompts:
             raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
         return asked, prompt
 
-    def options(self, asked: Request) -> dict[str, Any]:
-        """What `Batch.add` is told besides the prompt."""
-        return {
-            "max_new_tokens": asked.limit or self._max_new_tokens,
-            "stop": asked.stop,
-            "seed": asked.seed,
-            **asked.sampling(),
-        }
+    def options(self, asked: Request) -> list[dict[str, Any]]:
+        """What `Batch.add` is told besides the prompt, for each of the answers."""
+        limit = asked.limit or self._max_new_tokens
+        shared = {"max_new_tokens": limit, "stop": asked.stop, "top": asked.top}
+        return [shared | {"seed": seed} | asked.sampling() for seed in asked.seeds]
+
+    def reply(self, asked: Request, shape: Shape) -> Reply:
+        """What the answers become."""
+        echo = asked.prompt if isinstance(asked, CompletionRequest) and asked.echo else ""
+        if not isinstance(echo, str):
+            echo = self._model.tokenizer.decode(echo, skip_special_tokens=True)
+        return Reply(shape, self.name, self._model.tokenizer, echo, asked.top)
 
     def check_name(self, asked: str) -> None:
         """Whether a client means this model.

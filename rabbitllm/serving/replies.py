@@ -3,11 +3,12 @@
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rabbitllm.text import Answer
+from rabbitllm.batching import Row, Share
+from rabbitllm.serving.logprobs import chat_logprobs, text_logprobs
 
 DONE = "data: [DONE]\n\n"
 COMMENT = ": still running\n\n"
@@ -22,8 +23,9 @@ class Shape:
         prefix: of ids.
         whole: `object` of a response.
         part: `object` of a chunk of a stream.
-        choice: text -> what a response's only choice holds.
-        change: text -> what a chunk's only choice holds.
+        choice: text -> what a response's choice holds.
+        change: text -> what a chunk's choice holds.
+        logprobs: tokenizer, shares -> how a choice gives them.
         opening: what the first chunk's holds, before there is any text.
     """
 
@@ -32,6 +34,7 @@ class Shape:
     part: str
     choice: Callable[[str], dict[str, Any]]
     change: Callable[[str], dict[str, Any]]
+    logprobs: Callable[[Any, Sequence[Share]], dict[str, Any]]
     opening: dict[str, Any] | None = None
 
 
@@ -41,6 +44,7 @@ CHAT = Shape(
     part="chat.completion.chunk",
     choice=lambda text: {"message": {"role": "assistant", "content": text}},
     change=lambda text: {"delta": {"content": text} if text else {}},
+    logprobs=chat_logprobs,
     opening={"delta": {"role": "assistant", "content": ""}},
 )
 COMPLETION = Shape(
@@ -49,6 +53,7 @@ COMPLETION = Shape(
     part="text_completion",
     choice=lambda text: {"text": text},
     change=lambda text: {"text": text},
+    logprobs=text_logprobs,
 )
 
 
@@ -59,27 +64,67 @@ class Reply:
     Attributes:
         shape: the kind of completion.
         model: the model's name.
+        tokenizer: the model's.
+        echo: text that comes before each answer.
+        top: how many of the likeliest tokens to name at each; None for no logprobs.
         id: of this response, the same in every chunk.
         created: seconds since 1970.
     """
 
     shape: Shape
     model: str
+    tokenizer: Any
+    echo: str = ""
+    top: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, answer: Answer) -> dict[str, Any]:
+    def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The body of a response in one piece: all of the text, and how many tokens it took."""
-        choices = [_choice(self.shape.choice(text), answer.finish_reason)]
-        return self._body(self.shape.whole, choices) | {"usage": usage(answer)}
+        choices = [
+            self._choice(i, self.shape.choice(self.echo + row.text), row.shares, reason)
+            for i, row in enumerate(rows)
+            for reason in [row.answer.result().finish_reason]
+        ]
+        return self._body(self.shape.whole, choices) | {"usage": usage(rows)}
 
-    def chunk(self, content: dict[str, Any], reason: str | None = None) -> str:
-        """The event of a stream that adds `content`; `reason` says why the text has ended."""
-        return event(self._body(self.shape.part, [_choice(content, reason)]))
+    def opening(self, index: int) -> Iterator[str]:
+        """The events of a stream before there is any text."""
+        if self.shape.opening:
+            yield event(self._body(self.shape.part, [self._choice(index, self.shape.opening)]))
+        if self.echo:
+            change = self.shape.change(self.echo)
+            yield event(self._body(self.shape.part, [self._choice(index, change)]))
 
-    def counts(self, answer: Answer) -> str:
+    def chunk(
+        self, index: int, row: Row, text: str, tokens: slice, reason: str | None = None
+    ) -> str:
+        """The event of a stream that adds text to an answer.
+
+        Args:
+            index: of the answer.
+            row: its sequence.
+            text: that is new.
+            tokens: that it is made of.
+            reason: why the text has ended.
+        """
+        choice = self._choice(index, self.shape.change(text), row.shares[tokens], reason)
+        return event(self._body(self.shape.part, [choice]))
+
+    def counts(self, rows: Sequence[Row]) -> str:
         """The event that ends a stream whose client wants tokens counted."""
-        return event(self._body(self.shape.part, []) | {"usage": usage(answer)})
+        return event(self._body(self.shape.part, []) | {"usage": usage(rows)})
+
+    def _choice(
+        self,
+        index: int,
+        content: dict[str, Any],
+        shares: Sequence[Share] = (),
+        reason: str | None = None,
+    ) -> dict[str, Any]:
+        asked = self.top is not None and shares
+        logprobs = self.shape.logprobs(self.tokenizer, shares) if asked else None
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
     def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -96,14 +141,8 @@ def event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body)}\n\n"
 
 
-def usage(answer: Answer) -> dict[str, int]:
-    """Tokens of the prompt, of the completion, and of both."""
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.new_tokens,
-        "total_tokens": answer.prompt_tokens + answer.new_tokens,
-    }
-
-
-def _choice(content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+def usage(rows: Sequence[Row]) -> dict[str, int]:
+    """Tokens of the prompt, of the completions, and of all."""
+    answers = [row.answer.result() for row in rows]
+    prompt, new = answers[0].prompt_tokens, sum(answer.new_tokens for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}

@@ -26,7 +26,6 @@ LABELS: Neutral = {
 NO_PENALTIES: Neutral = {
     "frequency_penalty": (0, 0.0),
     "logit_bias": ({},),
-    "n": (1,),
     "presence_penalty": (0, 0.0),
 }
 NO_TOOLS: Neutral = {
@@ -44,8 +43,18 @@ STOPS, STOP_LENGTH = 64, 1_000
 """Stop strings that are looked for in every token's text, and characters of each."""
 
 
+MOST_ANSWERS, MOST_TOP = 64, 20
+"""Answers to one request, and tokens that are named at each place."""
+
+
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | int) else value
+
+
+def _stop(value: Any) -> str | int:
+    if type(value) is int or (isinstance(value, str) and len(value) <= STOP_LENGTH):
+        return value
+    raise ValueError(f"a text of at most {STOP_LENGTH} characters, or a token id, is needed")
 
 
 class StreamOptions(Fields):
@@ -66,9 +75,13 @@ class Request(Fields):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
     seed: int | None = Field(None, ge=SEEDS[0], le=SEEDS[1])
     stop: Annotated[
-        list[Annotated[str, Field(max_length=STOP_LENGTH)]],
+        list[Annotated[Any, BeforeValidator(_stop)]],
         FailFast(),
         Field(max_length=STOPS, default_factory=list),
         BeforeValidator(_listed),
@@ -83,7 +96,28 @@ class Request(Fields):
 
     def sampling(self) -> dict[str, Any]:
         """Options of transformers' `generate`; what is not asked for stays the checkpoint's own."""
-        return sampling(self.temperature, self.top_p)
+        asked = sampling(self.temperature, self.top_p)
+        top_k = None if self.top_k is None else max(0, self.top_k)
+        drawn = {"top_k": top_k, "min_p": self.min_p}
+        given = {name: value for name, value in drawn.items() if value is not None}
+        if given and asked.get("do_sample", True):
+            asked |= given | {"do_sample": True}
+        if self.repetition_penalty is not None:
+            asked["repetition_penalty"] = self.repetition_penalty
+        return asked
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Of the draws of each answer; the first is as if it were alone."""
+        if self.seed is None:
+            return [None] * self.n
+        least, most = SEEDS
+        return [least + (self.seed - least + i) % (most - least + 1) for i in range(self.n)]
+
+    @property
+    def top(self) -> int | None:
+        """Of how many of the likeliest tokens logprobs are asked for; None for none."""
+        raise NotImplementedError
 
 
 class Part(Fields):
@@ -131,23 +165,30 @@ class ChatRequest(Request):
         | NO_PENALTIES
         | NO_TOOLS
         | {
-            "logprobs": (False,),
             "modalities": (["text"],),
             "response_format": ({"type": "text"},),
-            "top_logprobs": (0,),
             "verbosity": ("medium",),
         }
     )
 
     messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_TOP)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def top(self) -> int | None:
+        """Of how many of the likeliest tokens logprobs are asked for; None for none."""
+        return self.top_logprobs if self.logprobs else None
+
     @model_validator(mode="after")
-    def _one_limit(self) -> "ChatRequest":
+    def _agree(self) -> "ChatRequest":
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
         return self
 
     @property
@@ -171,13 +212,22 @@ class CompletionRequest(Request):
     """POST /v1/completions; one prompt, as text or as token ids."""
 
     source: ClassVar[str] = "prompt"
-    neutral: ClassVar[Neutral] = (
-        LABELS
-        | NO_PENALTIES
-        | {"best_of": (1,), "echo": (False,), "logprobs": (False,), "suffix": ("",)}
-    )
+    neutral: ClassVar[Neutral] = LABELS | NO_PENALTIES | {"best_of": (1,), "suffix": ("",)}
 
     prompt: Annotated[str | list[int], BeforeValidator(_one_prompt)]
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
+
+    @model_validator(mode="after")
+    def _no_logprobs_of_prompts(self) -> "CompletionRequest":
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo with logprobs is not supported by this server")
+        return self
+
+    @property
+    def top(self) -> int | None:
+        """Of how many of the likeliest tokens logprobs are asked for; None for none."""
+        return self.logprobs
 
     @property
     def limit(self) -> int:

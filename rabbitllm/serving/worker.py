@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,41 +15,59 @@ from rabbitllm.batching import Batch, Row
 from rabbitllm.model import StreamedModel
 from rabbitllm.serving.errors import BusyError
 from rabbitllm.serving.metrics import Metrics
-from rabbitllm.text import Answer
 from rabbitllm.utils.glibc import give_back
 
 
-class Job:
-    """One generation: a place, then waiting or running.
+@dataclass(frozen=True)
+class Piece:
+    """Some new text of one of a job's answers; without text, a sign that it goes on.
 
     Attributes:
-        row: the sequence of the batch, once the prompt is there.
-        answer: how it went, once it is over; cancelled if it never began.
+        index: of the answer.
+        text: that is new.
+        tokens: that the answer has by then.
+    """
+
+    index: int = 0
+    text: str = ""
+    tokens: int = 0
+
+
+class Job:
+    """What answers one request: a place, then sequences that wait or run.
+
+    Attributes:
+        rows: the sequences, once the prompt is there.
         cancelled: somebody gave up before it was over.
     """
 
     def __init__(self) -> None:
-        self.row: Row | None = None
-        self.answer: Future[Answer] = Future()
+        self.rows: list[Row] = []
         self.cancelled = False
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended one of the answers, once all are over."""
+        errors = (row.answer.exception() for row in self.rows if not row.answer.cancelled())
+        return next((error for error in errors if error), None)
 
     def cancel(self) -> None:
-        """Gives up the place in the queue, or ends the generation with the pass under way."""
+        """Gives up the place in the queue, or ends the answers with the pass under way."""
         self.cancelled = True
-        if self.row is not None:
-            self.row.cancel()
+        for row in self.rows:
+            row.cancel()
 
-    async def pieces(self, patience: float | None = None) -> AsyncIterator[str]:
+    async def pieces(self, patience: float | None = None) -> AsyncIterator[Piece]:
         """The text as it comes; an empty piece whenever none came for `patience` seconds.
 
-        Ends when `answer` is there.
+        Ends when all answers are there.
         """
         while True:
             try:
                 piece = await asyncio.wait_for(self._pieces.get(), patience)
             except asyncio.TimeoutError:
-                piece = ""
+                piece = Piece()
             if piece is None:
                 return
             yield piece
@@ -92,29 +111,36 @@ class Worker:
         try:
             yield job
         finally:
-            if job.row is None:
+            if not job.rows:
                 self._jobs.discard(job)
 
-    def start(self, job: Job, prompt: torch.Tensor, **options: Any) -> None:
-        """Queues a job's generation.
+    def start(self, job: Job, prompt: torch.Tensor, requests: Sequence[dict[str, Any]]) -> None:
+        """Queues a job's answers.
 
         Args:
             job: what has a place.
             prompt: token ids [1, tokens].
-            options: of `Batch.add`.
+            requests: options of `Batch.add` for each answer.
         """
         loop = asyncio.get_running_loop()
 
-        def hand_on(piece: str) -> None:
+        def hand_on(index: int, text: str) -> None:
+            piece = Piece(index, text, len(job.rows[index].tokens))
             loop.call_soon_threadsafe(job._pieces.put_nowait, piece)
 
         def over(_: object) -> None:
-            loop.call_soon_threadsafe(self._forget, job)
+            if all(row.answer.done() for row in job.rows):
+                loop.call_soon_threadsafe(self._forget, job)
 
-        job.row = self.batch.add(prompt[0].tolist(), hand_on, **options)
-        job.answer = job.row.answer
-        job.answer.add_done_callback(over)
-        job.answer.add_done_callback(self.metrics.count)
+        ids = prompt[0].tolist()
+        job.rows = [
+            Row(self.model, ids, partial(hand_on, index), **options)
+            for index, options in enumerate(requests)
+        ]
+        for row in job.rows:
+            row.answer.add_done_callback(self.metrics.count)
+            row.answer.add_done_callback(over)
+        self.batch.waiting.extend(job.rows)
         with self._news:
             self._news.notify()
 
@@ -149,8 +175,9 @@ class Worker:
                 return
 
     def _forget(self, job: Job) -> None:
-        self._jobs.discard(job)
-        job._pieces.put_nowait(None)
+        if job in self._jobs:
+            self._jobs.discard(job)
+            job._pieces.put_nowait(None)
 
 
 def _give_back_memory() -> None:

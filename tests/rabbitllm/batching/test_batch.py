@@ -206,6 +206,35 @@ def test_each_stops_at_its_own_words(model: StreamedModel) -> None:
     assert other.tokens == free
 
 
+def test_a_token_may_be_a_stop(model: StreamedModel) -> None:
+    free = alone(model, [5, 6, 7], 20)
+    batch = Batch(model)
+    row = batch.add([5, 6, 7], max_new_tokens=20, do_sample=False, stop=[free[3]])
+    batch.run()
+    assert row.tokens == free[: free.index(free[3]) + 1]
+    assert row.text == Letters().decode(row.tokens[:-1])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_shares_are_the_models_own(
+    build: Callable[..., Any],
+    streamed: Callable[..., StreamedModel],
+    tmp_path: Path,
+    architecture: str,
+) -> None:
+    build(architecture, num_hidden_layers=2).save_pretrained(tmp_path)
+    model = streamed(tmp_path)
+    vars(model)["tokenizer"] = Letters()
+    batch = Batch(model)
+    row = batch.add([5, 6, 7], max_new_tokens=5, seed=3, do_sample=True, temperature=2.0, top=3)
+    batch.run()
+    logits = model(torch.tensor([row.ids])).logits[0, 2:-1].log_softmax(-1)
+    assert [share.token for share in row.shares] == row.tokens
+    for share, logprobs in zip(row.shares, logits, strict=True):
+        assert share.logprob == pytest.approx(logprobs[share.token].item(), abs=1e-3)
+        assert [token for token, _ in share.top] == logprobs.topk(3).indices.tolist()
+
+
 def test_an_end_of_text_ends_one(model: StreamedModel) -> None:
     free = alone(model, [5, 6, 7], 20)
     model.generation_config.eos_token_id = [free[3]]

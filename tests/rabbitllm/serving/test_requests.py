@@ -64,6 +64,11 @@ ASKS_FOR_NOTHING: list[dict[str, Any]] = [
     {"temperature": 1, "top_p": 1.0},
     {"temperature": 0.7, "seed": -(2**63)},
     {"temperature": 0.7, "seed": 2**64 - 1},
+    {"temperature": 0.7, "seed": 2**64 - 1, "n": 3},
+    {"top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1},
+    {"temperature": 0, "top_k": 5},
+    {"stop": 7},
+    {"stop": ["a", 7]},
 ]
 ASKS_FOR_NOTHING_IN_A_CHAT: list[dict[str, Any]] = [
     {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "functions": []},
@@ -130,20 +135,22 @@ def test_null_is_absence_inside_too(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
         ({"n": True}, "n"),
         ({"n": 1.0}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"logprobs": True}, "logprobs"),
-        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"presence_penalty": 0.1}, "presence_penalty"),
         ({"store": True}, "store"),
         ({"service_tier": "flex"}, "service_tier"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"top_k": 5}, "top_k"),
         ({"x" * 5000: 1}, "x" * 5000),
         ({"stream_options": {"other": 1}}, "stream_options.other"),
         ({"stream_options": []}, "stream_options"),
@@ -166,7 +173,7 @@ def test_null_is_absence_inside_too(client: TestClient) -> None:
         ({"max_tokens": 2, "max_completion_tokens": 3}, None),
         ({"stop": ["x"] * 50_000}, "stop"),
         ({"stop": ["x" * 10_000]}, "stop[0]"),
-        ({"stop": ["x", 5]}, "stop[1]"),
+        ({"stop": ["x", 5.5]}, "stop[1]"),
         ({"model": 5}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": {}}, "messages"),
@@ -223,9 +230,16 @@ def test_a_prompt_that_is_none_is_named(client: TestClient, prompt: Any, param: 
     assert error["param"] == param
 
 
-@pytest.mark.parametrize("name", ["logprobs", "best_of", "echo", "suffix"])
+@pytest.mark.parametrize("name", ["best_of", "echo", "suffix"])
 def test_what_only_a_completion_has_is_named_too(client: TestClient, name: str) -> None:
     assert error_of(client.post(COMPLETION, json=ONCE | {name: 3}))["param"] == name
+
+
+def test_what_cannot_go_together_is_said(client: TestClient) -> None:
+    both = {"echo": True, "logprobs": 1}
+    assert "echo with logprobs" in error_of(client.post(COMPLETION, json=ONCE | both))["message"]
+    alone = {"top_logprobs": 3}
+    assert "needs logprobs=true" in error_of(client.post(CHAT, json=HELLO | alone))["message"]
 
 
 def inside(text: bytes) -> bytes:

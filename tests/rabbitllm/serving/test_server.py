@@ -189,6 +189,78 @@ def test_a_seed_repeats_a_sample(client: openai.OpenAI) -> None:
     assert contents[0] == contents[2] != contents[1]
 
 
+def test_several_answers_to_one_request(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"n": 3, "temperature": 1.5, "seed": 5, "max_tokens": 20}
+    answer = chat(client, **options)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert answer.usage.completion_tokens == 60
+    assert texts[0] == chat(client, **options | {"n": 1}).choices[0].message.content
+    streamed = dict.fromkeys(range(3), "")
+    for chunk in chat(client, stream=True, **options):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(streamed.values()) == texts
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_logprobs_of_a_chat_are_the_models(
+    client: openai.OpenAI, talker: Path, stock: Callable[..., PreTrainedModel], streamed: bool
+) -> None:
+    answer = chat(client, logprobs=True, top_logprobs=2, stream=streamed)
+    parts = [chunk.choices[0] for chunk in (answer if streamed else [answer])]
+    entries = [entry for part in parts if part.logprobs for entry in part.logprobs.content]
+    tokenizer = AutoTokenizer.from_pretrained(talker)
+    ids = tokenizer(PROMPT + "".join(entry.token for entry in entries), return_tensors="pt")
+    logits = stock(talker)(**ids).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+    assert len(entries) == 7
+    for entry, row in zip(entries, logits, strict=True):
+        best = row.topk(2)
+        assert [top.token for top in entry.top_logprobs] == [
+            tokenizer.decode([i]) for i in best.indices
+        ]
+        assert entry.logprob == pytest.approx(best.values[0].item(), abs=1e-4)
+        assert entry.bytes == list(entry.token.encode())
+
+
+def test_logprobs_of_a_completion(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=NAME, prompt="Once", max_tokens=4, temperature=0, logprobs=1
+    )
+    (choice,) = answer.choices
+    assert "".join(choice.logprobs.tokens) == choice.text
+    assert choice.logprobs.text_offset == [0, 1, 2, 3]
+    tops = [next(iter(top.values())) for top in choice.logprobs.top_logprobs]
+    assert tops == choice.logprobs.token_logprobs
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_echo_comes_first(
+    client: openai.OpenAI, expected: Callable[[str, int], str], streamed: bool
+) -> None:
+    answer: Any = client.completions.create(
+        model=NAME, prompt="Once", max_tokens=4, temperature=0, echo=True, stream=streamed
+    )
+    choices = [chunk.choices[0] for chunk in (answer if streamed else [answer])]
+    assert "".join(choice.text for choice in choices) == "Once" + expected("Once", 4)
+
+
+def test_a_stop_may_be_a_token(
+    client: openai.OpenAI, expected: Callable[[str, int], str], talker: Path
+) -> None:
+    text = expected(PROMPT, 7)
+    (token,) = AutoTokenizer.from_pretrained(talker)(text[3]).input_ids
+    choice = chat(client, extra_body={"stop": [token]}).choices[0]
+    assert (choice.message.content, choice.finish_reason) == (text.split(text[3])[0], "stop")
+
+
+def test_the_likeliest_one_is_no_draw(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"temperature": 2, "max_tokens": 20}
+    drawn = chat(client, extra_body={"top_k": 1}, **options).choices[0].message.content
+    sure = chat(client, extra_body={"min_p": 1.0}, **options).choices[0].message.content
+    assert drawn == sure == chat(client, max_tokens=20).choices[0].message.content
+
+
 # refusals
 
 
@@ -196,7 +268,7 @@ def test_a_seed_repeats_a_sample(client: openai.OpenAI) -> None:
     ("options", "kind", "message"),
     [
         ({"model": "gpt-4"}, openai.NotFoundError, "No model 'gpt-4' here"),
-        ({"n": 2}, openai.BadRequestError, "n=2 is not supported"),
+        ({"store": True}, openai.BadRequestError, "store=True is not supported"),
         ({"temperature": 3}, openai.BadRequestError, "temperature: .*less than or equal to 2"),
         ({"max_tokens": 0}, openai.BadRequestError, "max_tokens: .*greater than"),
         ({"tools": [{"type": "function"}]}, openai.BadRequestError, "tools=.* is not supported"),

@@ -43,12 +43,12 @@ def run(model: StreamedModel, play: Play, waiting: int = 9, most: int = 4) -> No
 def submit(worker: Worker, new: int, seed: int | None = None, **options: Any) -> Job:
     with worker.reserve() as job:
         asked = {"do_sample": False} | options
-        worker.start(job, PROMPT, seed=seed, max_new_tokens=new, **asked)
+        worker.start(job, PROMPT, [{"seed": seed, "max_new_tokens": new, **asked}])
     return job
 
 
 async def text(job: Job) -> str:
-    return "".join([piece async for piece in job.pieces()])
+    return "".join([piece.text async for piece in job.pieces()])
 
 
 async def first(job: Job) -> str:
@@ -56,7 +56,7 @@ async def first(job: Job) -> str:
     pieces = job.pieces()
     piece = await anext(pieces)
     await pieces.aclose()
-    return piece
+    return piece.text
 
 
 def test_jobs_share_passes(model: StreamedModel) -> None:
@@ -66,7 +66,7 @@ def test_jobs_share_passes(model: StreamedModel) -> None:
         texts = [await text(job) for job in jobs]
         assert len(set(texts)) == 1
         assert len(texts[0]) == 20
-        assert [job.answer.result().finish_reason for job in jobs] == ["length"] * 4
+        assert [job.rows[0].answer.result().finish_reason for job in jobs] == ["length"] * 4
         assert model.streaming_stats()["forwards"] - before < 30
 
     run(model, play)
@@ -77,7 +77,7 @@ def test_a_short_answer_overtakes_a_long_one(model: StreamedModel) -> None:
         long = submit(LONG)
         await first(long)
         assert len(await text(submit(3))) == 3
-        assert not long.answer.done()
+        assert not long.rows[0].answer.done()
 
     run(model, play)
 
@@ -106,7 +106,7 @@ def test_who_leaves_the_queue_frees_the_place_and_never_runs(model: StreamedMode
         second.cancel()
         assert await text(second) == ""
         assert second.cancelled
-        assert second.answer.cancelled()
+        assert second.rows[0].answer.cancelled()
         third = submit(3)
         running.cancel()
         assert len(await text(third)) == 3
@@ -119,7 +119,7 @@ def test_who_leaves_while_running_ends_the_generation(model: StreamedModel) -> N
         job = submit(LONG)
         async for _ in job.pieces():
             job.cancel()
-        assert job.answer.result().finish_reason == "cancelled"
+        assert job.rows[0].answer.result().finish_reason == "cancelled"
 
     run(model, play)
 
@@ -128,7 +128,7 @@ def test_a_failure_is_the_answer_and_the_next_job_runs(model: StreamedModel) -> 
     async def play(submit: Submit) -> None:
         broken, after = submit(do_sample=True, temperature=-1.0), submit(3)
         assert await text(broken) == ""
-        assert isinstance(broken.answer.exception(), ValueError)
+        assert isinstance(broken.rows[0].answer.exception(), ValueError)
         assert len(await text(after)) == 3
 
     run(model, play)
@@ -141,7 +141,7 @@ def test_a_long_silence_is_an_empty_piece(model: StreamedModel) -> None:
     async def play(submit: Submit) -> None:
         pieces = []
         async for piece in submit(2).pieces(patience=0.05):
-            pieces.append(piece)
+            pieces.append(piece.text)
             if len(pieces) == 2:
                 go_on.set()
         assert pieces[:2] == ["", ""]
@@ -158,8 +158,8 @@ def test_closing_cancels_everything(model: StreamedModel) -> None:
         await first(jobs[0])
 
     run(model, play, most=1)
-    assert jobs[0].answer.result().finish_reason == "cancelled"
-    assert all(job.answer.cancelled() for job in jobs[1:])
+    assert jobs[0].rows[0].answer.result().finish_reason == "cancelled"
+    assert all(job.rows[0].answer.cancelled() for job in jobs[1:])
     assert not [t for t in threading.enumerate() if t.name.startswith("rabbitllm-generate")]
 
 
