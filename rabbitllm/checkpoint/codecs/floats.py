@@ -34,12 +34,11 @@ def write(
     flat = torch.from_numpy(values.reshape(-1))
     written = target if straight else spare[: target.size].reshape(target.shape)
     made = torch.from_numpy(written.reshape(-1)).view(dtype)
-    twice = rounded not in (torch.float32, dtype)
-    between = torch.empty(min(len(flat), GRAIN) * twice, dtype=rounded, device="cpu")
-    for part, into in zip(flat.split(GRAIN), made.split(GRAIN), strict=True):
-        if twice:
-            part.copy_(between[: len(part)].copy_(part))
-        into.copy_(part)
+    if rounded not in (torch.float32, dtype):
+        between = torch.from_numpy(spare).view(rounded)[: len(flat)]
+        _copy(flat, between)
+        _copy(between, flat)
+    _copy(flat, made)
     if not straight:
         # Neighbours here are far apart there: in two steps it takes half as long.
         kind = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
@@ -47,3 +46,11 @@ def write(
         turned.copy_(made.view(kind).view(values.shape).t())
         there = target.view(turned.numpy().dtype)[..., 0].swapaxes(0, 1)
         np.copyto(there, turned.numpy())
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Converts elements, on the calling thread alone and in one call.
+
+    Threads that decode hand Python's lock around at each call.
+    """
+    torch._foreach_copy_(target.split(GRAIN), source.split(GRAIN))
