@@ -20,14 +20,16 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint
+from benchmarks.cpu.child import read_alone
 from benchmarks.formats.write import FORMATS, write_format
 from benchmarks.streaming.setups import DEVICE, MEMORY, streamed
+from harness.records.provenance import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
 from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.throughput import random_prompt
-from rabbitllm.streaming.devices import DEVICES
 
 PROMPT, TURNS = 32, 3
+SHARDS = "*.safetensors"
 
 
 def measure(folder: Path, budget: str, new_tokens: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def measure(folder: Path, budget: str, new_tokens: int, options: dict[str, Any])
         "moved_bytes": statistics.median(moved),
         "weights_bytes": plan.device_bytes[DEVICE],
         "host_bytes": plan.host_bytes,
+        "direct_reads": None if DEVICE.type == "cuda" else read_alone(sorted(folder.glob(SHARDS))),
         "peak_device_bytes": torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None,
     }
     del model
@@ -88,6 +91,8 @@ def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "budget": budget,
                 "shape": asked.shape,
                 "device": _name(),
+                "engine": engine_hash(),
+                "versions": versions(),
             } | figures
         if asked.remove and folder != plain:
             shutil.rmtree(folder)
@@ -108,6 +113,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
             "GB/s": f"{record['moved_bytes'] * record['tokens_per_second'] / 1e9:.1f}",
             "answers as resident": "yes" if record["as_resident"] else "NO",
         }
+        | ({"direct reads, GB/s": f"{reads:.1f}"} if (reads := record.get("direct_reads")) else {})
         for record in records
     ]
     return f"{table(rows, 'github')}\n\n{records[0]['shape']}, {records[0]['device']}.\n"
@@ -120,7 +126,7 @@ def _ratio(record: dict[str, Any], plain: dict[str, Any] | None) -> str:
 def _name() -> str:
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
-    return f"{DEVICES['cpu'].count()} CPU"
+    return hardware(DEVICE.type)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

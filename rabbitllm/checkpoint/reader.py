@@ -10,6 +10,7 @@ import mmap
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import wait
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,6 +32,12 @@ READERS = 8
 DECODERS = 2
 """Threads that decode at the same time: two keep ahead of most disks (4.6 GB/s on 2 cores), while
 more would compete with the model for cores, and for Python's lock (3.0 GB/s with eight)."""
+MOST_PARTS = 4
+"""Stored tensors of a weight, each of which is read in whole blocks."""
+OWN = CHUNK + MOST_PARTS * 2 * BLOCK
+"""Bytes of a thread's own memory, to read into."""
+LARGE = DECODERS + 1
+"""Chunks larger than that which are in memory at the same time: one is read while others decode."""
 NOTHING: Bytes = np.empty(0, np.uint8)
 
 
@@ -56,6 +63,9 @@ class Reader:
         needed = max((tensor.codec.scratch for tensor in self._tensors()), default=0)
         for _ in range(DECODERS):
             self._scratch.put(np.empty(needed, np.uint8))
+        self._large: SimpleQueue[Bytes] = SimpleQueue()
+        for _ in range(LARGE):
+            self._large.put(NOTHING)
 
     def _tensors(self) -> Iterator[TensorEntry]:
         """What all weights consist of."""
@@ -231,7 +241,17 @@ class Reader:
         blocks = [
             (span.start // BLOCK * BLOCK, -(-span.stop // BLOCK) * BLOCK) for span in chunk.spans
         ]
-        memory = self._memory(sum(stop - start for start, stop in blocks))
+        with self._memory(sum(stop - start for start, stop in blocks)) as memory:
+            self._read_blocks(chunk, blocks, memory, buffer, direct)
+
+    def _read_blocks(
+        self,
+        chunk: Chunk,
+        blocks: list[tuple[int, int]],
+        memory: Bytes,
+        buffer: torch.Tensor,
+        direct: bool,
+    ) -> None:
         arrays, place = [], 0
         for span, (start, stop) in zip(chunk.spans, blocks, strict=True):
             part = memory[place : place + stop - start]
@@ -247,14 +267,23 @@ class Reader:
             part = target[piece.target : piece.target + piece.nbytes]
             self._decode(piece.codec, sources, part, *piece.sources[0][:2])
 
-    def _memory(self, nbytes: int) -> Bytes:
-        """So much of this thread's own memory, which begins on a page boundary."""
-        if getattr(self._bounce, "nbytes", 0) < nbytes:
-            self._bounce.nbytes = max(nbytes, CHUNK)
-            memory = mmap.mmap(-1, self._bounce.nbytes)
-            self._bounce.array = np.frombuffer(memory, np.uint8)
-        array: Bytes = self._bounce.array
-        return array[:nbytes]
+    @contextmanager
+    def _memory(self, nbytes: int) -> Iterator[Bytes]:
+        """So much memory, which begins on a page boundary: this thread's own, if it is not large.
+
+        Of what is large there is little, and threads wait for it.
+        """
+        if nbytes <= OWN:
+            if not hasattr(self._bounce, "array"):
+                self._bounce.array = _mapped(OWN)
+            yield self._bounce.array[:nbytes]
+            return
+        memory = self._large.get()
+        try:
+            memory = memory if len(memory) >= nbytes else _mapped(nbytes)
+            yield memory[:nbytes]
+        finally:
+            self._large.put(memory)
 
     def _decode(
         self, codec: Codec, sources: list[Bytes], target: Bytes, file: Path, start: int
@@ -274,3 +303,17 @@ class Reader:
             ) from error
         finally:
             self._scratch.put(scratch)
+
+
+def held_bytes(unit: int) -> int:
+    """Bytes that a reader takes for units that are too large for its threads' own memory.
+
+    Args:
+        unit: bytes of the largest that is read.
+    """
+    room = unit + MOST_PARTS * 2 * BLOCK
+    return LARGE * room if room > OWN else 0
+
+
+def _mapped(nbytes: int) -> Bytes:
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)

@@ -123,7 +123,7 @@ def place(
     total = total_budget(host_memory if on_host else device_memory, device)
     work = Work(1, max_seq_len or DEFAULT_SEQ_LEN)
     working = working_bytes(read_geometry(staged.model.config), staged.dtype, device, work)
-    working += DEVICES[device.type].decoding_bytes(staged.room)
+    working += DEVICES[device.type].decoding_bytes(staged.unit)
     for_host = None if on_host else total_budget(host_memory, HOST)
 
     def plan(candidate: StagedModel) -> Plan:
@@ -180,6 +180,7 @@ def make_room(
         device: where the model runs.
     """
     geometry, dtype = read_geometry(placed.model.config), placed.dtype
+    decoding = DEVICES[device.type].decoding_bytes(placed.unit)
     sized = asked not in ("auto", "min")
     ceiling = None
     if sized and total != "min" and device.type == "cuda":
@@ -187,8 +188,8 @@ def make_room(
         ceiling = Ceiling(device, most, plan.device_bytes[device], geometry, dtype)
     return Room(
         setting,
-        0 if total == "min" else total - plan.device_bytes[device],
-        placed.minimum_bytes,
+        0 if total == "min" else total - plan.device_bytes[device] - decoding,
+        placed.minimum_bytes + decoding,
         lambda work: working_bytes(geometry, dtype, device, work),
         lambda work: taken_bytes(geometry, dtype, device, work),
         None if sized else partial(free_bytes, device),

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.tensors import WeightEntry
-from rabbitllm.streaming.devices.encoded import kept_bytes, room_for
+from rabbitllm.streaming.devices.encoded import kept_bytes, largest_unit
 from rabbitllm.streaming.plan import minimum_bytes
 from rabbitllm.streaming.stages import find_stages
 from rabbitllm.streaming.weights import Stage
@@ -24,7 +24,7 @@ class StagedModel:
         tied: name -> the name of the parameter that it shares its values with.
         stages: all weights, as they load together; the pinned ones first.
         on_disk: name of a weight that is encoded -> bytes that it takes as it is stored.
-        room: bytes that decoding needs at a time; 0 if nothing is encoded.
+        unit: bytes of the largest part that decodes by itself; 0 if nothing is encoded.
     """
 
     model: PreTrainedModel
@@ -33,13 +33,13 @@ class StagedModel:
     tied: Mapping[str, str]
     stages: list[Stage]
     on_disk: Mapping[str, int] = field(default_factory=dict)
-    room: int = 0
+    unit: int = 0
 
     def stored(self, encoded: Mapping[str, WeightEntry]) -> "StagedModel":
         """The same with some weights encoded, by name."""
         on_disk = {name: kept_bytes(entry) for name, entry in encoded.items()}
         stages = [stage.stored(on_disk) for stage in self.stages]
-        return replace(self, stages=stages, on_disk=on_disk, room=room_for(encoded.values()))
+        return replace(self, stages=stages, on_disk=on_disk, unit=largest_unit(encoded.values()))
 
     @property
     def sizes(self) -> dict[str, int]:

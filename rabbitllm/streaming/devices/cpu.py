@@ -6,6 +6,7 @@ from concurrent.futures import Future
 import torch
 from typing_extensions import override
 
+from rabbitllm.checkpoint.reader import held_bytes
 from rabbitllm.streaming.buffers import as_held, host_buffer, views
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark
@@ -32,6 +33,11 @@ class CpuTransfer(Transfer):
     @override
     def total(device: torch.device) -> int:
         return total_host_memory()
+
+    @staticmethod
+    @override
+    def decoding_bytes(unit: int) -> int:
+        return held_bytes(unit)
 
     @override
     def mark(self) -> Mark:

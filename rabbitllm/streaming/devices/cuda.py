@@ -12,7 +12,7 @@ from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
 from rabbitllm.streaming.devices.decoder import Decoder, decoding_bytes
-from rabbitllm.streaming.devices.encoded import Encoded, encode, room_for
+from rabbitllm.streaming.devices.encoded import Encoded, encode, largest_unit, room_for
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import Memory
@@ -36,7 +36,9 @@ class CudaTransfer(Transfer):
 
     def __init__(self, reader: Reader, meter: Meter, device: torch.device) -> None:
         super().__init__(reader, meter, device)
-        self._decoder = Decoder(device, room_for(reader.entries.values()), self.allocate)
+        self._decoder = Decoder(
+            device, room_for(largest_unit(reader.entries.values())), self.allocate
+        )
         self._bringing = threading.Lock()  # the decoder serves one stage at a time
         self._encoded: dict[str, Encoded] = {}
         self._pinned: dict[str, torch.Tensor] = {}
@@ -63,8 +65,8 @@ class CudaTransfer(Transfer):
 
     @staticmethod
     @override
-    def decoding_bytes(room: int) -> int:
-        return decoding_bytes(room)
+    def decoding_bytes(unit: int) -> int:
+        return decoding_bytes(room_for(unit))
 
     @override
     def mark(self) -> Mark:

@@ -88,11 +88,19 @@ def kept_bytes(entry: WeightEntry) -> int:
     return sum(padded(stored.nbytes) for sizes in cuts for stored in sizes)
 
 
-def room_for(entries: Iterable[WeightEntry]) -> int:
-    """Bytes that portions of these weights take before they are decoded; 0 if all are plain."""
+def largest_unit(entries: Iterable[WeightEntry]) -> int:
+    """Bytes of the largest unit of these weights before it is decoded; 0 if all are plain."""
     encoded = (part for entry in entries for part in entry.parts if not part.plain)
-    largest = max(map(_unit_room, encoded), default=0)
-    return max(PORTION, largest) if largest else 0
+    return max(map(_unit_room, encoded), default=0)
+
+
+def room_for(unit: int) -> int:
+    """Bytes that portions of weights take before they are decoded; 0 if all are plain.
+
+    Args:
+        unit: bytes of the largest of their units.
+    """
+    return max(PORTION, unit) if unit else 0
 
 
 class _Layout:

@@ -119,11 +119,11 @@ class Transfer(ABC):
         """Bytes of its memory: what a budget in percent is a share of."""
 
     @staticmethod
-    def decoding_bytes(room: int) -> int:
-        """Bytes that decoding takes on the device.
+    def decoding_bytes(unit: int) -> int:
+        """Bytes that decoding takes in the device's memory.
 
         Args:
-            room: what portions take before they are decoded: see `encoded.room_for`.
+            unit: see `encoded.largest_unit`.
         """
         return 0
 

@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
+from rabbitllm.checkpoint import reader as reader_module
+from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, nbytes
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.codecs.words import Words
-from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.checkpoint.reader import Reader, held_bytes
 from rabbitllm.checkpoint.tensors import Extent, Joined, TensorEntry, WeightEntry
 from rabbitllm.streaming.devices import encoded
-from rabbitllm.streaming.devices.encoded import encode, kept_bytes, room_for
+from rabbitllm.streaming.devices.cpu import CpuTransfer
+from rabbitllm.streaming.devices.encoded import encode, kept_bytes, largest_unit, room_for
 from rabbitllm.streaming.weights import Stage, Weight, align, lay_out
 
 FP8 = Scaled("bfloat16", "e4m3", 256, 128, 128, "float32")
@@ -83,7 +85,7 @@ def test_what_crosses_becomes_the_stage(
     host = torch.full((laid.nbytes,), 0xAA, dtype=torch.uint8)
     reader.fill(host, reader.cut_tensors(laid.reads, direct=False))
     device = torch.full((stage.nbytes,), 0xAA, dtype=torch.uint8)
-    room = room_for(files.entries.values())
+    room = room_for(largest_unit(files.entries.values()))
     for each in laid.portions:
         arrived = host[each.source]
         if not each.pieces:
@@ -116,7 +118,7 @@ def test_a_plain_stage_is_one_copy(files: Files) -> None:
     stage = files.stage()
     (portion,) = encode(stage, files.entries).portions
     assert portion == (slice(0, stage.nbytes), (), slice(0, stage.nbytes))
-    assert room_for(files.entries.values()) == 0
+    assert room_for(largest_unit(files.entries.values())) == 0
 
 
 def test_many_weights_cross_at_once(files: Files) -> None:
@@ -126,3 +128,41 @@ def test_many_weights_cross_at_once(files: Files) -> None:
     (portion,) = laid.portions
     assert len(portion.pieces) == 5
     assert laid.nbytes == align(portion.source.stop)
+
+
+def test_a_reader_holds_few_large_units_at_a_time(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of GPTQ decode whole: what is held of them is what the budget counts."""
+    for rows in (304, 512, 256, 1024, 640, 1024, 304, 512):
+        files.add(files.tensor(GPTQ, rows))
+    files.add(files.tensor(FP8))
+    monkeypatch.setattr(reader_module, "OWN", 60_000)
+    made: list[int] = []
+    mapped = reader_module._mapped
+
+    def counted(nbytes: int) -> Bytes:
+        made.append(nbytes)
+        return mapped(nbytes)
+
+    monkeypatch.setattr(reader_module, "_mapped", counted)
+    reader = Reader(files.entries)
+    stage = files.stage()
+    buffer = torch.zeros(stage.nbytes, dtype=torch.uint8)
+    for _ in range(3):
+        reader.fill(buffer, reader.cut(stage.offsets, direct=True))
+    for weight in stage.weights:
+        found = buffer[weight.offset :][: weight.nbytes]
+        assert found.equal(Reader(files.entries).read(weight.name).view(torch.uint8).reshape(-1))
+    unit = largest_unit(files.entries.values())
+    held = [reader._large.get() for _ in range(reader_module.LARGE)]
+    assert reader._large.empty()
+    assert 60_000 < sum(len(each) for each in held) <= held_bytes(unit)
+    assert CpuTransfer.decoding_bytes(unit) == held_bytes(unit) > 3 * unit
+    reader.workers.close()
+
+
+def test_units_that_threads_have_room_for_are_not_counted_again(files: Files) -> None:
+    files.add(files.tensor(FP8))
+    unit = largest_unit(files.entries.values())
+    assert unit > 0 == held_bytes(unit) == CpuTransfer.decoding_bytes(unit)
