@@ -119,12 +119,12 @@ class Routes:
         """What a body asks for, and the generation that answers it."""
         with self._worker.reserve() as job:
             try:
-                asked, prompt = await self._aside.run(
+                asked, prompt, options = await self._aside.run(
                     lambda: self._prompts.understand(kind, read(body))
                 )
             except TimeLimitError as error:
                 raise ApiError(400, f"{error} to read the request. Shorten it.") from error
-            self._worker.start(job, prompt, self._prompts.options(asked))
+            self._worker.start(job, prompt, options)
         return asked, job
 
     async def _answer(self, request: Request, kind: type[Kind], shape: Shape) -> Response:

@@ -191,9 +191,9 @@ class BatchFile:
     def _begin(self, task: Task) -> None:
         self._source.seek(task.start)
         line = decode(self._source.readline())
-        request, prompt = self._understand(line)
+        request, prompt, answers = self._understand(line)
         ids = prompt[0].tolist()
-        rows = [self._batch.add(ids, **options) for options in self._prompts.options(request)]
+        rows = [self._batch.add(ids, **options) for options in answers]
         reply = self._prompts.reply(request, ENDPOINTS[line["url"]][1])
         self._asked.append(_Asked(task, line["custom_id"], reply, rows))
 
@@ -229,16 +229,15 @@ class BatchFile:
 
     def _measure(self, line: bytes) -> int:
         """Tokens of a line's prompt and its longest answer."""
-        asked, prompt = self._understand(decode(line))
-        options = self._prompts.options(asked)
-        return sum(prompt.shape[1] + int(each["max_new_tokens"]) for each in options)
+        _, prompt, answers = self._understand(decode(line))
+        return sum(prompt.shape[1] + int(each["max_new_tokens"]) for each in answers)
 
-    def _understand(self, line: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+    def _understand(self, line: dict[str, Any]) -> tuple[Any, torch.Tensor, list[dict[str, Any]]]:
         kind, _ = ENDPOINTS[line["url"]]
-        asked, prompt = self._prompts.understand(kind, line["body"])
+        asked, prompt, answers = self._prompts.understand(kind, line["body"])
         if asked.stream:
             raise ApiError(400, "stream=True is not supported in a batch", param="stream")
-        return asked, prompt
+        return asked, prompt, answers
 
 
 def _lines(source: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

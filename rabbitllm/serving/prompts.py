@@ -9,6 +9,7 @@ import torch
 from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import check_template_kwargs, encode_chat, encode_ids, encode_text
 from rabbitllm.serving.errors import ApiError
+from rabbitllm.serving.grammar import Grammars
 from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, Request, validated
 
@@ -41,9 +42,14 @@ class Prompts:
         self.name = name
         self._model = model
         self._max_new_tokens = max_new_tokens
+        self._grammars = Grammars(model)
 
-    def understand(self, kind: type[Kind], fields: Any) -> tuple[Kind, torch.Tensor]:
-        """What a request asks for, and its prompt as token ids [1, tokens].
+    def understand(
+        self, kind: type[Kind], fields: Any
+    ) -> tuple[Kind, torch.Tensor, list[dict[str, Any]]]:
+        """What a request asks for, its prompt as token ids [1, tokens], and options of `Batch.add`.
+
+        There are options for each of the answers.
 
         Args:
             kind: of request.
@@ -62,13 +68,19 @@ class Prompts:
         except UNUSABLE as error:
             said = str(error) if isinstance(error, ValueError) else repr(error)
             raise ApiError(400, f"{kind.source}: {said}", param=kind.source) from error
-        return asked, prompt
+        return asked, prompt, self._options(asked)
 
-    def options(self, asked: Request) -> list[dict[str, Any]]:
-        """What `Batch.add` is told besides the prompt, for each of the answers."""
+    def _options(self, asked: Request) -> list[dict[str, Any]]:
         limit = asked.limit or self._max_new_tokens
         shared = {"max_new_tokens": limit, "stop": asked.stop, "top": asked.top}
-        return [shared | {"seed": seed} | asked.sampling() for seed in asked.seeds]
+        schema = asked.schema_of_answers
+        return [
+            shared
+            | {"seed": seed}
+            | ({} if schema is None else {"processors": [self._grammars.processor(schema)]})
+            | asked.sampling()
+            for seed in asked.seeds
+        ]
 
     def reply(self, asked: Request, shape: Shape) -> Reply:
         """What the answers become."""

@@ -94,6 +94,11 @@ class Request(Fields):
         """The most tokens to generate; None where the server decides."""
         return self.max_tokens
 
+    @property
+    def schema_of_answers(self) -> Any:
+        """The JSON schema that answers keep to; None where they are free."""
+        return None
+
     def sampling(self) -> dict[str, Any]:
         """Options of transformers' `generate`; what is not asked for stays the checkpoint's own."""
         asked = sampling(self.temperature, self.top_p)
@@ -156,6 +161,29 @@ class Message(Fields):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+class ResponseFormat(Fields):
+    """A request's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _with_a_schema(self) -> "ResponseFormat":
+        given = self.json_schema or {}
+        if unknown := given.keys() - {"name", "description", "schema", "strict"}:
+            raise ValueError(f"json_schema has no {min(unknown)!r}")
+        if (self.type == "json_schema") != ("schema" in given):
+            raise ValueError("json_schema.schema goes with type 'json_schema'")
+        return self
+
+    @property
+    def schema_of_answers(self) -> Any:
+        """What answers have to be; None if they may be anything."""
+        if self.json_schema is not None:
+            return self.json_schema["schema"]
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
@@ -166,7 +194,6 @@ class ChatRequest(Request):
         | NO_TOOLS
         | {
             "modalities": (["text"],),
-            "response_format": ({"type": "text"},),
             "verbosity": ("medium",),
         }
     )
@@ -176,11 +203,17 @@ class ChatRequest(Request):
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MOST_TOP)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    response_format: ResponseFormat | None = None
 
     @property
     def top(self) -> int | None:
         """Of how many of the likeliest tokens logprobs are asked for; None for none."""
         return self.top_logprobs if self.logprobs else None
+
+    @property
+    def schema_of_answers(self) -> Any:
+        """The JSON schema that answers keep to; None where they are free."""
+        return self.response_format and self.response_format.schema_of_answers
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatRequest":
