@@ -16,6 +16,12 @@ What is stored is a sequence of blocks of the same size that decode independentl
     exponents           m bytes        of the outliers
 
 for n elements, `BLOCK` of them but in the last block, and the tensor's most outliers in a block, m.
+
+Narrower formats have less to save. Of SmolLM2-135M's matrices in FP8, with a scale for 128 x 128,
+exponents of 3 bits instead of 4 save 6.8% with their outliers, 1.9% of the elements, and an entropy
+coder 17%; of the same in float16, 3 bits instead of 5 save 7.9%. Unpacking takes cores more than
+that: where bfloat16 in three quarters of its bytes just pays, these do not, and are stored as they
+are.
 """
 
 from collections.abc import Mapping, Sequence
