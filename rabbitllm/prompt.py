@@ -13,8 +13,9 @@ from rabbitllm.model import StreamedModel
 
 def encode_chat(
     model: StreamedModel,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> torch.Tensor:
     """Token ids [1, tokens] of a conversation, by the tokenizer's chat template.
 
@@ -24,6 +25,7 @@ def encode_chat(
         model: whose tokenizer to use.
         messages: with "role" and "content".
         template_kwargs: variables of the template, such as `enable_thinking`.
+        tools: functions that the model may call, by their JSON schemas.
 
     Raises:
         ValueError: the template has no such variable or refuses the conversation, or what it makes
@@ -36,7 +38,11 @@ def encode_chat(
 
     try:
         encoded = model.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True, **template_kwargs
+            list(messages),
+            tools=list(tools) if tools else None,
+            add_generation_prompt=True,
+            return_dict=True,
+            **template_kwargs,
         )
     except TemplateError as error:
         raise ValueError(f"The model's chat template refuses these messages: {error}.") from error

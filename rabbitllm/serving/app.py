@@ -17,7 +17,7 @@ from rabbitllm.serving.errors import ApiError, handle_errors
 from rabbitllm.serving.event_stream import EventStream, cancel_when_gone
 from rabbitllm.serving.gate import HEALTH, Admission, Gate
 from rabbitllm.serving.prompts import ENDPOINTS, Prompts
-from rabbitllm.serving.replies import Shape
+from rabbitllm.serving.replies import Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, read
 from rabbitllm.serving.worker import Job, Worker
 
@@ -115,8 +115,8 @@ class Routes:
         """POST to one of `ENDPOINTS`."""
         return await self._answer(request, *ENDPOINTS[request.url.path])
 
-    async def _begin(self, kind: type[Kind], body: bytes) -> tuple[Kind, Job]:
-        """What a body asks for, and the generation that answers it."""
+    async def _begin(self, kind: type[Kind], shape: Shape, body: bytes) -> tuple[Kind, Reply, Job]:
+        """What a body asks for, what answers become, and what gives them."""
         with self._worker.reserve() as job:
             try:
                 asked, prompt, options = await self._aside.run(
@@ -125,12 +125,11 @@ class Routes:
             except TimeLimitError as error:
                 raise ApiError(400, f"{error} to read the request. Shorten it.") from error
             self._worker.start(job, prompt, options)
-        return asked, job
+        return asked, self._prompts.reply(asked, shape, prompt), job
 
     async def _answer(self, request: Request, kind: type[Kind], shape: Shape) -> Response:
         _check_json(request.headers.get("content-type", ""))
-        asked, job = await self._begin(kind, await request.body())
-        reply = self._prompts.reply(asked, shape)
+        asked, reply, job = await self._begin(kind, shape, await request.body())
         if asked.stream:
             return EventStream(job, reply, asked.stream_options.include_usage)
         watcher = asyncio.create_task(cancel_when_gone(request.receive, job))

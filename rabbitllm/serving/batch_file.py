@@ -194,7 +194,7 @@ class BatchFile:
         request, prompt, answers = self._understand(line)
         ids = prompt[0].tolist()
         rows = [self._batch.add(ids, **options) for options in answers]
-        reply = self._prompts.reply(request, ENDPOINTS[line["url"]][1])
+        reply = self._prompts.reply(request, ENDPOINTS[line["url"]][1], prompt)
         self._asked.append(_Asked(task, line["custom_id"], reply, rows))
 
     def _end(self, asked: "_Asked") -> None:

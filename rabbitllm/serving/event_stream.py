@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from rabbitllm.serving.errors import failure
+from rabbitllm.serving.parts import Splitter
 from rabbitllm.serving.replies import COMMENT, DONE, Reply, event
 from rabbitllm.serving.worker import Job
 
@@ -40,13 +41,15 @@ async def _events(job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[
         for chunk in reply.opening(index):
             yield chunk
     sent = [0] * len(job.rows)
+    splitters = [Splitter(reply.marks) for _ in job.rows]
     async for piece in job.pieces(KEEP_ALIVE):
-        if not piece.text:
+        parts = list(splitters[piece.index].feed(piece.text))
+        if not parts:
             yield COMMENT
             continue
         row, begun = job.rows[piece.index], sent[piece.index]
         sent[piece.index] = piece.tokens
-        yield reply.chunk(piece.index, row, piece.text, slice(begun, piece.tokens))
+        yield reply.chunk(piece.index, parts, row, slice(begun, piece.tokens))
     if job.cancelled:
         return
     if error := job.error:
@@ -54,8 +57,8 @@ async def _events(job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[
         yield event(failure(error))
         return
     for index, row in enumerate(job.rows):
-        reason = row.answer.result().finish_reason
-        yield reply.chunk(index, row, "", slice(sent[index], None), reason)
+        for chunk in reply.end(index, row, splitters[index], slice(sent[index], None)):
+            yield chunk
     if include_usage:
         yield reply.counts(job.rows)
     yield DONE

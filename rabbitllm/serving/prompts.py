@@ -10,6 +10,7 @@ from rabbitllm.model import StreamedModel
 from rabbitllm.prompt import check_template_kwargs, encode_chat, encode_ids, encode_text
 from rabbitllm.serving.errors import ApiError
 from rabbitllm.serving.grammar import Grammars
+from rabbitllm.serving.parts import PLAIN, marks_of, written_calls
 from rabbitllm.serving.replies import CHAT, COMPLETION, Reply, Shape
 from rabbitllm.serving.requests import ChatRequest, CompletionRequest, Kind, Request, validated
 
@@ -22,6 +23,8 @@ UNUSABLE = (
     ValueError,
 )
 """What a chat template raises at messages that it was not written for."""
+PROMPT_END = 8
+"""Tokens of a prompt in which thoughts may begin."""
 ENDPOINTS: dict[str, tuple[type[ChatRequest] | type[CompletionRequest], Shape]] = {
     "/v1/chat/completions": (ChatRequest, CHAT),
     "/v1/completions": (CompletionRequest, COMPLETION),
@@ -82,12 +85,23 @@ class Prompts:
             for seed in asked.seeds
         ]
 
-    def reply(self, asked: Request, shape: Shape) -> Reply:
+    def reply(self, asked: Request, shape: Shape, prompt: torch.Tensor) -> Reply:
         """What the answers become."""
         echo = asked.prompt if isinstance(asked, CompletionRequest) and asked.echo else ""
         if not isinstance(echo, str):
             echo = self._model.tokenizer.decode(echo, skip_special_tokens=True)
-        return Reply(shape, self.name, self._model.tokenizer, echo, asked.top)
+        tokenizer, marks = self._model.tokenizer, PLAIN
+        if isinstance(asked, ChatRequest):
+            end = tokenizer.decode(prompt[0, -PROMPT_END:].tolist())
+            marks = marks_of(self._template(asked), end, bool(asked.offered), self._unseen)
+        return Reply(shape, self.name, tokenizer, echo, asked.top, marks)
+
+    @property
+    def _unseen(self) -> list[str]:
+        return list(self._model.tokenizer.all_special_tokens)
+
+    def _template(self, asked: ChatRequest) -> str:
+        return str(self._model.tokenizer.get_chat_template(tools=asked.offered))
 
     def check_name(self, asked: str) -> None:
         """Whether a client means this model.
@@ -112,8 +126,12 @@ class Prompts:
         except ValueError as error:
             name = "chat_template_kwargs"
             raise ApiError(400, f"{name}: {error}", param=name) from error
+        template = self._template(asked)
+        if asked.offered and ("tools" not in template or not written_calls(template, self._unseen)):
+            reason = "tools: this model's chat template shows no way of calling that is known here"
+            raise ApiError(400, reason, param="tools")
         turns = [turn.as_template_input() for turn in asked.messages]
-        return encode_chat(self._model, turns, asked.chat_template_kwargs)
+        return encode_chat(self._model, turns, asked.chat_template_kwargs, asked.offered)
 
     def _plain(self, asked: CompletionRequest) -> torch.Tensor:
         """Token ids [1, tokens] of a completion's prompt, which may be token ids already."""

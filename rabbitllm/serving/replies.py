@@ -3,12 +3,13 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rabbitllm.batching import Row, Share
 from rabbitllm.serving.logprobs import chat_logprobs, text_logprobs
+from rabbitllm.serving.parts import CALLS, CONTENT, PLAIN, Marks, Splitter, read_calls
 
 DONE = "data: [DONE]\n\n"
 COMMENT = ": still running\n\n"
@@ -66,6 +67,7 @@ class Reply:
         model: the model's name.
         tokenizer: the model's.
         echo: text that comes before each answer.
+        marks: how a chat's answers are written.
         top: how many of the likeliest tokens to name at each; None for no logprobs.
         id: of this response, the same in every chunk.
         created: seconds since 1970.
@@ -76,16 +78,27 @@ class Reply:
     tokenizer: Any
     echo: str = ""
     top: int | None = None
+    marks: Marks = PLAIN
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The body of a response in one piece: all of the text, and how many tokens it took."""
-        choices = [
-            self._choice(i, self.shape.choice(self.echo + row.text), row.shares, reason)
-            for i, row in enumerate(rows)
-            for reason in [row.answer.result().finish_reason]
-        ]
+        choices = []
+        for index, row in enumerate(rows):
+            splitter = Splitter(self.marks)
+            parts: dict[str, Any] = {}
+            for part, text in [*splitter.feed(row.text), *splitter.end()]:
+                parts[part] = parts.get(part, "") + text
+            content = self.shape.choice(self.echo + parts.pop(CONTENT, ""))
+            reason: str = row.answer.result().finish_reason
+            if splitter.calls and (calls := read_calls(splitter.calls)):
+                parts[CALLS], reason = calls, CALLS
+            elif splitter.calls:
+                content = self.shape.choice(row.text)
+            if parts:
+                content["message"] |= parts
+            choices.append(self._choice(index, content, row.shares, reason))
         return self._body(self.shape.whole, choices) | {"usage": usage(rows)}
 
     def opening(self, index: int) -> Iterator[str]:
@@ -96,20 +109,41 @@ class Reply:
             change = self.shape.change(self.echo)
             yield event(self._body(self.shape.part, [self._choice(index, change)]))
 
-    def chunk(
-        self, index: int, row: Row, text: str, tokens: slice, reason: str | None = None
-    ) -> str:
+    def chunk(self, index: int, parts: Iterable[tuple[str, str]], row: Row, tokens: slice) -> str:
         """The event of a stream that adds text to an answer.
 
         Args:
             index: of the answer.
+            parts: new pieces, with the names of their parts.
             row: its sequence.
-            text: that is new.
-            tokens: that it is made of.
-            reason: why the text has ended.
+            tokens: that they are made of.
         """
-        choice = self._choice(index, self.shape.change(text), row.shares[tokens], reason)
-        return event(self._body(self.shape.part, [choice]))
+        content: dict[str, Any] = self.shape.change("")
+        for part, text in parts:
+            if part == CONTENT:
+                content |= self.shape.change(text)
+            else:
+                content["delta"] |= {part: text}
+        return event(
+            self._body(self.shape.part, [self._choice(index, content, row.shares[tokens])])
+        )
+
+    def end(self, index: int, row: Row, splitter: Splitter, tokens: slice) -> Iterator[str]:
+        """The last events of an answer: what is left of it, its calls, and why it ended."""
+        reason: str = row.answer.result().finish_reason
+        parts = list(splitter.end())
+        calls = read_calls(splitter.calls)
+        if calls is None:
+            parts.append((CONTENT, "".join(splitter.calls)))
+        if parts:
+            yield self.chunk(index, parts, row, slice(0))
+        content = self.shape.change("")
+        if calls:
+            numbered = [{"index": i, **call} for i, call in enumerate(calls)]
+            content, reason = {"delta": {CALLS: numbered}}, CALLS
+        yield event(
+            self._body(self.shape.part, [self._choice(index, content, row.shares[tokens], reason)])
+        )
 
     def counts(self, rows: Sequence[Row]) -> str:
         """The event that ends a stream whose client wants tokens counted."""

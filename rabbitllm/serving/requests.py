@@ -32,8 +32,6 @@ NO_TOOLS: Neutral = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "parallel_tool_calls": (bool,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
 }
 COMPLETION_TOKENS = 16
 """OpenAI's own default of `max_tokens` in /v1/completions."""
@@ -136,29 +134,91 @@ def _in_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+class Function(Fields):
+    """A function that a model may call.
+
+    Attributes:
+        parameters: a JSON schema.
+    """
+
+    neutral: ClassVar[Neutral] = {"strict": (False,)}
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Tool(Fields):
+    """What a request offers."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Called(Fields):
+    """What a model has called.
+
+    Attributes:
+        arguments: JSON.
+    """
+
+    name: str
+    arguments: str
+
+
+class Call(Fields):
+    """A call in an answer that is sent back."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Called
+
+    def as_template_input(self) -> dict[str, Any]:
+        """The call as chat templates take it: with arguments, not their JSON."""
+        try:
+            arguments = decode(self.function.arguments.encode())
+        except ValueError as error:
+            raise ValueError(f"the arguments of {self.id!r} are no JSON: {error}") from error
+        function = {"name": self.function.name, "arguments": arguments}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
 class Message(Fields):
     """One turn of a conversation; what an answer of this server holds may be sent back."""
 
-    neutral: ClassVar[Neutral] = {"annotations": ([],), "tool_calls": ([],)}
+    neutral: ClassVar[Neutral] = {"annotations": ([],)}
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         list[Part],
         FailFast(),
         Field(min_length=1, default_factory=list),
         BeforeValidator(_in_parts),
     ]
+    tool_calls: list[Call] = Field(default_factory=list)
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     @model_validator(mode="after")
     def _say_something(self) -> "Message":
         if not self.content and self.role != "assistant":
             raise ValueError("A message needs content")
+        if (self.tool_calls or self.reasoning_content) and self.role != "assistant":
+            raise ValueError("tool_calls and reasoning_content are the assistant's")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("tool_call_id goes with the role 'tool'")
         return self
 
-    def as_template_input(self) -> dict[str, str]:
+    def as_template_input(self) -> dict[str, Any]:
         """The message as chat templates take it."""
         text = "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        optional = {
+            "tool_calls": [call.as_template_input() for call in self.tool_calls],
+            "tool_call_id": self.tool_call_id,
+            "reasoning_content": self.reasoning_content,
+        }
+        return turn | {name: value for name, value in optional.items() if value}
 
 
 class ResponseFormat(Fields):
@@ -204,6 +264,15 @@ class ChatRequest(Request):
     top_logprobs: int = Field(0, ge=0, le=MOST_TOP)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], FailFast()] = Field(default_factory=list)
+    tool_choice: Literal["none", "auto"] = "auto"
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The functions that the model may call; None if it may call none."""
+        if self.tool_choice == "none" or not self.tools:
+            return None
+        return [tool.model_dump() for tool in self.tools]
 
     @property
     def top(self) -> int | None:
