@@ -127,7 +127,7 @@ class Scaled(Codec):
         while first < len(codes):
             last = self._end(first, matrix, len(codes))
             values, spare = values_in(scratch, last - first, self.columns)
-            self._look_up(codes[first:last], values)
+            self._look_up(codes[first:last], values, spare)
             if zeros is not None:
                 on_blocks(np.subtract, values, zeros[first:last], self.width)
             block = first // self.rows
@@ -200,13 +200,18 @@ class Scaled(Codec):
             ends.append((first // self.rows + 1) * self.rows)
         return min(ends)
 
-    def _look_up(self, codes: Bytes, values: Floats) -> None:
-        """Makes what codes stand for: float32 [rows, columns]."""
+    def _look_up(self, codes: Bytes, values: Floats, spare: Bytes) -> None:
+        """Makes what codes stand for: float32 [rows, columns].
+
+        Nothing large is allocated: the system can take longer to give new memory than this takes.
+        """
         if self._in_byte == 2:
-            two = values.reshape(len(codes), -1, 2)
-            np.take(_pairs(self.kind, self.high_first), codes, axis=0, out=two, mode="clip")
+            places = spare[: codes.size * 8].view(np.int64).reshape(codes.shape)
+            np.copyto(places, codes)
+            two = _pairs(self.kind, self.high_first).view(np.float64)[:, 0]
+            np.take(two, places, out=values.view(np.float64), mode="clip")
         elif self.kind == "e4m3":
-            self._e4m3(codes, values)
+            self._e4m3(codes, values, spare)
         elif self.kind == "int8":
             np.copyto(values, codes.view(np.int8))
         elif self.kind == "offset8":
@@ -215,14 +220,17 @@ class Scaled(Codec):
             np.take(VALUES[self.kind], codes, out=values, mode="clip")
 
     @staticmethod
-    def _e4m3(codes: Bytes, values: Floats) -> None:
+    def _e4m3(codes: Bytes, values: Floats, spare: Bytes) -> None:
         """Sign, exponent and mantissa moved to their places in a float32, which is exact."""
         bits = values.view(np.int32)
         np.copyto(bits, codes.view(np.int8))
         np.left_shift(bits, 20, out=bits)
         np.bitwise_and(bits, E4M3_BITS, out=bits)
         np.multiply(values, UP, out=values)
-        if (odd := np.bitwise_and(codes, 0x7F) == 0x7F).any():
+        magnitudes = spare[: codes.size].reshape(codes.shape)
+        np.bitwise_and(codes, 0x7F, out=magnitudes)
+        odd = spare[codes.size : 2 * codes.size].view(np.bool_).reshape(codes.shape)
+        if np.equal(magnitudes, 0x7F, out=odd).any():
             values[odd] = np.nan
 
     def _scales(self, stored: Bytes) -> Floats:
