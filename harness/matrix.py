@@ -101,6 +101,9 @@ class Architecture:
         original_cache: the argument that the family's own code kept its cache in, where a standard
             cache now is.
         backends: the attention backends that can run it; empty for all.
+        asked: those that it is measured with, where the others would tell nothing of what the row
+            is for; empty for all.
+        format: set for a quantised checkpoint: a name in `harness.measuring.formats.FORMS`.
         dtype: of weights and activations.
         checks: the checks that all its cells run; empty for those of `CHECKS`.
         dealt: further ones that are dealt out to them; without `checks` those of `DEALT`.
@@ -118,6 +121,8 @@ class Architecture:
     tolerance: float = 0.0
     original_cache: str = ""
     backends: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    format: str = ""
     dtype: Dtype = "float32"
     checks: tuple[str, ...] = ()
     dealt: tuple[str, ...] = ()
@@ -247,6 +252,14 @@ class Cell:
             return ""
         return f"{row.id} runs on {' and '.join(row.backends)} only: {row.notes}"
 
+    @property
+    def unasked(self) -> str:
+        """Why the cell is not measured though it could be, or nothing."""
+        asked = self.architecture.asked
+        if not asked or self.backend.id in asked:
+            return ""
+        return f"{self.architecture.id} is measured with {' and '.join(asked)} only"
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -284,7 +297,7 @@ class Matrix:
         some row.
         """
         known = [each.id for each in self.backends]
-        own = row.backends or known
+        own = row.asked or row.backends or known
         names = row.dealt if row.checks else DEALT
         if backend.id == (DEFAULT_BACKEND if DEFAULT_BACKEND in own else own[0]):
             return names

@@ -76,6 +76,12 @@ FAMILIES = (
     Family("Phi 2 / 3 / 4", RabbitLLMLlama2, ("phi", "phi3", "phimoe", "phi4_multimodal")),
     Family("QWen v1", RabbitLLMQWen, ("qwen",)),
     Family("ChatGLM", RabbitLLMChatGLM, ("chatglm", "glm", "glm4")),
+    Family("gpt-oss", RabbitLLMLlama2, ("gpt_oss",)),
+    Family(
+        "More mixtures of experts",
+        RabbitLLMLlama2,
+        ("glm4_moe", "minimax_m2", "ernie4_5_moe", "olmoe", "granitemoe"),
+    ),
 )
 
 UNLISTED = Family("other", RabbitLLMLlama2, ())

@@ -27,6 +27,7 @@ WORSE: frozenset[Kind] = frozenset({"regressed", "lost"})
 State = Literal["absent", "unsupported", "good", "degraded", "bad", "unsure"]
 STATES: dict[str, State] = {
     "not-run": "absent",
+    "not-asked": "absent",
     "env-error": "absent",
     "unsupported": "unsupported",
     "pass": "good",

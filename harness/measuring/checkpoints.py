@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from harness.matrix import Cell, Gguf
+from harness.measuring import formats
 from harness.measuring.golden.manifest import digest, write_checkpoint
 from harness.measuring.references import REFERENCES
 from harness.measuring.references.model import OriginalModel
@@ -53,7 +54,7 @@ def checkpoint(cell: Cell, cache: Path) -> Path:
     elif cell.architecture.gguf is None:
         # A release's own way of writing is measured too. A real model takes seconds and is the same
         # to all.
-        key += [transformers.__version__, hash_code(here.parent, [here.name])]
+        key += [transformers.__version__, hash_code(here.parent, [here.name, "formats/*.py"])]
     name = f"{cell.architecture.id}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
     return made_once(cache / name, lambda folder: write(cell, folder))
 
@@ -67,6 +68,8 @@ def write(cell: Cell, folder: Path) -> None:
     else:
         tiny_model(cell).save_pretrained(folder)
         name_type(cell.architecture.model_type, folder / "config.json")
+        if cell.architecture.format:
+            formats.encode(cell.architecture.format, folder)
 
 
 def name_type(model_type: str, config: Path) -> None:
@@ -232,7 +235,8 @@ def load_reference(
 ) -> PreTrainedModel | OriginalModel:
     """The stock model, fully loaded, its weights in memory of their own.
 
-    For a family that transformers has no class for, its independent forward.
+    For a family that transformers has no class for, its independent forward. Of a quantised
+    checkpoint it holds what the format's published formula gives, on every release.
 
     Weights that `from_pretrained` maps from the file lie at any multiple of 8 bytes, and kernels
     choose their order of summation by alignment: only copies, which torch aligns to 64 bytes, have
@@ -243,10 +247,30 @@ def load_reference(
     """
     if name := cell.architecture.reference:
         return OriginalModel(REFERENCES[name].reference(folder), device)
+    if name := cell.architecture.format:
+        plain = folder.with_name(f"{folder.name}-decoded")
+        made_once(plain, lambda made: formats.decode(name, folder, made))
+        model = load_stock(cell, plain, read_config(cell, plain), device)
+        model.config._name_or_path = str(folder)  # what it stands for
+        return model
+    return load_stock(cell, folder, read_config(cell, folder), device)
+
+
+def load_quantised(cell: Cell, folder: Path, device: torch.device) -> PreTrainedModel:
+    """The stock model as a release reads a quantised checkpoint by itself, dequantised."""
+    config: Any = read_config(cell, folder)
+    config.quantization_config |= {"dequantize": True}
+    return load_stock(cell, folder, config, device)
+
+
+def load_stock(
+    cell: Cell, folder: Path, config: PretrainedConfig, device: torch.device
+) -> PreTrainedModel:
+    """What `from_pretrained` of the stock class loads, see `load_reference`."""
     stock: Any = stock_class(cell)  # whose signature does not tell of the information
     model, loading = stock.from_pretrained(
         folder,
-        config=read_config(cell, folder),
+        config=config,
         dtype=getattr(torch, cell.dtype),
         attn_implementation=cell.backend.id,
         output_loading_info=True,

@@ -33,6 +33,7 @@ Status = Literal[
     "timeout",
     "crash",
     "not-run",
+    "not-asked",
 ]
 ASTRAY = frozenset({"stock-wrong", "stock-changed"})
 """Statuses of releases whose own answers are not those that are committed."""

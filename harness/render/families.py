@@ -120,6 +120,10 @@ def support(own: pd.DataFrame, run_on: str, axis: Sequence[str]) -> Support:
         run_on: the backend and the device.
         axis: the releases measured on the device, oldest first.
     """
+    asked = own[own["status"] != "not-asked"]
+    if asked.empty:
+        return Support(run_on, "none", look("not-asked").glyph, "not asked", (), "not asked")
+    own = asked
     passes = own["status"].eq("pass")
     whole = passes.groupby(own["release"]).all()
     by_row = passes.groupby(own["architecture"], sort=False)

@@ -39,6 +39,9 @@ LOOKS: dict[str, Look] = {
     ),
     "unsupported": Look("-", "unsupported", "none", "this release has no such model or backend"),
     "not-run": Look("·", "not run", "none", "did not run on this machine; says nothing either way"),
+    "not-asked": Look(
+        "·", "not asked", "none", "the row is measured with other backends, on purpose"
+    ),
     "fail": Look("✗", "fail", "bad", "a check disagrees with stock transformers"),
     "xpass": Look("!", "passes again", "bad", "a known failure that passes now: update the list"),
     "flaky": Look("≈", "flaky", "bad", "the same cell gave different outcomes"),

@@ -46,7 +46,7 @@ def sentences(frame: pd.DataFrame) -> list[tuple[str, list[str]]]:
 
 def weights_sentence(own: pd.DataFrame) -> list[str]:
     """How many of a device's cells are tiny models; nothing where none ran."""
-    ran = own[~own["status"].isin({*UNKNOWN, "unsupported"})]
+    ran = own[~own["status"].isin({*UNKNOWN, "unsupported", "not-asked"})]
     real = ran[ran["real"]]
     if ran.empty:
         return []

@@ -43,6 +43,8 @@ def run(cell: Cell, cache: Path, time_limit: float = TIME_LIMIT) -> Record:
     """
     if cell.unsupported:
         return unmeasured(cell, "unsupported", cell.unsupported)
+    if cell.unasked:
+        return unmeasured(cell, "not-asked", cell.unasked)
     if reason := unmet(cell):
         return unmeasured(cell, "not-run", reason)
     first = run_once(cell, cache, time_limit)

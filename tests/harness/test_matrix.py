@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.matrix import CHECKS, MATRIX, ROOT, load_matrix
+from harness.matrix import CHECKS, DEALT, MATRIX, ROOT, load_matrix
 from harness.measuring.references import REFERENCES
 from harness.render.frames import load_rows
 
@@ -55,7 +55,8 @@ def test_a_backend_may_add_a_check(cell):
 def test_every_row_and_every_backend_meets_every_check_that_is_dealt(monkeypatch):
     dealt = ("one", "two", "three")
     monkeypatch.setattr("harness.matrix.DEALT", dealt)
-    cells = [cell for cell in load_matrix().cells(["5.0.0"]) if not cell.architecture.checks]
+    every = [cell for cell in load_matrix().cells(["5.0.0"]) if not cell.architecture.checks]
+    cells = [cell for cell in every if not cell.architecture.asked]
     of = {cell.key[:2]: cell.dealt for cell in cells}
     assert of["llama", "sdpa"] == dealt
     assert {len(names) for (_, backend), names in of.items() if backend != "sdpa"} == {1}
@@ -135,3 +136,16 @@ def test_every_architecture_has_checkpoints_that_are_like_it_and_no_other_has():
     for names in rows.examples.values():
         assert names
         assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in names)
+
+
+def test_a_row_asked_with_one_backend_runs_there_all_that_is_dealt(cell):
+    assert cell("gpt_oss", "eager").dealt == DEALT
+    assert cell("gpt_oss", "sdpa").unasked == "gpt_oss is measured with eager only"
+
+
+def test_mixtures_of_a_dozen_kinds_have_rows():
+    mixtures = {
+        "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "gpt_oss",
+        "phimoe", "glm4_moe", "minimax_m2", "ernie4_5_moe", "olmoe", "granitemoe",
+    }  # fmt: skip
+    assert {row.id for row in load_matrix().architectures} >= mixtures

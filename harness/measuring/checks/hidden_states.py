@@ -1,7 +1,8 @@
 """Hidden states, or attentions, are not given as asked for.
 
 As many as layers and one more: the embedding's first, last what the head gets, and between them
-what layers give, in their order. Where the backend computes attentions, each row of them sums to 1.
+what layers give, in their order. Where the backend computes attentions, each row of them sums to 1,
+or, beside a sink, to no more.
 The streamed model's are stock's.
 """
 
@@ -72,9 +73,12 @@ def run(subject: Subject) -> Outcome:
         yield Pair("logits with hidden states", output.logits, subject.alone(model))
         if attends:
             yield Pair("number of attentions", torch.tensor([len(given)]), torch.tensor([layers]))
+            # A sink takes a share that is given to no token.
+            sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())
             for number, one in enumerate(given):
                 total = one.sum(-1)
-                yield Pair(f"sums of attention {number}", total, torch.ones_like(total))
+                due = total.clamp(max=1) if sinks else torch.ones_like(total)
+                yield Pair(f"sums of attention {number}", total, due)
 
     found = held(subject, ask)
     if found.status == "pass" and len(answers) == 2:  # stock's come first, where it is asked

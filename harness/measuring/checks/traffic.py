@@ -1,12 +1,14 @@
 """Weights are not read once in each pass, ahead of their turn, and no more of them than needed.
 
-A pass asks for the bytes of each stage that streams, once. When a block's turn comes, its weights
+A pass asks for the bytes of each stage that streams, once; of a quantised checkpoint, for no more
+than its file has of them. When a block's turn comes, its weights
 are asked for already. What the system says that this process read is no more than that, and the
 rows of the embedding that the tokens name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from harness.measuring.checks import Outcome, verdict
 from harness.measuring.contract import blocks, text_blocks
 from harness.measuring.subject import Subject
+from harness.measuring.weights import load_weights, weight_files
 from rabbitllm.streaming.weights import ALIGNMENT
 
 PASSES = 3
@@ -52,7 +55,11 @@ def run(subject: Subject) -> Outcome:
     most = total + ROUNDED * tensors + sum(plan.slot_sizes[model.device]) / PASSES
     figures = {"asked_per_pass": passed, "streamed_bytes": total, "read_per_pass": read}
     wrong = []
-    if passed != total:
+    if subject.cell.architecture.format:
+        total = published_bytes(subject.folder, due)
+        if not 0 < passed <= total:
+            wrong.append(f"a pass asks for {passed:,.0f} bytes, the file has {total:,} of them")
+    elif passed != total:
         wrong.append(f"a pass asks for {passed:,.0f} bytes, the stages that stream have {total:,}")
     if len(late) > PASSES:  # behind an outsize head, one block of a pass has no slot before
         blocks_late = ", ".join(sorted(set(late)))
@@ -81,6 +88,18 @@ def stage_bytes(model: Any) -> dict[str, int]:
 def padded_bytes(module: nn.Module) -> int:
     """The bytes of a module's weights, each on a boundary that kernels like."""
     sizes = (tensor.nbytes for tensor in module.state_dict().values())
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+
+
+def published_bytes(folder: Path, stages: Iterable[str]) -> int:
+    """What a checkpoint's files hold of some stages, each tensor on a boundary as in a stage."""
+    begins = tuple(f"{stage}." for stage in stages)
+    sizes = [
+        tensor.nbytes
+        for file in weight_files(folder)
+        for key, tensor in load_weights(file).items()
+        if key.startswith(begins)
+    ]
     return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
 
 
