@@ -20,8 +20,8 @@ from harness.measuring.subject import Subject
 
 SLACK = 16 * 1024
 """Bytes beyond the plan that are no weights: alignment, position tables."""
-READING = 4 << 20
-"""Bytes that threads keep to decode a quantised checkpoint in, out of the device's workspace."""
+READING = 16 << 20
+"""Most bytes that all threads keep to decode quantised weights in, of the workspace."""
 
 PASSES = 4
 """Over which the process may not grow by half of what is kept if each leaves a copy."""
