@@ -65,7 +65,7 @@ async def flood(soak: Soak) -> int:
 MISDEEDS: dict[str, tuple[Callable[[Soak], Coroutine[Any, Any, int]], set[int]]] = {
     "wrong key": (refused(post(BODY, key="wrong")), {401}),
     "bad JSON": (refused(post(b'{"model": [[[')), {400}),
-    "unsupported": (refused(post(BODY | {"n": 2})), {400}),
+    "unsupported": (refused(post(BODY | {"logit_bias": {"1": 5}})), {400}),
     "huge": (refused(post(b"x" * 0x100000, length=HUGE)), {413}),
     "flood": (flood, {413}),
     "no HTTP": (refused(b"\x16\x03\x01 hello\r\n\r\n"), {400}),

@@ -147,6 +147,7 @@ def take_config(config: PretrainedConfig, folder: Path) -> tuple[PretrainedConfi
     has_own = (folder / "config.json").is_file()
     fields = read_fields(folder) if has_own else Fields(config.to_dict(), folder / "config.json")
     fields.place = "config="
+    quantised.find(config.to_dict(), folder, fields.place)  # its own word, not the checkpoint's
     with valid_config(fields):
         _check_sizes(config)
     taken = deepcopy(config)

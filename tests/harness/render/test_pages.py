@@ -202,6 +202,6 @@ def test_the_whole_matrix_fits():
     rows = load_rows()
     made = documents([judge(record, rows.expected) for record in full_matrix()], rows)
     assert len(made["compatibility.html"].encode()) < 2_000_000
-    assert made["compatibility.md"].count("\n") < 300
+    assert made["compatibility.md"].count("\n") < 8 * len({c.architecture for c in full_matrix()})
     page = Tags(made["compatibility.html"])
     assert len(page.ids) == len(set(page.ids)) > 2800

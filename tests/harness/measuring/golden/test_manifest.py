@@ -22,7 +22,9 @@ ROWS = {row.id: row for row in load_matrix().architectures}
 
 
 def test_every_row_with_a_stock_class_and_random_weights_has_a_checkpoint():
-    rows = {row.id for row in ROWS.values() if row.config}
+    # In a format they have the values of another row; with one backend only they are there for
+    # their experts, and no reference is written of the rest.
+    rows = {row.id for row in ROWS.values() if row.config and not row.format and not row.asked}
     # As llama, of more words; as deepseek_v3, by another name; its linear attention has no
     # reference yet.
     assert architectures() == sorted(rows - {"llama-wide", "kimi_k2", "qwen3_5"})
