@@ -55,7 +55,7 @@ class _Clock(BaseStreamer):
 
 
 def time_generation(model: Any, prompt: torch.Tensor, new_tokens: int, **options: Any) -> Timing:
-    """Greedy generation of exactly `new_tokens` after `prompt` [batch, tokens].
+    """Generation of exactly `new_tokens` after `prompt` [batch, tokens]; greedy, if not asked else.
 
     Args:
         model: any that has transformers' `generate`.
@@ -68,11 +68,10 @@ def time_generation(model: Any, prompt: torch.Tensor, new_tokens: int, **options
     output = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
-        do_sample=False,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
         streamer=clock,
-        **options,
+        **{"do_sample": False} | options,
     )
     prefill, *decoding = clock.times[1:]  # the prompt itself comes first
     steps = [b - a for a, b in pairwise([prefill, *decoding])]

@@ -1,0 +1,1 @@
+"""How fast a mixture of experts decodes when only the experts that are asked for move."""
