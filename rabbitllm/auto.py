@@ -168,8 +168,8 @@ class AutoModel:
         encoded = prepared.staged.stored(location.encoded(codec))
         staged, plan = place(encoded, target, max_seq_len=max_seq_len, **asked | {setting: total})
         room = make_room(staged, plan, setting, asked[setting], total, target)
-        read_again = bool(plan.streamed("disk"))
-        codec = location.worth_encoding(codec, bool(plan.streamed("disk", "host")))
+        read_again = bool(plan.moving("disk"))
+        codec = location.worth_encoding(codec, bool(plan.moving("disk", "host")))
         located = location.locate(layer_shards_saving_path, delete_original, codec)
         progress = read_again if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, room.admit)

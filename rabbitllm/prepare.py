@@ -148,6 +148,8 @@ def prepare(
     model.all_tied_weights_keys = trial.all_tied_weights_keys
     dtypes = dtypes_of(model, weights_dtype)
     stages = find_stages(model, tied, dtypes)
+    # A layer store keeps a block's experts beside what else it has.
+    blocks = find_stages(model, tied, dtypes, rowwise=lambda *_: False)
     location = Location(
         folder=folder,
         moved=moved,
@@ -156,13 +158,14 @@ def prepare(
         model=model,
         dtypes=dtypes,
         tied=tied,
-        groups=_groups(stages),
+        groups=_groups(blocks),
         whole={
             weight.name: Layout(weight.dtype, weight.shape)
-            for stage in stages
+            for stage in blocks
             for weight in stage.weights
             if not stage.pinned and weight.by is None
         },
+        rows={w.name: w.rows for stage in stages if stage.least_rows for w in stage.weights},
     )
     staged = StagedModel(model, weights_dtype, dtypes, tied, stages)
     return Prepared(model, staged, location, partial(unexpected_names, trial, entries, mapping))

@@ -6,7 +6,8 @@ attributes, weights, buffers, what they are called with, what they return.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import DynamicCache
 from harness.measuring.contract import text_blocks
 from harness.measuring.references.model import OriginalModel
 from harness.measuring.subject import Subject
+from rabbitllm.streaming.routed import find_routed
 
 SHOWN = 3
 """Findings that are listed; more of a kind say nothing new."""
@@ -60,8 +62,14 @@ def diagnose(subject: Subject) -> str:
         elif finding:
             found.setdefault(name, finding)
 
+    def look_at_rows(name: str, experts: nn.Module, numbers: list[int]) -> None:
+        theirs = stock.get_submodule(name)
+        if finding := compare_rows(name, experts, theirs, numbers):
+            found.setdefault(name, finding)
+
     due = observe(subject, stock, lambda *_: None)
-    seen = observe(subject, streamed, look)
+    with watched_rows(streamed, look_at_rows):
+        seen = observe(subject, streamed, look)
     kinds: tuple[Callable[[], list[str]], ...] = (
         lambda: list(other_attributes(streamed, stock)),
         lambda: [*whose(owners, list(text_blocks(stock))), *found.values()],
@@ -128,8 +136,13 @@ def other_buffers(streamed: nn.Module, stock: nn.Module) -> Iterator[str]:
 
 def compare_weights(name: str, block: nn.Module, stock: dict[str, nn.Module]) -> tuple[str, str]:
     """The block of stock's whose weights this one holds, or what else is wrong with them."""
+    routed = tuple(f"{path}." for path in find_routed(block))
     held = dict(block.named_parameters())
-    due = dict(stock[name].named_parameters())
+    due = {
+        key: weight
+        for key, weight in stock[name].named_parameters()
+        if not (key in held and held[key].is_meta and key.startswith(routed))
+    }
     wrong = [key for key in due if key not in held or not same(held[key], due[key])]
     if not wrong:
         return "", ""
@@ -145,6 +158,61 @@ def compare_weights(name: str, block: nn.Module, stock: dict[str, nn.Module]) ->
     if exchanged:
         return "", f"{name}.{key} has experts {' and '.join(map(str, exchanged))} exchanged"
     return "", f"{name}.{key} holds other values than stock's"
+
+
+@contextmanager
+def watched_rows(model: Any, look: Callable[[str, nn.Module, list[int]], None]) -> Iterator[None]:
+    """Has `look` called while experts that stream run: they hold just rows, by these numbers."""
+    handles: list[Any] = []
+    for name, routed in find_routed(model).items():
+        experts = model.get_submodule(name)
+        numbers: list[int] = []
+
+        def note(
+            _: nn.Module, args: Any, kwargs: Any, numbers: list[int] = numbers, by: int = routed.by
+        ) -> None:
+            numbers[:] = torch.unique([*args, *kwargs.values()][by]).tolist()
+
+        def inside(
+            *_: Any, name: str = name, experts: nn.Module = experts, numbers: list[int] = numbers
+        ) -> None:
+            look(name, experts, numbers)
+
+        handles.append(experts.register_forward_pre_hook(note, with_kwargs=True))
+        # Between its own hooks a module that streams holds nothing: what it calls sees its rows.
+        handles += [part.register_forward_pre_hook(inside) for part in experts.children()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compare_rows(name: str, experts: nn.Module, stock: nn.Module, numbers: Sequence[int]) -> str:
+    """What is wrong with the rows that experts hold while they run; nothing if they hold all."""
+    for key, held in experts.named_parameters():
+        due = stock.get_parameter(key)
+        if held.is_meta:
+            return f"{name} ran without {key}"
+        if len(held) == len(due) or len(held) != len(numbers):
+            continue
+        wrong = [
+            number for row, number in zip(held, numbers, strict=True) if not same(row, due[number])
+        ]
+        if not wrong:
+            continue
+        rows = dict(zip(numbers, held, strict=True))
+        others = {
+            other
+            for number in wrong
+            for other in range(len(due))
+            if other != number and same(rows[number], due[other])
+        }
+        if len(others | set(wrong)) == 2 and others:
+            pair = " and ".join(map(str, sorted(others | set(wrong))))
+            return f"{name}.{key} has experts {pair} exchanged"
+        return f"{name}.{key} holds other values than stock's"
+    return ""
 
 
 def exchange(held: Tensor, due: Tensor) -> list[int]:

@@ -19,6 +19,7 @@ from rabbitllm.checkpoint.joining import Joiner
 from rabbitllm.checkpoint.moved import register
 from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.proof import check_all_kept, check_bits
+from rabbitllm.checkpoint.reads import rowwise
 from rabbitllm.checkpoint.store import LayerStore
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry, in_plain_pieces
 from rabbitllm.errors import CheckpointError
@@ -39,7 +40,8 @@ class Location:
         dtypes: parameter or persistent buffer -> its dtype.
         tied: name -> the name of the parameter that it shares its values with.
         groups: file stem -> the names that a layer store keeps there together.
-        whole: name -> layout of what is always read whole: what may be encoded.
+        whole: name -> layout of what may be encoded: of what no row is read by itself but experts.
+        rows: name -> into how many rows a weight falls that are read by themselves.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Location:
     tied: dict[str, str]
     groups: Mapping[str, list[str]]
     whole: Mapping[str, Layout]
+    rows: Mapping[str, int]
 
     def locate(
         self,
@@ -186,9 +189,11 @@ class Location:
         }
 
     def _saves(self, name: str, codec: Codec) -> bool:
-        """Whether a weight takes no more with a codec than where it lies."""
-        entry = self._lying.get(name)
-        return entry is None or codec.nbytes(self.whole[name]) <= entry.nbytes
+        """Whether a weight takes no more with a codec than it does, and its rows are apart."""
+        entry, layout = self._lying.get(name), self.whole[name]
+        if not rowwise(_expected(codec, layout), self.rows.get(name, 1)):
+            return False
+        return entry is None or codec.nbytes(layout) <= entry.nbytes
 
     def _is_encoded(self) -> bool:
         """Whether an encoded store took the place of the checkpoint's own shards."""

@@ -8,7 +8,7 @@ take what they need.
 
 import mmap
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, nbytes
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.files import Files
-from rabbitllm.checkpoint.reads import BLOCK, CHUNK, Chunk, Reads, reads_of, spans
+from rabbitllm.checkpoint.reads import BLOCK, CHUNK, Chunk, Cut, Reads, reads_of, spans, whole
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry, files_of
 from rabbitllm.errors import CheckpointError
 from rabbitllm.utils.workers import Workers
@@ -72,11 +72,12 @@ class Reader:
         return (part for entry in self.entries.values() for part in entry.parts)
 
     def cut(self, offsets: Mapping[str, int], direct: bool) -> Reads:
-        """As `cut_tensors`, for weights by their names, decoded."""
-        return self.cut_tensors(((self.entries[n], place) for n, place in offsets.items()), direct)
+        """As `cut_tensors`, for whole weights by their names."""
+        places = ((whole(self.entries[name]), place) for name, place in offsets.items())
+        return self.cut_tensors(places, direct)
 
-    def cut_tensors(self, tensors: Iterable[tuple[WeightEntry, int]], direct: bool) -> Reads:
-        """The reads that bring tensors. Opens their files, which stay, whatever takes their names.
+    def cut_tensors(self, tensors: Iterable[tuple[Sequence[Cut], int]], direct: bool) -> Reads:
+        """The reads that bring tensors, or parts of them. Opens their files, which stay open.
 
         Args:
             tensors: each with where it goes, in bytes from the start of a buffer.
@@ -92,27 +93,30 @@ class Reader:
         return reads
 
     def fill(self, buffer: torch.Tensor, reads: Reads) -> None:
-        """Brings weights to their places in a buffer.
+        """As `fill_all`, for one buffer."""
+        self.fill_all([(buffer, reads)])
+
+    def fill_all(self, filled: Sequence[tuple[torch.Tensor, Reads]]) -> None:
+        """Brings weights to their places in buffers.
 
         Several threads may call it: the reads of one call begin behind those of the other, so that
         the disk is kept busy while the last reads of a call come in.
 
         Args:
-            buffer: uint8 in host memory.
-            reads: what `cut` gave.
+            filled: buffers, uint8 in host memory, and what `cut` gave for each.
 
         Raises:
             CheckpointError: a file is not what it was, or what is encoded in it is damaged.
         """
+        chunks = [(chunk, each, reads.direct) for each, reads in filled for chunk in reads.chunks]
+        chunks.sort(key=lambda asked: asked[0].spans)  # a disk likes the order of the files
         with self._asking:
-            tasks = [
-                self.workers.submit(self._read, chunk, buffer, reads.direct)
-                for chunk in reads.chunks
-            ]
-        wait(tasks)  # all of them, also when one fails: the buffer is then free to fill again
+            tasks = [self.workers.submit(self._read, *asked) for asked in chunks]
+        wait(tasks)  # all of them, also when one fails: the buffers are then free to fill again
         while tasks:
             tasks.pop(0).result()  # and is not held any more: an error would hold itself
-        self.files.check(reads.files, reads.direct)
+        for _, reads in filled:
+            self.files.check(reads.files, reads.direct)
 
     def view(self, name: str) -> torch.Tensor:
         """A weight as a view of its mapped file, for use in place: see `Files.map`.

@@ -3,7 +3,7 @@
 What one thread reads at once is decoded by the same thread, while the others read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,55 @@ class Span(NamedTuple):
     file: Path
     start: int
     stop: int
+
+
+class Cut(NamedTuple):
+    """Some of a tensor's units, from `first` up to `last`."""
+
+    entry: TensorEntry
+    first: int
+    last: int
+
+    @property
+    def nbytes(self) -> int:
+        """What they decode to."""
+        unit, total = self.entry.codec.unit(self.entry.layout), nbytes(self.entry.layout)
+        return min(self.last * unit.decoded, total) - self.first * unit.decoded
+
+
+def whole(entry: WeightEntry) -> tuple[Cut, ...]:
+    """All of a weight."""
+    return cut_rows(entry, 1)[0]
+
+
+def cut_rows(entry: WeightEntry, count: int) -> list[tuple[Cut, ...]]:
+    """A weight as so many slices along dimension 0, all of a size.
+
+    Raises:
+        ValueError: a unit of the weight's codec is in two of them.
+    """
+    if not (size := nbytes(entry.layout) // count):
+        return [()] * count
+    rows: list[list[Cut]] = [[] for _ in range(count)]
+    start = 0
+    for part in entry.parts:
+        made, unit = nbytes(part.layout), part.codec.unit(part.layout).decoded
+        for number in range(start // size, -(-(start + made) // size)):
+            first, last = max(number * size - start, 0), min((number + 1) * size - start, made)
+            if first % unit or (last % unit and last < made):
+                raise ValueError(f"a row ends within the {unit} bytes that decode together")
+            rows[number].append(Cut(part, first // unit, -(-last // unit)))
+        start += made
+    return [tuple(row) for row in rows]
+
+
+def rowwise(entry: WeightEntry, count: int) -> bool:
+    """Whether each of so many slices along dimension 0 can be read by itself."""
+    try:
+        cut_rows(entry, count)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -74,36 +123,42 @@ class Reads:
         """The files that are read from, each once."""
         return {span.file for chunk in self.chunks for span in chunk.spans}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read of what is stored, what lies between left out."""
+        pieces = (piece for chunk in self.chunks for piece in chunk.pieces)
+        return sum(span.stop - span.start for piece in pieces for span in piece.sources)
 
-def reads_of(weights: Iterable[tuple[WeightEntry, int]], direct: bool) -> Reads:
-    """The reads that bring weights to their places in a buffer.
+
+def reads_of(weights: Iterable[tuple[Sequence[Cut], int]], direct: bool) -> Reads:
+    """The reads that bring weights, or rows of them, to their places in a buffer.
 
     Args:
         weights: each with the byte of the buffer where it begins.
         direct: around the page cache, where the file system can.
     """
-    pieces = (piece for entry, target in weights for piece in _all_pieces(entry, target))
+    pieces = (piece for cuts, target in weights for piece in _all_pieces(cuts, target))
     return Reads(tuple(_gathered(pieces)), direct)
 
 
-def _all_pieces(entry: WeightEntry, target: int) -> Iterator[Piece]:
-    for part in entry.parts:
-        yield from _pieces(part, target)
-        target += nbytes(part.layout)
+def _all_pieces(cuts: Iterable[Cut], target: int) -> Iterator[Piece]:
+    for cut in cuts:
+        yield from _pieces(cut, target)
+        target += cut.nbytes
 
 
-def _pieces(entry: TensorEntry, target: int) -> Iterator[Piece]:
-    """A tensor in parts that one read brings each."""
-    unit, total = entry.codec.unit(entry.layout), nbytes(entry.layout)
-    count, first = -(-total // unit.decoded), 0
-    while first < count:
+def _pieces(cut: Cut, target: int) -> Iterator[Piece]:
+    """What is cut in parts that one read brings each."""
+    entry = cut.entry
+    unit, first = entry.codec.unit(entry.layout), cut.first
+    while first < cut.last:
         start = entry.stored[0].offset + first * unit.stored[0]
-        last = min(count, first + _units(start, unit.stored))
+        last = min(cut.last, first + _units(start, unit.stored))
         yield Piece(
             codec=entry.codec,
             sources=spans(entry, first, last),
-            target=target + first * unit.decoded,
-            nbytes=min(last * unit.decoded, total) - first * unit.decoded,
+            target=target + (first - cut.first) * unit.decoded,
+            nbytes=Cut(entry, first, last).nbytes,
         )
         first = last
 

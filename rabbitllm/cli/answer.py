@@ -79,7 +79,9 @@ def placement(model: StreamedModel) -> str:
     parts = plan.places.keys() - {REST}
     resident = len(parts.intersection(plan.resident()))
     kept = f"{resident} of {len(parts)} parts resident on {model.device}"
-    hosted, on_disk = len(plan.streamed("host")), len(plan.streamed("disk"))
+    if encoded := len(plan.away("encoded")):
+        kept += f", and {encoded} as they are stored"
+    hosted, on_disk = len(plan.moving("host")), len(plan.moving("disk"))
     moving = [f"{hosted} from host memory"] if hosted else []
     moving += [f"{on_disk} from disk"] if on_disk else []
     streams = f", streaming {' and '.join(moving)}" if moving else ""
@@ -115,7 +117,7 @@ def _prompt_bar(model: StreamedModel) -> Iterator[Callable[[], None]]:
 
     Yields what takes the bar away: to be called before the first text is printed.
     """
-    names = model.streaming_plan.streamed("host", "disk")
+    names = model.streaming_plan.moving("host", "disk")
     bar: tqdm[Any] = tqdm(
         total=len(names),
         desc="Reading the prompt",

@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
     location = prepared.location
     staged = prepared.staged.stored(location.encoded(arguments.compression))
     _, plan = place(staged, device, *budgets)
-    codec = location.worth_encoding(arguments.compression, bool(plan.streamed("disk", "host")))
+    codec = location.worth_encoding(arguments.compression, bool(plan.moving("disk", "host")))
     located = location.locate(arguments.store, False, codec)
     files = sorted(files_of(located.values()))
     limits = measure_limits(device, prepared.staged.dtype, files)

@@ -62,7 +62,7 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     staged = prepared.staged.stored(location.encoded(arguments.compression))
     plans = list(_plans(staged, device, arguments))
     print(_model(staged, device))
-    read_again = bool(plans[0][2].streamed("disk", "host"))
+    read_again = bool(plans[0][2].moving("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
     print(_disk(location, staged, arguments.store, fetched, codec))
     limits = Limits()
@@ -165,15 +165,18 @@ def _row(
     def held(names: list[str]) -> str:
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
-    stored = {stage.name: stage.stored_nbytes for stage in staged.stages}
-    read = sum(stored[name] for name in plan.streamed("disk"))
-    copied = 0 if on_host else sum(stored[name] for name in plan.streamed("host", "disk"))
+    moved = staged.moved_sizes
+    read = sum(moved[name] for name in plan.moving("disk"))
+    copied = 0 if on_host else sum(moved[name] for name in plan.moving("host", "disk"))
     seconds = limits.seconds(read, copied, staged.computed_bytes)
     pinned = {stage.name for stage in staged.stages if stage.pinned}
     row = {
         "budget": budget,
         "resident": held([name for name in plan.resident() if name not in pinned]),
     }
+    if encoded := plan.away("encoded"):
+        size = format_size(sum(moved[name] for name in encoded))
+        row["resident"] += f", {size} ({len(encoded)}) as stored"
     if not on_host:
         row["host memory"] = held(plan.away("host"))
     row |= {

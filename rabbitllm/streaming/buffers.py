@@ -2,6 +2,7 @@
 
 import mmap
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,6 +11,36 @@ from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.weights import ALIGNMENT, Stage, Weight
 
 HUGE_PAGE = 2 << 20
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of a buffer, whatever is in it.
+
+    Attributes:
+        dtype: of its elements.
+        size: of each dimension, in elements.
+        stride: of each dimension, in elements.
+        offset: elements from the start of the buffer.
+    """
+
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, buffer: torch.Tensor) -> "View":
+        """That of a tensor in the same storage as the buffer, which is uint8."""
+        start = buffer.storage_offset() // tensor.element_size()
+        offset = int(tensor.storage_offset()) - start
+        return cls(tensor.dtype, tensor.shape, tensor.stride(), offset)
+
+    def copy_from(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Its values in memory of their own: uint8 [bytes], or more dimensions of it."""
+        elements = buffer.view(-1).view(self.dtype)
+        offset = elements.storage_offset() + self.offset
+        return torch.as_strided(elements, self.size, self.stride, offset).clone()
 
 
 def host_buffer(nbytes: int) -> torch.Tensor:

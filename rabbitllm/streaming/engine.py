@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,20 +12,23 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reader import Reader
-from rabbitllm.checkpoint.tensors import WeightEntry
+from rabbitllm.checkpoint.tensors import WeightEntry, files_of
 from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.crossing import move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.encoded import kept_bytes
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.entry import CALL, run_by
+from rabbitllm.streaming.foresight import Foresight, Trial
 from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory, staging_sizes
-from rabbitllm.streaming.weights import Stage
+from rabbitllm.streaming.rows import DiskRows, ShelfRows
+from rabbitllm.streaming.shelf import RowShelf
+from rabbitllm.streaming.weights import Stage, Weight
 from rabbitllm.streaming.workarounds import keep_rows_single
 from rabbitllm.utils.memory import format_size
 
@@ -68,12 +71,12 @@ def stream(
         _prepare_head(model, device)
         resident = [stage for stage in stages if plan.places[stage.name].resident]
         moving = [stage for stage in stages if not plan.places[stage.name].resident]
-        _gather(moving, plan, transfers)
+        routed, shelves = _gather(model, moving, plan, transfers)
         streamed = [left.stored(sizes) for stage in moving if (left := stage.streamed())]
-        _load(resident, streamed, plan, transfers)
+        _load(resident, streamed, routed, plan, transfers)
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
-        pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options)
+        pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options, shelves)
         _take_turns(model, moving, pipeline)
         pipeline.start()
         undoing.pop_all()  # the pipeline's end closes them from here on
@@ -103,18 +106,44 @@ def _prepare_head(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _gather(
-    stages: Iterable[Stage], plan: Plan, transfers: Mapping[torch.device, Transfer]
-) -> None:
-    """Has the weights that are asked for by rows come from disk by rows."""
-    for stage in stages:
+    model: nn.Module,
+    stages: Sequence[Stage],
+    plan: Plan,
+    transfers: Mapping[torch.device, Transfer],
+) -> tuple[list[Stage], list[RowShelf]]:
+    """Has the weights that are asked for by rows come by rows.
+
+    Returns:
+        The stages of which rows have a place on their device, and where they have it.
+    """
+    routed = [stage for stage in stages if stage.least_rows]
+    passing = max((stage.least_rows for stage in routed), default=0)
+    shelves = {}
+    for device, shelf in plan.shelves.items():
+        slots = transfers[device].shelf(shelf, plan.host_shelf, passing)
+        shelves[device] = RowShelf(transfers[device], slots, routed)
+    ahead, trial = None, Trial()
+    second = routed[1] if len(routed) > 1 else None
+    for stage in reversed(stages):
         device = plan.places[stage.name].device
-        reader = transfers[device].reader
         for (module, by), weights in stage.gathered().items():
-            for weight in weights:
-                for part in reader.entries[weight.name].parts:
-                    reader.files.open(part.file)
-            rows = {w.owners[0].attribute: partial(reader.read_rows, w.name) for w in weights}
-            Gather(module, rows, by, device)
+            part = replace(stage, weights=tuple(weights))
+            if not stage.least_rows:
+                Gather(module, part, by, _disk_rows(weights, transfers[device], device))
+                continue
+            rows = ShelfRows(shelves[device], stage.name, stage.rows)
+            Gather(module, part, by, rows, ahead)
+            block, _, name = stage.name.rpartition(".")
+            first = stage is second
+            ahead = Foresight(model.get_submodule(block), name, by, rows, trial, first)
+    return routed, list(shelves.values())
+
+
+def _disk_rows(weights: Sequence[Weight], transfer: Transfer, device: torch.device) -> DiskRows:
+    reader = transfer.reader
+    for file in files_of(reader.entries[weight.name] for weight in weights):
+        reader.files.open(file)
+    return DiskRows(reader, tuple(weight.name for weight in weights), device)
 
 
 def _take_turns(model: nn.Module, moving: Iterable[Stage], pipeline: Pipeline) -> None:
@@ -132,12 +161,14 @@ def _take_turns(model: nn.Module, moving: Iterable[Stage], pipeline: Pipeline) -
 def _load(
     resident: Sequence[Stage],
     streamed: Sequence[Stage],
+    routed: Sequence[Stage],
     plan: Plan,
     transfers: Mapping[torch.device, Transfer],
 ) -> None:
     """Brings what stays to its device, and makes what streams ready to come."""
-    crowded = {plan.places[stage.name].device for stage in streamed}
-    hosted = [stage for stage in streamed if plan.places[stage.name].memory == "host"]
+    moving = [*streamed, *routed]
+    crowded = {plan.places[stage.name].device for stage in moving}
+    hosted = [stage for stage in moving if plan.places[stage.name].memory == "host"]
     kept = sum(stage.nbytes for stage in resident)
     locked = sum(stage.stored_nbytes for stage in hosted)
     parts = ((kept, "that stay"), (locked, "in page-locked memory"))
@@ -148,7 +179,7 @@ def _load(
             device = plan.places[stage.name].device
             bind(bindings(stage), transfers[device].resident(stage, device not in crowded))
             bar.update(stage.nbytes)
-        for stage in streamed:
+        for stage in moving:
             place = plan.places[stage.name]
             transfers[place.device].open(stage, place.memory)
             if place.memory == "host":

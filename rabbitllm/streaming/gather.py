@@ -5,76 +5,191 @@ An embedding is asked by its token ids, a mixture's experts by the routes of the
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from rabbitllm.streaming.binding import marked, streams
+from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.binding import Bindings, bind, bindings, bound, streams
 from rabbitllm.streaming.entry import Forward, run_by
+from rabbitllm.streaming.routed import counts_of
+from rabbitllm.streaming.weights import Stage
 
-COUNT = "num_experts"
-"""The attribute by which an experts module knows how many rows its weights have."""
 PADDING = "padding_idx"
 """The attribute by which an embedding knows a row of the whole table; it only matters to gradients.
 """
+
+GUESSED = 1 / 2
+"""Of all rows, what tokens may ask for at most for a guess to be worth it: more is nearly all."""
+ALL = 7 / 8
+"""Of all rows, from how many on the next module is taken to ask for all."""
+
+
+class Rows(Protocol):
+    """What brings rows of a stage's weights."""
+
+    @property
+    def most(self) -> int | None:
+        """How many it brings at a time; None if as many as are asked for."""
+
+    @property
+    def whole(self) -> bool:
+        """All rows are there, or on their way: there is no need to know which are asked for."""
+
+    def bring(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        """The stage's weights, in its order, of those rows alone, where the module runs.
+
+        Args:
+            numbers: of the rows, ascending.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+
+    def ran(self, numbers: Sequence[int]) -> None:
+        """The module's forward with them is launched to its end."""
+
+
+class Ahead(Protocol):
+    """What has rows come that the next module is going to ask for."""
+
+    def guess(self, states: torch.Tensor) -> None:
+        """Begins to find out, from what this module is given: [tokens, hidden]."""
+
+    def begin(self) -> None:
+        """Has those come that were found: what this module needs is on its way."""
+
+    def begin_all(self) -> None:
+        """Has all rows come: this module, which is launched to its end, has needed nearly all."""
 
 
 class Gather:
     """Runs a module's own forward on just the rows of its weights that one argument names.
 
     The numbers in that argument are replaced by their positions among the distinct ones, and each
-    weight by those rows, so scaled and otherwise modified modules work unchanged, and give the same
+    weight by those rows, so scaled and otherwise modified modules work unchanged. As positions have
+    the order of the numbers, a module that sums over rows sums in the same order: it gives the same
     bits. Weights that the user has put in their place are taken as they are.
 
+    Where more rows are asked for than can be there at a time, the module runs several times, each
+    time for some of the tokens.
+
     Args:
-        module: its weights are placeholders, and all have as many rows, slices along dimension 0.
-        rows: attribute -> what brings those rows of the weight: int64 [rows] -> [rows, ...], both
-            on the host; raises IndexError for a number that has none.
+        module: its weights are placeholders.
+        stage: of all of them, each with as many rows as its `rows` says.
         by: which positional argument of the forward holds row numbers, of any integer dtype and
-            shape.
-        device: where the module runs.
+            shape; where rows are brought a few at a time, one dimension 0 of tokens.
+        rows: brings them.
+        ahead: has those of the next module come.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        rows: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
-        by: int,
-        device: torch.device,
+        self, module: nn.Module, stage: Stage, by: int, rows: Rows, ahead: Ahead | None = None
     ) -> None:
         self._module = weakref.ref(module)
         self._rows = rows
+        self._ahead = ahead
+        self._bindings: Bindings = bindings(stage)
+        self._idle = bound(self._bindings)
+        self._count = max(weight.rows for weight in stage.weights)
         self._signature = inspect.signature(module.forward)
         self._by = list(self._signature.parameters)[by]
-        self._device = device
-        self._idle = {attribute: module.get_parameter(attribute) for attribute in rows}
+        counts = counts_of(module) if stage.least_rows else {}
         known = vars(module)
-        self._whole = {name: known[name] for name in (COUNT, PADDING) if name in known}
+        self._whole = counts | ({PADDING: known[PADDING]} if PADDING in known else {})
         run_by(module, self._run)
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self._module()
-        assert module is not None, "who calls its forward holds it"
-        idle = [name for name in self._rows if streams(module._parameters.get(name))]
-        if not idle:
+        idle = [streams(held.get(attribute)) for ((held, attribute), *_) in self._bindings]
+        if not any(idle):
             return forward(*args, **kwargs)
         call = self._signature.bind(*args, **kwargs)
-        whole = len(idle) < len(self._rows)  # beside weights of the user's, which have all rows
-        if whole:
-            numbers = torch.arange(len(self._idle[idle[0]]), device="cpu")
-        else:
-            numbers, positions = torch.unique(call.arguments[self._by].cpu(), return_inverse=True)
-            call.arguments[self._by] = positions.to(self._device)
+        asked = call.arguments[self._by]
+        if not all(idle) or self._rows.whole or self._by_all(call.arguments):
+            # Or beside weights of the user's, which have all rows, or columns for all of them.
+            return self._run_with(forward, call, list(range(self._count)))
+        if self._ahead and asked.numel() <= self._count * GUESSED:
+            self._ahead.guess(next(iter(call.arguments.values())))
+        numbers, positions = torch.unique(asked.cpu(), return_inverse=True)
+        if self._rows.most is not None and len(numbers) > self._rows.most:
+            return torch.cat(list(self._run_parts(forward, call)))
+        call.arguments[self._by] = positions.to(asked.device)
+        return self._run_with(forward, call, numbers.tolist(), rowwise=True)
+
+    def _run_parts(self, forward: Forward, call: inspect.BoundArguments) -> Iterator[torch.Tensor]:
+        """Runs it for some of the tokens at a time."""
+        asked = call.arguments[self._by]
+        for part in _parts(asked.tolist(), self._rows.most or self._count):
+            some = {
+                name: each[part] if _has_tokens(each, asked) else each
+                for name, each in call.arguments.items()
+            }
+            yield self._run(forward, (), some)
+
+    def _by_all(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether an argument has a column for each row: transformers 5.0.0's phimoe has one."""
+        asked, (_, *beside) = (
+            arguments[self._by],
+            arguments.values(),
+        )  # the hidden states come first
+        return any(
+            _has_tokens(each, asked) and each.shape[1:] == (self._count,) != asked.shape[1:]
+            for each in beside
+        )
+
+    def _run_with(
+        self,
+        forward: Forward,
+        call: inspect.BoundArguments,
+        numbers: list[int],
+        rowwise: bool = False,
+    ) -> Any:
+        module = self._module()
+        assert module is not None, "who calls its forward holds it"
         try:
-            for name in idle:
-                rows = self._rows[name](numbers).to(self._device)  # checks the numbers
-                module._parameters[name] = marked(nn.Parameter(rows, requires_grad=False))
-            if not whole:
-                rowwise = {COUNT: len(numbers), PADDING: None}
-                vars(module).update((name, rowwise[name]) for name in self._whole)
-            return forward(*call.args, **call.kwargs)
+            bind(self._bindings, self._rows.bring(numbers))
+            if rowwise:
+                vars(module).update(self._counted(numbers))
+            if self._ahead:
+                self._ahead.begin()
+            output = forward(*call.args, **call.kwargs)
+            self._rows.ran(numbers)
+            if self._ahead and len(numbers) >= self._count * ALL and not torch.is_grad_enabled():
+                self._ahead.begin_all()
+            return output
         finally:
-            module._parameters.update((name, self._idle[name]) for name in idle)
+            bind(self._bindings, self._idle)
             vars(module).update(self._whole)
+
+    def _counted(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """The attributes that know how many rows there are, for these."""
+        return {
+            name: None if name == PADDING else sum(number < count for number in numbers)
+            for name, count in self._whole.items()
+        }
+
+
+def _parts(asked: Sequence[Sequence[int]], most: int) -> Iterator[slice]:
+    """Tokens that follow one another and are sent to no more than so many rows together.
+
+    Raises:
+        BudgetError: one token is sent to more.
+    """
+    first, rows = 0, set[int]()
+    for token, numbers in enumerate(asked):
+        if len(rows.union(numbers)) > most and token > first:
+            yield slice(first, token)
+            first, rows = token, set()
+        rows.update(numbers)
+        if len(rows) > most:
+            raise BudgetError(
+                f"A token is sent to {len(rows)} experts, and the budget keeps room for {most}. "
+                "Raise it."
+            )
+    yield slice(first, len(asked))
+
+
+def _has_tokens(value: object, asked: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == len(asked)

@@ -7,58 +7,35 @@ its computation takes (https://docs.pytorch.org/docs/stable/autograd.html#saved-
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rabbitllm.streaming.binding import marked
-from rabbitllm.streaming.buffers import as_held
+from rabbitllm.streaming.buffers import View, as_held
 from rabbitllm.streaming.devices.transfer import Slot
 from rabbitllm.streaming.entry import Forward, Run
 from rabbitllm.streaming.weights import Stage
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A view of a streamed weight that a graph needs.
-
-    Attributes:
-        stage: whose memory it is a view of.
-        dtype: of its elements.
-        size: of each dimension, in elements.
-        stride: of each dimension, in elements.
-        offset: elements from the start of the stage's memory.
-    """
+class Saved(NamedTuple):
+    """A view of a streamed weight that a graph needs: of the memory of its stage."""
 
     stage: Stage
-    dtype: torch.dtype
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-
-    def copy_from(self, slot: Slot) -> torch.Tensor:
-        """The view's values, in memory of their own, from a slot that holds the stage."""
-        elements = slot.buffer.view(self.dtype)
-        offset = elements.storage_offset() + self.offset
-        return torch.as_strided(elements, self.size, self.stride, offset).clone()
+    view: View
 
 
 def save(tensor: torch.Tensor, running: Mapping[Stage, Slot]) -> Saved | None:
     """What to keep of a tensor that a graph needs; None where that is the tensor itself.
 
     Args:
-        tensor: of any kind.
+        tensor: a strided one.
         running: the stages whose weights are in place, and where.
     """
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        return None
     memory = tensor.untyped_storage().data_ptr()
     for stage, slot in running.items():
         if slot.buffer.untyped_storage().data_ptr() == memory:
-            start = slot.buffer.storage_offset() // tensor.element_size()
-            offset = int(tensor.storage_offset()) - start
-            return Saved(stage, tensor.dtype, tensor.shape, tensor.stride(), offset)
+            return Saved(stage, View.of(tensor, slot.buffer))
     return None
 
 

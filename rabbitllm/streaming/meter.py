@@ -55,6 +55,10 @@ class Stats:
         bytes_from_disk: weights read from disk while streaming, as they lie there, and padding.
         bytes_to_device: weights copied from host memory to a CUDA device while streaming, padding
             included.
+        rows_asked: experts that layers asked for, one by one.
+        rows_brought: of these, those that had to come then: the device had not kept them.
+        rows_foreseen: of these, those that had begun to come before they were asked for.
+        rows_guessed: experts that began to come before, whether they were asked for or not.
         wait_seconds: the model stood still because a stage was not there yet.
         seconds: inside forward passes. On CUDA this and the waits are the device's time.
         stages: stage name -> its part of it, with `profiling_mode`.
@@ -64,6 +68,10 @@ class Stats:
     tokens: int = 0
     bytes_from_disk: int = 0
     bytes_to_device: int = 0
+    rows_asked: int = 0
+    rows_brought: int = 0
+    rows_foreseen: int = 0
+    rows_guessed: int = 0
     wait_seconds: float = 0.0
     seconds: float = 0.0
     stages: dict[str, StageTimes] = field(default_factory=dict)
@@ -139,6 +147,16 @@ class Meter:
         self.stats.bytes_to_device += to_device
         if self.profiling:
             self._add(name, "bytes", to_device or from_disk)
+
+    def rows(self, asked: int, brought: int, foreseen: int) -> None:
+        """A stage asks for rows, some of which have to come and some were on their way."""
+        self.stats.rows_asked += asked
+        self.stats.rows_brought += brought
+        self.stats.rows_foreseen += foreseen
+
+    def foresee(self, rows: int) -> None:
+        """So many rows begin to come that nobody has asked for yet."""
+        self.stats.rows_guessed += rows
 
     def settle(self, wait: bool = False) -> None:
         """Reads the times of what the device has passed; of everything, if it is to wait for it."""

@@ -47,6 +47,7 @@ from rabbitllm.streaming.hooks import around
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.running import Run, Running
+from rabbitllm.streaming.shelf import RowShelf, SavedRows
 from rabbitllm.streaming.weights import Stage
 
 
@@ -76,11 +77,17 @@ class Pipeline:
             weights are placeholders while they are idle.
         meter: counts what happens.
         options: see `Options`.
+        shelves: what holds rows of weights meanwhile.
     """
 
     def __init__(
-        self, lanes: Mapping[Lane, Sequence[Stage]], meter: Meter, options: Options
+        self,
+        lanes: Mapping[Lane, Sequence[Stage]],
+        meter: Meter,
+        options: Options,
+        shelves: Sequence[RowShelf] = (),
     ) -> None:
+        self._shelves = shelves
         self.meter = meter
         self._lanes = list(lanes)
         self._options = options
@@ -95,6 +102,7 @@ class Pipeline:
         self._turn = threading.RLock()  # the slots serve one forward at a time
         self._choosing = threading.RLock()  # of a slot, for a forward or a backward pass
         self._entered: int | None = None  # the thread that has the turn
+        self._recomputing: int | None = None  # the thread that runs a checkpoint's function again
         self._recorded = False  # a graph that needs streamed weights, by the current forward
         self._bar: tqdm[Any] | None = None
         self._inherited = False  # by a fork, and not used since
@@ -150,19 +158,21 @@ class Pipeline:
 
     def enter(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The forward of the model, or of a part of it that has stages inside, in its turn."""
-        if self._inside:
+        if self._inside or self._recomputing == threading.get_ident():
             return forward(*args, **kwargs)
         self._take_over()
         with self._turn, self._recording():
             self._check()
             self._settle()
             self._settled, self._entered = False, threading.get_ident()
+            self._watch_rows(True)
             try:
                 output = forward(*args, **kwargs)
                 self._settled = not self._running
                 return output
             finally:
                 self._entered = None
+                self._watch_rows(False)
                 self._settle()
 
     def in_turn(self, call: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -176,22 +186,31 @@ class Pipeline:
         Some releases of transformers checkpoint a layer's call, with its hooks, others its forward.
         """
         stage = self._stages.get(module)
-        return (
-            checkpoint if stage is None else checkpointed(checkpoint, partial(self._rerun, stage))
-        )
+        if stage is None and not self._shelves:
+            return checkpoint
+        return checkpointed(checkpoint, partial(self._rerun, stage))
 
     def _rerun(
-        self, stage: Stage, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        stage: Stage | None,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
-        if stage in self._running and self._running[stage].here:
-            return forward(*args, **kwargs)
-        self.acquire(stage)
-        self._again.add(stage)
+        run = self._running.get(stage) if stage else None
+        if run.here if run else (self._inside and not stage):
+            return forward(*args, **kwargs)  # it is the first time
+        self._recomputing = threading.get_ident()
+        if stage:
+            self.acquire(stage)
+            self._again.add(stage)
         try:
             return forward(*args, **kwargs)
         finally:
-            self._again.discard(stage)
-            self.release(stage)
+            self._recomputing = None
+            if stage:
+                self._again.discard(stage)
+                self.release(stage)
 
     def acquire(self, stage: Stage) -> None:
         """Puts the stage's weights in place, waiting for them if need be."""
@@ -264,9 +283,18 @@ class Pipeline:
             return nullcontext()
         return saved_tensors_hooks(self._save, self._saved)
 
+    def _watch_rows(self, watched: bool) -> None:
+        """Says whether graphs keep names of rows meanwhile, and not the rows."""
+        for shelf in self._shelves:
+            shelf.watched = watched
+
     def _save(self, tensor: torch.Tensor) -> object:
         """What a graph keeps of a tensor: see `rabbitllm.streaming.gradients`."""
-        saved = save(tensor, self._running.slots)
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            return tensor
+        saved: object = save(tensor, self._running.slots)
+        if saved is None:
+            saved = next((rows for each in self._shelves if (rows := each.save(tensor))), None)
         if saved is None:
             return tensor
         self._recorded = True
@@ -274,6 +302,9 @@ class Pipeline:
 
     def _saved(self, kept: object) -> torch.Tensor:
         """The tensor that a graph needs again."""
+        if isinstance(kept, SavedRows):
+            with self._turn:
+                return kept.shelf.copy(kept)
         if not isinstance(kept, Saved):
             assert isinstance(kept, torch.Tensor)
             return kept
@@ -281,7 +312,7 @@ class Pipeline:
         with self._choosing:
             slot = lane.take(kept.stage, self._running.busy, back=True)
             lane.transfer.wait(slot)
-            copy = kept.copy_from(slot)
+            copy = kept.view.copy_from(slot.buffer)
             lane.transfer.computed(slot)
             self._prefetch()
         return copy

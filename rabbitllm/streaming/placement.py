@@ -132,6 +132,8 @@ def place(
 
     whole = staged.minimum_bytes
     if total != "min":
+        if total - working < whole:
+            staged = staged.with_fewest_rows()
         staged = _split_to_fit(staged, total - working)
         if total < staged.minimum_bytes:
             raise too_small(total, staged.minimum_bytes, whole)

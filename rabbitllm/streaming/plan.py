@@ -6,15 +6,15 @@ spread evenly among the streamed ones: while they compute, the next streamed sta
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.utils.memory import format_size
 
-Memory = Literal["device", "host", "disk"]
+Memory = Literal["device", "encoded", "host", "disk"]
 Budget = int | Literal["min"]
 SLOTS = 2
 """One stage computes while the next one arrives. More gain nothing: with 2, 3, 4 and 8 of them a 7B
@@ -45,13 +45,30 @@ class Part(Protocol):
     def slotless(self) -> bool:
         """It takes no slot where it is not resident."""
 
+    @property
+    def rows(self) -> int:
+        """How many rows of its weights may lie on the device by themselves; 0 if none may."""
+
+    @property
+    def least_rows(self) -> int:
+        """Of these, how many must."""
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one of them."""
+
+    @property
+    def stored_row_nbytes(self) -> int:
+        """Bytes of one of them as it is stored, at most."""
+
 
 @dataclass(frozen=True)
 class Place:
     """Where a stage's stored weights lie, and the device that computes with them.
 
     Attributes:
-        memory: a CUDA device's own, the host's (pinned for a CUDA device), or the disk.
+        memory: a CUDA device's own, the host's (pinned for a CUDA device), or the disk. "encoded"
+            is the device's, where weights lie as they are stored, and take turns in its slots.
         device: the one that computes.
     """
 
@@ -69,6 +86,26 @@ def own_memory(device: torch.device) -> Memory:
     return "host" if device.type == "cpu" else "device"
 
 
+class Shelf(NamedTuple):
+    """Memory for rows of weights, such as experts.
+
+    Attributes:
+        slots: how many rows it holds.
+        nbytes: of each slot.
+    """
+
+    slots: int
+    nbytes: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all slots."""
+        return self.slots * self.nbytes
+
+
+EMPTY = Shelf(0, 0)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Where every stage's weights live.
@@ -80,7 +117,10 @@ class Plan:
         device_bytes: device -> most bytes of weights on it at any time, slots included.
         host_bytes: bytes of weights kept in host memory for other devices, staging buffers
             included.
-        slotless: the stages on disk that take no slot: only rows of their weights come.
+        slotless: the stages that take no slot: only rows of their weights come.
+        routed: of these, the stages whose rows lie on shelves when they are computed with.
+        shelves: device -> memory for rows on it, where there are stages of which rows come there.
+        host_shelf: memory on the host for rows, as they are stored, on their way from disk.
     """
 
     places: Mapping[str, Place]
@@ -88,6 +128,9 @@ class Plan:
     device_bytes: Mapping[torch.device, int]
     host_bytes: int
     slotless: frozenset[str] = frozenset()
+    routed: frozenset[str] = frozenset()
+    shelves: Mapping[torch.device, Shelf] = field(default_factory=dict)
+    host_shelf: Shelf = EMPTY
 
     @property
     def slots(self) -> int:
@@ -109,6 +152,11 @@ class Plan:
     def streamed(self, *memories: Memory) -> list[str]:
         """The names of the stages that come from these memories to take their turn in a slot."""
         return [name for name in self.away(*memories) if name not in self.slotless]
+
+    def moving(self, *memories: Memory) -> list[str]:
+        """The same, and of those of which rows come, all but what is only looked up."""
+        streamed = {*self.streamed(*memories), *self.routed}
+        return [name for name in self.away(*memories) if name in streamed]
 
 
 def make_plan(
@@ -134,24 +182,42 @@ def make_plan(
     budget = minimum if device_budget == "min" else device_budget
     if budget < minimum:
         raise too_small(budget, minimum)
-    resident = _resident(stages, budget)
+    resident, encoded = _resident(stages, budget, device)
     slotless = {stage.name for stage in stages if stage.slotless} - resident
     streamed = {s.name: s.nbytes for s in stages if s.name not in resident | slotless}
     slot_sizes = _slot_sizes(streamed.values())
     stored = {stage.name: stage.stored_nbytes for stage in stages}
-    hosted = _hosted({name: stored[name] for name in streamed}, host_budget)
-    on_disk = [(size, stored[name]) for name, size in streamed.items() if name not in hosted]
-    staging = 0 if host_budget is None else _staging(slot_sizes, on_disk, host_budget)
+    kept = sum(stage.nbytes for stage in stages if stage.name in resident) + sum(slot_sizes)
+    kept += sum(stored[name] for name in encoded)
+    routed = [stage for stage in stages if stage.rows and stage.name in slotless]
+    shelf = _widened(_least_shelf(routed), routed, budget - kept)
+    hosted = _hosted({name: stored[name] for name in streamed if name not in encoded}, host_budget)
+    there = hosted | encoded
+    on_disk = [(size, stored[name]) for name, size in streamed.items() if name not in there]
+    staging = 0 if host_budget is None else sum(staging_sizes(slot_sizes, on_disk))
+    host_bytes = sum(stored[name] for name in hosted) + staging
+    host_shelf = EMPTY
+    if host_budget is not None:
+        hosted |= _hosted_rows(routed, host_budget, host_bytes)
+        host_bytes = sum(stored[name] for name in hosted) + staging
+        absent = [stage for stage in routed if stage.name not in hosted]
+        host_shelf = _least_shelf(absent, stored=True)
+        _check_staging(staging + host_shelf.total, host_budget)
+        if host_budget != "min":
+            host_shelf = _widened(host_shelf, absent, host_budget - host_bytes)
     memories: dict[str, Memory] = {stage.name: "disk" for stage in stages}
     memories.update(dict.fromkeys(hosted, "host"))
+    memories.update(dict.fromkeys(encoded, "encoded"))
     memories.update(dict.fromkeys(resident, own_memory(device)))
-    kept = sum(stage.nbytes for stage in stages if stage.name in resident)
     return Plan(
         places={name: Place(memory, device) for name, memory in memories.items()},
         slot_sizes={device: slot_sizes},
-        device_bytes={device: kept + sum(slot_sizes)},
-        host_bytes=sum(stored[name] for name in hosted) + staging,
+        device_bytes={device: kept + shelf.total},
+        host_bytes=host_bytes + host_shelf.total,
         slotless=frozenset(slotless),
+        routed=frozenset(stage.name for stage in routed),
+        shelves={device: shelf} if routed else {},
+        host_shelf=host_shelf,
     )
 
 
@@ -172,11 +238,13 @@ def too_small(budget: int, minimum: int, whole: int = 0) -> BudgetError:
 
 
 def minimum_bytes(stages: Sequence[Part]) -> int:
-    """The smallest device budget in bytes: the slots, or everything where that is less."""
+    """The smallest device budget in bytes: slots and shelf, or everything where that is less."""
     pinned = sum(stage.nbytes for stage in stages if stage.pinned)
     movable = _movable(stages)
     kept = [_kept(movable, limit) for limit in movable.values()]
-    return pinned + min(kept, default=0)
+    shelf = _least_shelf([stage for stage in stages if stage.rows])
+    least = pinned + min(kept, default=0) + shelf.total
+    return min(least, sum(stage.nbytes for stage in stages)) if shelf.slots else least
 
 
 def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[tuple[int, int]]) -> list[int]:
@@ -197,21 +265,49 @@ def spread(names: list[str], count: int) -> set[str]:
     return {name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total}
 
 
-def _staging(
-    slot_sizes: Collection[int], on_disk: Collection[tuple[int, int]], budget: Budget
-) -> int:
-    """Bytes of all staging buffers.
-
-    Raises:
-        BudgetError: the host's budget is less.
-    """
-    staging = sum(staging_sizes(slot_sizes, on_disk))
+def _check_staging(staging: int, budget: Budget) -> None:
+    """Raises BudgetError if the host's budget is less than what staging takes."""
     if budget != "min" and staging > budget:
         raise BudgetError(
             f"A host budget of {format_size(budget)} is too small: what streams from "
             f"disk passes through at least {format_size(staging)} ({staging} bytes) there."
         )
-    return staging
+
+
+def _least_shelf(routed: Collection[Part], stored: bool = False) -> Shelf:
+    """The least memory for rows with which these stages work.
+
+    Args:
+        routed: stages of which rows come.
+        stored: for rows as they are stored.
+    """
+    sizes = [stage.stored_row_nbytes if stored else stage.row_nbytes for stage in routed]
+    return Shelf(max((stage.least_rows for stage in routed), default=0), max(sizes, default=0))
+
+
+def _widened(least: Shelf, routed: Collection[Part], room: int) -> Shelf:
+    """As much memory for rows as there is room for, if they can use it."""
+    if not least.slots:
+        return least
+    most = least.slots + sum(stage.rows for stage in routed)
+    return least._replace(slots=max(least.slots, min(room // least.nbytes, most)))
+
+
+def _hosted_rows(routed: Collection[Part], budget: Budget, taken: int) -> set[str]:
+    """The stages whose rows host memory holds, all of them.
+
+    Args:
+        routed: the stages of which rows come.
+        budget: bytes.
+        taken: bytes that are taken already.
+    """
+    if budget == "min":
+        return set()
+    stored = {stage.name: stage.stored_nbytes for stage in routed}
+    if sum(stored.values()) <= budget - taken:
+        return set(stored)
+    room = budget - taken - _least_shelf(routed, stored=True).total
+    return _most_that_fit(list(stored), stored, room)
 
 
 def _movable(stages: Sequence[Part]) -> dict[str, int]:
@@ -230,23 +326,48 @@ def _slot_sizes(streamed: Collection[int]) -> tuple[int, ...]:
     return tuple(sorted(streamed, reverse=True)[:SLOTS])
 
 
-def _resident(stages: Sequence[Part], budget: int) -> set[str]:
-    """The resident set that leaves the fewest bytes to stream, for a sufficient budget."""
+def _resident(
+    stages: Sequence[Part], budget: int, device: torch.device
+) -> tuple[set[str], set[str]]:
+    """The stages on the device that leave the fewest bytes to stream, for a sufficient budget.
+
+    What every token needs comes before any row that only some need.
+
+    Returns:
+        Those that are there as they compute, and those that are there as they are stored.
+    """
     if sum(stage.nbytes for stage in stages) <= budget:
-        return {stage.name for stage in stages}
+        return {stage.name for stage in stages}, set()
     pinned = {stage.name: stage.nbytes for stage in stages if stage.pinned}
-    return pinned.keys() | _kept_of(_movable(stages), budget - sum(pinned.values()))
+    shelf = _least_shelf([stage for stage in stages if stage.rows])
+    room = budget - sum(pinned.values()) - shelf.total
+    movable = _movable(stages)
+    # A CPU decodes no faster than a disk delivers what is encoded: there that gains nothing.
+    encodes = own_memory(device) == "device"
+    stored = {s.name: s.stored_nbytes if encodes else s.nbytes for s in stages if s.name in movable}
+    kept, encoded = _kept_of(movable, stored, room)
+    return pinned.keys() | kept, encoded
 
 
-def _kept_of(movable: Mapping[str, int], room: int) -> set[str]:
+def _kept_of(
+    movable: Mapping[str, int], stored: Mapping[str, int], room: int
+) -> tuple[set[str], set[str]]:
     """Which of the stages that can stream stay, in so many bytes for them and the slots.
 
     Slots are as large as the largest streamed stage, so keeping an outsize one (a head, as a rule)
     can pay for itself: every size is tried as the limit above which a stage stays.
+
+    Args:
+        movable: stage name -> bytes.
+        stored: stage name -> bytes that it takes as it is stored.
+        room: bytes.
+
+    Returns:
+        Those that stay as they compute, and those that stay as they are stored.
     """
     if sum(movable.values()) <= room:
-        return set(movable)
-    best, fewest = set(movable), sum(movable.values()) + 1
+        return set(movable), set()
+    best, fewest = (set(movable), set[str]()), sum(movable.values()) + 1
     for limit in sorted(set(movable.values())):
         outsize = {name for name, size in movable.items() if size > limit}
         rest = [name for name in movable if name not in outsize]
@@ -254,11 +375,28 @@ def _kept_of(movable: Mapping[str, int], room: int) -> set[str]:
         left = room - slots - sum(movable[name] for name in outsize)
         if left < 0:
             continue
-        resident = outsize | _most_that_fit(rest, movable, left)
-        moved = sum(size for name, size in movable.items() if name not in resident)
+        there, encoded = _most_stored(rest, movable, stored, left)
+        moved = sum(stored[name] for name in rest if name not in there | encoded)
         if moved <= fewest:
-            best, fewest = resident, moved
+            best, fewest = (outsize | there, encoded), moved
     return best
+
+
+def _most_stored(
+    names: list[str], sizes: Mapping[str, int], stored: Mapping[str, int], room: int
+) -> tuple[set[str], set[str]]:
+    """The most of the names that `room` bytes hold, and of them those that lie as they are stored.
+
+    Where all fit in what they are stored in, some lie as they compute.
+    """
+    if sum(stored[name] for name in names) > room:
+        there = _most_that_fit(names, stored, room)
+        decoded = {name for name in there if stored[name] >= sizes[name]}
+        return decoded, there - decoded
+    spare = room - sum(stored[name] for name in names)
+    grown = {name: sizes[name] - stored[name] for name in names}
+    decoded = _most_that_fit(names, grown, spare)
+    return decoded, set(names) - decoded
 
 
 def _most_that_fit(names: list[str], sizes: Mapping[str, int], room: int) -> set[str]:

@@ -1,12 +1,13 @@
 """Which modules' weights load together.
 
 A stage is an outermost `GradientCheckpointingLayer` (what transformers calls a decoder layer in
-every architecture), or a large embedding or linear layer outside of them. Every other weight is
-small: together they are one stage more, which is pinned.
+every architecture), a mixture's experts within one, or a large embedding or linear layer outside of
+them. Every other weight is small: together they are one stage more, which is pinned.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from inspect import signature
 from itertools import chain
 
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rabbitllm.streaming.routed import Routed, find_routed
 from rabbitllm.streaming.weights import Owner, Stage, Weight, lay_out
 
 LARGE = 1 / 8
@@ -32,6 +34,7 @@ def find_stages(
     tied: Mapping[str, str],
     dtypes: Mapping[str, torch.dtype],
     limit: int | None = None,
+    rowwise: Callable[[str, int], bool] = lambda *_: True,
 ) -> list[Stage]:
     """Splits the weights of `model` into the stages that can stream and the rest, which is pinned.
 
@@ -40,6 +43,8 @@ def find_stages(
         tied: name -> name of the parameter that it shares its values with.
         dtypes: name of a parameter or persistent buffer -> dtype in the running model.
         limit: bytes; larger blocks split into their children.
+        rowwise: whether a weight, by its name, is stored so that each of so many rows can be read
+            by itself.
 
     Returns:
         The rest first, if there is one, then the stages in the order of the modules.
@@ -49,19 +54,28 @@ def find_stages(
     )
     tensors = {name: tensor for name, tensor in named if name in dtypes}
     nbytes = {name: tensor.numel() * dtypes[name].itemsize for name, tensor in tensors.items()}
+    groups = _tied_groups(tensors, tied)
+    routed = _routed(model, groups, dtypes, rowwise)
+    for name in tensors:
+        if _home(name, routed):
+            del nbytes[name]
     blocks = dict(_blocks(model, ""))
     leaves = _leaves(model, blocks, nbytes)
     split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
-    home = {name: _home(name, split) for name in tensors}
+    home = {name: _home(name, routed) or _home(name, split) for name in tensors}
     for name in tensors:
         path, _, attribute = name.rpartition(".")
+        if home[name] in routed:
+            continue
+        if _routes(name, tensors[name], routed):
+            home[name] = REST  # it is small, and what tells which experts are to come
+            continue
         if attribute in model.get_submodule(path)._buffers:
             # Of a split block it stays: parents read their children's, as a router's bias.
             home[name] = home[name] if home[name] in blocks else REST
         elif path in leaves:  # its own weights alone: a norm in an embedding is not asked by ids
             home[name] = path
-    groups = _tied_groups(tensors, tied)
-    leader = {root: root for root in split} | _leaders(groups, home, leaves)
+    leader = {root: root for root in (*split, *routed)} | _leaders(groups, home, leaves)
     members = _members(groups, home, leader)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
 
@@ -69,6 +83,8 @@ def find_stages(
         if name == REST:
             weights = (_weight(group, model, tensors, dtypes) for group in members[REST])
             return Stage(REST, (model,), lay_out(weights), pinned=True)
+        if name in routed:
+            return _experts(name, routed[name], model, members[name], tensors, dtypes)
         modules = tuple(module for root, module in (split | leaves).items() if leader[root] == name)
         embedding = model.get_input_embeddings()
         asked = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
@@ -76,6 +92,50 @@ def find_stages(
         return Stage(name, modules, lay_out(weights))
 
     return [stage(name) for name in sorted(members, key=order.__getitem__)]
+
+
+def _routed(
+    model: nn.Module,
+    groups: list[list[str]],
+    dtypes: Mapping[str, torch.dtype],
+    rowwise: Callable[[str, int], bool],
+) -> dict[str, Routed]:
+    """The modules that are asked for experts, as far as these can be read one by one."""
+    alone = {names[0] for names in groups if len(names) == 1}
+    return {
+        path: routed
+        for path, routed in find_routed(model).items()
+        if all(
+            (name := f"{path}.{weight}") in alone and name in dtypes and rowwise(name, count)
+            for weight, count in routed.rows.items()
+        )
+    }
+
+
+def _routes(name: str, tensor: torch.Tensor, routed: Mapping[str, Routed]) -> bool:
+    """Whether a weight beside experts has a row for each of them, as a router has."""
+    return tensor.dim() > 0 and any(
+        name.startswith(path.rpartition(".")[0] + ".") and len(tensor) in asked.rows.values()
+        for path, asked in routed.items()
+    )
+
+
+def _experts(
+    path: str,
+    routed: Routed,
+    model: nn.Module,
+    groups: list[list[str]],
+    tensors: Mapping[str, torch.Tensor],
+    dtypes: Mapping[str, torch.dtype],
+) -> Stage:
+    """The stage of a module that is asked for experts."""
+    weights = [_weight(group, model, tensors, dtypes) for group in groups]
+    asked = (
+        replace(weight, by=routed.by, rows=routed.rows[weight.name.removeprefix(f"{path}.")])
+        for weight in weights
+    )
+    module = model.get_submodule(path)
+    return Stage(path, (module,), lay_out(asked), least_rows=max(routed.rows.values()))
 
 
 def _leaves(
@@ -138,7 +198,8 @@ def _weight(
         owners=tuple(owners),
         dtype=dtypes[names[0]],
         shape=tensors[names[0]].shape,
-        by=0 if (asked, "weight") in owners else None,
+        by=0 if (looked := (asked, "weight") in owners) else None,
+        rows=tensors[names[0]].shape[0] if looked else 0,
         kind="_buffers" if attribute in first._buffers else "_parameters",
     )
 

@@ -35,6 +35,7 @@ class Weight:
         offset: bytes from the start of its stage's buffer, a multiple of `ALIGNMENT`.
         by: which argument of the first owner's forward names the rows, slices along dimension 0,
             that the forward needs; None where it needs the whole. Other owners need the whole.
+        rows: how many rows there are to name; 0 where `by` is None.
         kind: what it is to its owners.
         on_disk: bytes that are stored of it; None for as many as it has.
     """
@@ -45,6 +46,7 @@ class Weight:
     shape: torch.Size
     offset: int = 0
     by: int | None = None
+    rows: int = 0
     kind: Kind = "_parameters"
     on_disk: int | None = None
 
@@ -68,12 +70,15 @@ class Stage:
         modules: as a rule one; two when a head is tied to the embedding.
         weights: laid out one behind the other in the stage's buffer.
         pinned: it is resident in any case.
+        least_rows: of its weights' rows, how many must be on the device at a time; 0 where rows
+            have no place there that they keep: they come with each call.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     weights: tuple[Weight, ...]
     pinned: bool = False
+    least_rows: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +89,8 @@ class Stage:
     @property
     def stored_nbytes(self) -> int:
         """Bytes that are read to fill the buffer; padding counts here, too."""
+        if self.least_rows:
+            return self.rows * self.stored_row_nbytes
         return sum(align(weight.stored_nbytes) for weight in self.weights)
 
     @property
@@ -95,6 +102,30 @@ class Stage:
     def slotless(self) -> bool:
         """Where it is not resident it takes no slot: of all its weights only rows are needed."""
         return all(weight.by is not None and len(weight.owners) == 1 for weight in self.weights)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are; 0 where they have no place on the device."""
+        return max(weight.rows for weight in self.weights) if self.least_rows else 0
+
+    @property
+    def row(self) -> "Stage":
+        """One row of all weights, as a stage."""
+        weights = (replace(weight, shape=of_row(weight), on_disk=None) for weight in self.weights)
+        return replace(self, weights=lay_out(weights), least_rows=0)
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row's buffer; 0 where rows have no place on the device."""
+        return self.row.nbytes if self.least_rows else 0
+
+    @property
+    def stored_row_nbytes(self) -> int:
+        """Bytes that one row takes as it is stored, at most."""
+        if not self.least_rows:
+            return 0
+        sizes = (-(-weight.stored_nbytes // weight.rows) for weight in self.weights)
+        return sum(align(size) + ALIGNMENT * (size % ALIGNMENT != 0) for size in sizes)
 
     def stored(self, sizes: Mapping[str, int]) -> "Stage":
         """The same, its weights taking so many bytes on disk, by name; others take their own."""
@@ -111,7 +142,8 @@ class Stage:
         found: dict[tuple[nn.Module, int], list[Weight]] = defaultdict(list)
         for weight in self.weights:
             if weight.by is not None:
-                found[weight.owners[0].module, weight.by].append(weight)
+                asked = self.modules[0] if self.least_rows else weight.owners[0].module
+                found[asked, weight.by].append(weight)
         return found
 
     def streamed(self) -> "Stage | None":
@@ -119,7 +151,7 @@ class Stage:
         if not self.gathered():
             return self
         weights = lay_out(
-            replace(weight, owners=weight.owners[weight.by is not None :], by=None)
+            replace(weight, owners=weight.owners[weight.by is not None :], by=None, rows=0)
             for weight in self.weights
             if weight.by is None or len(weight.owners) > 1
         )
@@ -135,6 +167,11 @@ def lay_out(weights: Iterable[Weight]) -> tuple[Weight, ...]:
         placed.append(replace(weight, offset=offset))
         offset = align(offset + weight.nbytes)
     return tuple(placed)
+
+
+def of_row(weight: Weight) -> torch.Size:
+    """The shape of one of a weight's rows, of which several may be one expert's."""
+    return torch.Size((weight.shape[0] // weight.rows, *weight.shape[1:]))
 
 
 def align(nbytes: int) -> int:

@@ -17,6 +17,7 @@ from harness.measuring.checks import Outcome, verdict
 from harness.measuring.contract import text_blocks
 from harness.measuring.memory import anonymous_bytes, live_storages
 from harness.measuring.subject import Subject
+from rabbitllm.streaming.routed import find_routed
 
 SLACK = 16 * 1024
 """Bytes beyond the plan that are no weights: alignment, position tables."""
@@ -46,7 +47,7 @@ class Watch:
         self.most_blocks = max(self.most_blocks, sum(holds_weights(block) for block in self.blocks))
         self.most_bytes = max(self.most_bytes, bound_bytes(self.model))
         if running is not None and any(
-            parameter.is_meta for parameter in self.model.get_submodule(running).parameters()
+            parameter.is_meta for parameter in asked_whole(self.model.get_submodule(running))
         ):
             self.unbound.add(running)
 
@@ -125,8 +126,23 @@ class hooked:  # noqa: N801  # a context manager, named like one
 
 
 def holds_weights(module: nn.Module) -> bool:
-    """Whether any parameter of the module is real."""
-    return any(not parameter.is_meta for parameter in module.parameters())
+    """Whether any parameter of the module is real, but for routers, which stay."""
+    routed = find_routed(module)
+    experts = [module.get_submodule(path) for path in routed]
+    rows = {count for found in routed.values() for count in found.rows.values()}
+    return any(not parameter.is_meta for each in experts for parameter in each.parameters()) or any(
+        not parameter.is_meta and len(parameter) not in rows for parameter in asked_whole(module)
+    )
+
+
+def asked_whole(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that it needs all rows of: not those of experts."""
+    experts = {
+        parameter
+        for path in find_routed(module)
+        for parameter in module.get_submodule(path).parameters()
+    }
+    return [parameter for parameter in module.parameters() if parameter not in experts]
 
 
 def bound_bytes(model: nn.Module) -> int:

@@ -3,7 +3,8 @@
 A pass asks for the bytes of each stage that streams, once; of a quantised checkpoint, for no more
 than its file has of them. When a block's turn comes, its weights
 are asked for already. What the system says that this process read is no more than that, and the
-rows of the embedding that the tokens name.
+rows of the embedding that the tokens name. Of a mixture's experts no more come than tokens are sent
+to, and those that were guessed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from harness.measuring.checks import Outcome, verdict
 from harness.measuring.contract import blocks, text_blocks
 from harness.measuring.subject import Subject
 from harness.measuring.weights import load_weights, weight_files
+from rabbitllm.streaming.routed import find_routed
 from rabbitllm.streaming.weights import ALIGNMENT
 
 PASSES = 3
 ROUNDED = 2 * 4096
 """Bytes that reading a tensor by whole blocks of the disk can add to it."""
+BETWEEN = 2 * (256 << 10)
+"""Bytes that are read along between an expert's matrices, where little lies between them."""
 COUNTERS = Path("/proc/self/io")
 
 
@@ -41,24 +45,29 @@ def run(subject: Subject) -> Outcome:
             for name, block in text_blocks(model).items()
             for handle in watched(name, block, lambda: asked(model, kind), late)
         ]
-        before, read_before = asked(model, kind), bytes_read()
+        before, read_before, rows_before = asked(model, kind), bytes_read(), rows_moved(model)
         try:
             for _ in range(PASSES):
                 model(token, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
-    passed = (asked(model, kind) - before) / PASSES
+    rows = (rows_moved(model) - rows_before) / PASSES
+    moved = (asked(model, kind) - before) / PASSES
+    passed = round(moved - rows * row_bytes(model))
     read = (bytes_read() - read_before) / PASSES
     plan, total = model.streaming_plan, sum(due.values())
     tensors = len(model.state_dict())
-    most = total + ROUNDED * tensors + sum(plan.slot_sizes[model.device]) / PASSES
+    by_rows = rows * (row_bytes(model) + BETWEEN)
+    most = total + by_rows + ROUNDED * tensors + sum(plan.slot_sizes[model.device]) / PASSES
     figures = {"asked_per_pass": passed, "streamed_bytes": total, "read_per_pass": read}
+    if rows:
+        figures["experts_per_pass"] = rows
     wrong = []
     if subject.cell.architecture.format:
         total = published_bytes(subject.folder, due)
-        if not 0 < passed <= total:
-            wrong.append(f"a pass asks for {passed:,.0f} bytes, the file has {total:,} of them")
+        if not 0 < moved <= total:
+            wrong.append(f"a pass asks for {moved:,.0f} bytes, the file has {total:,} of them")
     elif passed != total:
         wrong.append(f"a pass asks for {passed:,.0f} bytes, the stages that stream have {total:,}")
     if len(late) > PASSES:  # behind an outsize head, one block of a pass has no slot before
@@ -86,9 +95,42 @@ def stage_bytes(model: Any) -> dict[str, int]:
 
 
 def padded_bytes(module: nn.Module) -> int:
-    """The bytes of a module's weights, each on a boundary that kernels like."""
-    sizes = (tensor.nbytes for tensor in module.state_dict().values())
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    """The bytes of a module's weights, each on a boundary that kernels like.
+
+    Without those of experts, and of what beside them has a row for each: a router.
+    """
+    routed = {name: found.rows for name, found in find_routed(module).items()}
+    kept = (
+        tensor
+        for name, tensor in module.state_dict().items()
+        if not any(
+            name.startswith(f"{path}.")
+            or (name.startswith(parent(path)) and len(tensor) in counts.values())
+            for path, counts in routed.items()
+        )
+    )
+    return sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in kept)
+
+
+def parent(path: str) -> str:
+    """What the names of all in the module around this one begin with."""
+    above = path.rpartition(".")[0]
+    return f"{above}." if above else ""
+
+
+def row_bytes(model: Any) -> int:
+    """The bytes of an expert, each weight on a boundary that kernels like; 0 if there is none."""
+    for name, found in find_routed(model).items():
+        module = model.get_submodule(name)
+        sizes = [module.get_parameter(key).nbytes // rows for key, rows in found.rows.items()]
+        return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    return 0
+
+
+def rows_moved(model: Any) -> int:
+    """Experts that have begun to move since the model was loaded."""
+    stats = model.streaming_stats()
+    return int(stats["rows_brought"] + stats["rows_guessed"])
 
 
 def published_bytes(folder: Path, stages: Iterable[str]) -> int:

@@ -1,15 +1,19 @@
 """Streaming on a CPU: from disk straight into the slots."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import torch
 from typing_extensions import override
 
-from rabbitllm.checkpoint.reader import held_bytes
+from rabbitllm.checkpoint.reader import Reader, held_bytes
+from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.buffers import as_held, host_buffer, views
+from rabbitllm.streaming.devices.encoded import rows_of
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
-from rabbitllm.streaming.meter import Mark
+from rabbitllm.streaming.meter import Mark, Meter
+from rabbitllm.streaming.plan import Memory, Shelf
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.utils.memory import available_host_memory, total_host_memory
 
@@ -18,6 +22,10 @@ class CpuTransfer(Transfer):
     """Reads from disk straight into the slots, on threads."""
 
     workspace = 64 << 20
+
+    def __init__(self, reader: Reader, meter: Meter, device: torch.device) -> None:
+        super().__init__(reader, meter, device)
+        self._rows: dict[tuple[str, int], Reads] = {}
 
     @staticmethod
     @override
@@ -56,6 +64,27 @@ class CpuTransfer(Transfer):
         buffer = host_buffer(nbytes)
         buffer.zero_()  # takes the memory, so that who asks what is free does not count it
         return Slot(buffer)
+
+    @override
+    def shelf(self, shelf: Shelf, on_host: Shelf, passing: int) -> torch.Tensor:
+        buffer = host_buffer(shelf.total)
+        buffer.zero_()
+        return buffer.view(shelf.slots, shelf.nbytes)
+
+    @override
+    def open(self, stage: Stage, memory: Memory) -> None:
+        if stage.least_rows:
+            for number, row in enumerate(rows_of(stage, self.reader.entries)):
+                places = ((cuts, weight.offset) for weight, cuts in row)
+                self._rows[stage.name, number] = self.reader.cut_tensors(places, direct=True)
+        else:
+            super().open(stage, memory)
+
+    @override
+    def _read_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        reads = [(buffer, self._rows[stage.name, number]) for number, buffer in rows]
+        self.meter.load(stage.name, from_disk=sum(each.nbytes for _, each in reads))
+        self.reader.fill_all(reads)
 
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:

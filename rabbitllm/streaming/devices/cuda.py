@@ -1,9 +1,11 @@
 """Streaming on a CUDA device: from pinned host memory, by a copy stream."""
 
 import os
-import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from typing_extensions import override
@@ -11,11 +13,12 @@ from typing_extensions import override
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
-from rabbitllm.streaming.devices.decoder import Decoder, decoding_bytes
-from rabbitllm.streaming.devices.encoded import Encoded, encode, largest_unit, room_for
+from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
+from rabbitllm.streaming.devices.encoded import Encoded, encode, encode_rows, largest_unit, room_for
+from rabbitllm.streaming.devices.host_rows import HostRows
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
-from rabbitllm.streaming.plan import Memory
+from rabbitllm.streaming.plan import Memory, Shelf
 from rabbitllm.streaming.weights import Stage
 
 
@@ -39,9 +42,13 @@ class CudaTransfer(Transfer):
         self._decoder = Decoder(
             device, room_for(largest_unit(reader.entries.values())), self.allocate
         )
-        self._bringing = threading.Lock()  # the decoder serves one stage at a time
         self._encoded: dict[str, Encoded] = {}
         self._pinned: dict[str, torch.Tensor] = {}
+        self._there: dict[str, torch.Tensor] = {}  # on the device, as they are stored
+        self._rows: dict[tuple[str, int], Encoded] = {}
+        self._pinned_rows: dict[tuple[str, int], torch.Tensor] = {}
+        self._rows_free, self._rows_copied = torch.cuda.Event(), torch.cuda.Event()
+        self._host_rows: HostRows | None = None
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
         self._unlocking = ExitStack()
@@ -82,7 +89,7 @@ class CudaTransfer(Transfer):
     def close(self) -> None:
         super().close()
         if os.getpid() == self._process:
-            self._decoder.synchronize()
+            self._decoder.close()
             self._unlocking.close()
 
     @override
@@ -95,12 +102,96 @@ class CudaTransfer(Transfer):
 
     @override
     def open(self, stage: Stage, memory: Memory) -> None:
-        if memory == "disk":
+        if stage.least_rows:
+            self._open_rows(stage, memory)
+        elif memory == "disk":
             super().open(stage, memory)
+        elif memory == "encoded":
+            source = host_buffer(self._encode(stage).nbytes)
+            self.read(stage, source)
+            self._there[stage.name] = self.allocate(len(source)).copy_(source)
+            torch.cuda.current_stream(self.device).synchronize()
         else:
             size = self._encode(stage).nbytes
             self._pinned[stage.name] = pinned_buffer(size, self._unlocking)
             self.read(stage, self._pinned[stage.name])
+
+    def _open_rows(self, stage: Stage, memory: Memory) -> None:
+        rows = encode_rows(stage, self.reader.entries)
+        self._rows.update(((stage.name, number), each) for number, each in enumerate(rows))
+        if memory == "disk":
+            assert self._host_rows is not None, "a plan that has rows on disk has room for them"
+            self._host_rows.open(stage.name, rows)
+            return
+        pinned = pinned_buffer(sum(each.nbytes for each in rows), self._unlocking)
+        places = list(accumulate((each.nbytes for each in rows), initial=0))
+        reads = (
+            (cuts, place + begin)
+            for begin, each in zip(places, rows, strict=False)
+            for cuts, place in each.reads
+        )
+        self.reader.fill(pinned, self.reader.cut_tensors(reads, direct=False))
+        for number, (begin, end) in enumerate(pairwise(places)):
+            self._pinned_rows[stage.name, number] = pinned[begin:end]
+
+    @override
+    def shelf(self, shelf: Shelf, on_host: Shelf, passing: int) -> torch.Tensor:
+        if on_host.slots:
+            pinned = pinned_buffer(on_host.total, self._unlocking)
+            slots = pinned.view(on_host.slots, on_host.nbytes)
+            self._host_rows = HostRows(self.reader, slots, passing)
+        return self.allocate(shelf.total).view(shelf.slots, shelf.nbytes)
+
+    @override
+    def bring_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        if not rows:
+            return
+        computing = torch.cuda.current_stream(self.device)
+        self._rows_free.record(computing)
+        if (stage.name, 0) in self._pinned_rows:
+            self._send_pinned(stage, rows)
+        else:
+            super().bring_rows(stage, rows)
+        computing.wait_event(self._rows_copied)
+
+    @override
+    def end_foresight(self) -> None:
+        super().end_foresight()
+        torch.cuda.current_stream(self.device).wait_event(self._rows_copied)
+
+    @override
+    def foresee_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> set[int]:
+        self._rows_free.record(torch.cuda.current_stream(self.device))
+        if (stage.name, 0) not in self._pinned_rows:
+            return super().foresee_rows(stage, rows)
+        self._send_pinned(stage, rows)
+        return {number for number, _ in rows}
+
+    def _send_pinned(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        here = [(number, self._pinned_rows[stage.name, number]) for number, _ in rows]
+        self._send_rows(stage, dict(rows), here, 0)
+
+    @override
+    def _read_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        assert self._host_rows is not None, "a plan that has rows on disk has room for them"
+        send = partial(self._send_rows, stage, dict(rows))
+        numbers = [number for number, _ in rows]
+        self._host_rows.bring(stage.name, numbers, send, self._rows_copied.synchronize)
+
+    def _send_rows(
+        self,
+        stage: Stage,
+        targets: Mapping[int, torch.Tensor],
+        here: Sequence[tuple[int, torch.Tensor]],
+        from_disk: int,
+    ) -> None:
+        """Enqueues what brings rows that are in pinned memory to their targets."""
+        filled = [Filled(self._rows[stage.name, n], source, targets[n]) for n, source in here]
+        if not filled:
+            return
+        to_device = sum(each.encoded.nbytes for each in filled)
+        self.meter.load(stage.name, from_disk=from_disk, to_device=to_device)
+        self._decoder.bring(filled, self._rows_free, self._rows_copied)
 
     def _encode(self, stage: Stage) -> Encoded:
         if stage.name not in self._encoded:
@@ -120,7 +211,7 @@ class CudaTransfer(Transfer):
         encoded, target = self._encode(stage), self.allocate(stage.nbytes)
         source = host_buffer(encoded.nbytes)
         self.read(stage, source)
-        self._decoder.bring(encoded, source, target, self._here(), torch.cuda.Event())
+        self._decoder.bring([Filled(encoded, source, target)], self._here(), torch.cuda.Event())
         self._decoder.synchronize()
         return views(stage, target)
 
@@ -143,13 +234,16 @@ class CudaTransfer(Transfer):
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:
         stage = load.stage
-        hosted = stage.name in self._pinned
-        from_disk = 0 if hosted else stage.stored_nbytes
-        self.meter.load(stage.name, from_disk=from_disk, to_device=self._encode(stage).nbytes)
-        if not hosted:
+        source, there = self._pinned.get(stage.name), stage.name in self._there
+        if there:
+            source = self._there[stage.name]
+        from_disk = stage.stored_nbytes if source is None else 0
+        to_device = 0 if there else self._encode(stage).nbytes
+        self.meter.load(stage.name, from_disk=from_disk, to_device=to_device)
+        if source is None:
             return self._workers.submit(self._read_and_copy, load, slot)
         with slot.filling:
-            self._copy(self._pinned[stage.name], stage, slot)
+            self._copy(source, stage, slot, there)
         return _DONE
 
     @override
@@ -172,14 +266,14 @@ class CudaTransfer(Transfer):
             self._timed_read(load.stage, slot.staging)
             self._copy(slot.staging, load.stage, slot)
 
-    def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot) -> None:
+    def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot, there: bool = False) -> None:
         done = self._copied.setdefault(id(slot), torch.cuda.Event())
         free, encoded = self._computed.get(id(slot)), self._encode(stage)
-        with self._bringing:
-            begun = self._mark(self._decoder.copying) if self.meter.profiling else None
-            self._decoder.bring(encoded, source, slot.buffer, free, done)
-            if begun is not None:
-                self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
+        begun = self._mark(self._decoder.copying) if self.meter.profiling else None
+        filled = [Filled(encoded, source, slot.buffer, there)]
+        self._decoder.bring(filled, free, done, (stage.name, id(slot), source.data_ptr()))
+        if begun is not None:
+            self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
 
 
 _DONE: Future[None] = Future()

@@ -4,14 +4,18 @@ What is encoded crosses the link through a small ring of buffers: while one port
 next is copied. Nothing waits on the host.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import wait
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 
 from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.streaming.devices.encoded import Encoded, Portion
+from rabbitllm.utils.workers import Workers
 
 BUFFERS = 3
 """In the ring: one is filled, one is decoded, one is on its way from the one to the other."""
@@ -21,11 +25,31 @@ the model itself copies between two tokens (ids, positions) must not wait behind
 Copies of a quarter of this cost 1% of the link (H100, PCIe 5)."""
 BY_TORCH = 16
 """Bytes that torch's operations take for each encoded one, in between."""
+RECORDER = "rabbitllm-record"
 Decode = Callable[[Codec, Sequence[torch.Tensor], torch.Tensor], None]
+
+
+class Filled(NamedTuple):
+    """A buffer and what is to be in it.
+
+    Attributes:
+        encoded: how weights lie in `source`.
+        source: uint8, pinned, or on the device.
+        target: uint8 on the device.
+        there: the source is on the device.
+    """
+
+    encoded: Encoded
+    source: torch.Tensor
+    target: torch.Tensor
+    there: bool = False
 
 
 class Decoder:
     """Copies stages to a device and decodes them there, on two streams of its own.
+
+    What is brought to the same place again is recorded, as a CUDA graph: to launch its copies and
+    kernels one by one takes the host longer than the link takes for a layer of 4 bits.
 
     Args:
         device: a CUDA device.
@@ -39,68 +63,174 @@ class Decoder:
         self.copying = torch.cuda.Stream(device)
         self._decoding = torch.cuda.Stream(device) if room else self.copying
         self._buffers = [allocate(room) for _ in range(BUFFERS if room else 0)]
-        self._copied = [torch.cuda.Event() for _ in self._buffers]
-        self._decoded = [torch.cuda.Event() for _ in self._buffers]
-        self._next, self._last = 0, torch.cuda.Event()
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._enqueuing = threading.Lock()
+        self._cut_off = False
+        self._recording = Workers(1, RECORDER)
         # torch hands out memory that kernels launched before may still use: in its own stream they
         # come first.
-        for event in self._decoded:
-            event.record(torch.cuda.current_stream(device))
+        here = torch.cuda.Event()
+        here.record(torch.cuda.current_stream(device))
+        self.copying.wait_event(here)
 
     def bring(
         self,
-        encoded: Encoded,
-        source: torch.Tensor,
-        target: torch.Tensor,
+        filled: Sequence[Filled],
         free: torch.cuda.Event | None,
         done: torch.cuda.Event,
+        again: Hashable = None,
     ) -> None:
-        """Enqueues what fills a buffer on the device with a stage's weights.
+        """Enqueues what fills buffers on the device with weights.
 
         Args:
-            encoded: how the stage lies in `source`.
-            source: uint8, pinned.
-            target: uint8 on the device.
-            free: when `target` may be written to.
-            done: to be recorded when it is filled.
+            filled: each buffer, and what is to be in it.
+            free: when the buffers may be written to.
+            done: to be recorded when they are filled.
+            again: the same for what is filled from the same memory into the same; None if that is
+                not going to happen.
         """
-        if free is not None:
-            self.copying.wait_event(free)
-            self._decoding.wait_event(free)
-        for portion in encoded.portions:
-            if portion.pieces:
-                self._decode(portion, source, target)
-            else:
-                self._copy(source[portion.source], target[portion.target])
-        if self._decoding is not self.copying:
-            self._last.record(self.copying)
-            self._decoding.wait_event(self._last)
-        done.record(self._decoding)
+        graph = self._graph(filled, again)
+        stream = self._stream(filled)
+        with self._enqueuing:
+            stream.wait_event(done)  # what was to fill the buffers before, if nobody waited for it
+            if free is not None:
+                stream.wait_event(free)
+            if self._cut_off:  # what an interrupt left may still be decoded
+                stream.wait_event(_recorded(self._decoding))
+            self._cut_off = True
+            with torch.cuda.stream(stream):
+                if graph is None:
+                    self._enqueue(filled)
+                else:
+                    graph.replay()
+            done.record(stream)
+            self._cut_off = False
 
-    def _copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        with torch.cuda.stream(self.copying):
-            for begin in range(0, len(source), COPY):
-                part = slice(begin, begin + COPY)
-                target[part].copy_(source[part], non_blocking=True)
+    def _stream(self, filled: Sequence[Filled]) -> torch.cuda.Stream:
+        """That in which they are filled: not behind copies that they do not need."""
+        return self._decoding if all(each.there for each in filled) else self.copying
 
-    def _decode(self, portion: Portion, source: torch.Tensor, target: torch.Tensor) -> None:
-        number = self._next
-        self._next = (number + 1) % len(self._buffers)
-        stored, buffer = source[portion.source], self._buffers[number]
-        self.copying.wait_event(self._decoded[number])
-        self._copy(stored, buffer[: len(stored)])
-        self._copied[number].record(self.copying)
-        self._decoding.wait_event(self._copied[number])
+    def _graph(self, filled: Sequence[Filled], again: Hashable) -> torch.cuda.CUDAGraph | None:
+        """What was recorded of this; recorded the second time, when its kernels are compiled."""
+        if again is None or not self._buffers:
+            return None
+        if again not in self._graphs:
+            self._graphs[again] = None
+        elif self._graphs[again] is None and _recordable(filled):
+            # By a thread of its own: no interrupt may fall between the begin and the end of it.
+            wait([self._recording.submit(self._record, filled, again)])
+        return self._graphs[again]
+
+    def _record(self, filled: Sequence[Filled], again: Hashable) -> None:
+        graph = torch.cuda.CUDAGraph()
+        with self._enqueuing, torch.cuda.stream(self._stream(filled)):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._enqueue(filled)
+            finally:
+                graph.capture_end()
+        self._graphs[again] = graph
+
+    def _enqueue(self, filled: Sequence[Filled]) -> None:
+        """Enqueues copies and kernels in the current stream, which waits for all."""
+        _copy_all(
+            (_part(source, portion.source), _part(target, portion.target))
+            for encoded, source, target, _ in filled
+            for portion in encoded.portions
+            if not portion.pieces
+        )
+        coming = []
+        for encoded, source, target, there in filled:
+            for portion in encoded.portions:
+                if portion.pieces and there:
+                    _decode_all(portion, source[portion.source], target)
+                elif portion.pieces:
+                    coming.append((portion, _part(source, portion.source), target))
+        if coming:
+            free = [_recorded(self.copying)] * BUFFERS
+            for first in range(0, len(coming), BUFFERS):
+                free = self._copy_and_decode(coming[first : first + BUFFERS], free)
+            for event in free:
+                self.copying.wait_event(event)
+
+    def _copy_and_decode(
+        self,
+        portions: Sequence[tuple[Portion, torch.Tensor, torch.Tensor]],
+        free: list[torch.cuda.Event],
+    ) -> list[torch.cuda.Event]:
+        """Enqueues some portions, one for each buffer.
+
+        Args:
+            portions: each with where it is, and where it is decoded to.
+            free: when each buffer may be written to.
+
+        Returns:
+            When each buffer has been decoded.
+        """
+        copied, decoded = [], list(free)
+        for (_, stored, _), buffer, event in zip(portions, self._buffers, free, strict=False):
+            self.copying.wait_event(event)
+            _copy_all([(stored, buffer[: stored.numel()])])
+            copied.append(_recorded(self.copying))
         with torch.cuda.stream(self._decoding):
-            for piece in portion.pieces:
-                sources = [buffer[place] for place in piece.sources]
-                decode_of(type(piece.codec))(piece.codec, sources, target[piece.target])
-        self._decoded[number].record(self._decoding)
+            for number, (portion, _, target) in enumerate(portions):
+                self._decoding.wait_event(copied[number])
+                _decode_all(portion, self._buffers[number], target)
+                decoded[number] = _recorded(self._decoding)
+        return decoded
+
+    def close(self) -> None:
+        """Ends; on return all that was enqueued has run."""
+        self._recording.close()
+        self.synchronize()
 
     def synchronize(self) -> None:
         """Waits for all that was enqueued."""
         self.copying.synchronize()
         self._decoding.synchronize()
+
+
+def _decode_all(portion: Portion, stored: torch.Tensor, target: torch.Tensor) -> None:
+    """Enqueues the decoding of a portion that lies in `stored`, in the current stream."""
+    for piece in portion.pieces:
+        sources = [stored[place] for place in piece.sources]
+        decode_of(type(piece.codec))(piece.codec, sources, target[piece.target])
+
+
+def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """When the stream gets here."""
+    event = torch.cuda.Event()
+    event.record(stream)
+    return event
+
+
+def _recordable(filled: Sequence[Filled]) -> bool:
+    """Whether it is worth recording, and can be: torch's operations take memory while they run."""
+    kinds = {
+        type(piece.codec)
+        for each in filled
+        for portion in each.encoded.portions
+        for piece in portion.pieces
+    }
+    return bool(kinds) and all(decode_of(kind) is not _by_torch for kind in kinds)
+
+
+def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Enqueues copies: from, to; uint8 of the same size."""
+    parts = [
+        (_part(source, place), _part(target, place))
+        for source, target in pairs
+        for begin in range(0, source.numel(), COPY)
+        for place in [slice(begin, min(begin + COPY, source.numel()))]
+    ]
+    if parts:  # by one call of torch's: experts are many small copies
+        sources, targets = zip(*parts, strict=True)
+        torch._foreach_copy_(targets, sources, non_blocking=True)
+
+
+def _part(tensor: torch.Tensor, place: slice) -> torch.Tensor:
+    """A part, or the tensor where that is all of it."""
+    return tensor if place.stop - place.start == tensor.numel() else tensor[place]
 
 
 def decoding_bytes(room: int) -> int:

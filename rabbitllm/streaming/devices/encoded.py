@@ -4,15 +4,15 @@ What is decoded together lies together there, so that one copy brings many weigh
 large one: a copy for each stored tensor would cost the host more time than the link takes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from rabbitllm.checkpoint.codecs.codec import BOUNDARY, Codec, nbytes, padded
+from rabbitllm.checkpoint.codecs.codec import BOUNDARY, Codec, padded
 from rabbitllm.checkpoint.codecs.plain import PLAIN
-from rabbitllm.checkpoint.reads import spans
+from rabbitllm.checkpoint.reads import Cut, cut_rows, spans, whole
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry, WeightEntry
 from rabbitllm.streaming.weights import Stage, Weight, align
 
@@ -61,7 +61,7 @@ class Encoded:
     """
 
     nbytes: int
-    reads: tuple[tuple[WeightEntry, int], ...]
+    reads: tuple[tuple[Sequence[Cut], int], ...]
     portions: tuple[Portion, ...]
 
 
@@ -72,19 +72,40 @@ def encode(stage: Stage, entries: Mapping[str, WeightEntry]) -> Encoded:
         stage: whose.
         entries: weight name -> where it lies.
     """
+    return _encode(((weight, whole(entries[weight.name])) for weight in stage.weights), entries)
+
+
+def encode_rows(stage: Stage, entries: Mapping[str, WeightEntry]) -> list[Encoded]:
+    """The same for each row of a stage by itself, as a stage of its own: see `Stage.row`."""
+    return [_encode(row, entries) for row in rows_of(stage, entries)]
+
+
+def rows_of(
+    stage: Stage, entries: Mapping[str, WeightEntry]
+) -> list[list[tuple[Weight, tuple[Cut, ...]]]]:
+    """Of each row of a stage its weights, as in `Stage.row`, and what is stored of them."""
+    rows: list[list[tuple[Weight, tuple[Cut, ...]]]] = [[] for _ in range(stage.rows)]
+    for weight in stage.row.weights:
+        for row, cuts in zip(rows, cut_rows(entries[weight.name], weight.rows), strict=False):
+            row.append((weight, cuts))
+    return rows
+
+
+def _encode(
+    weights: Iterable[tuple[Weight, Sequence[Cut]]], entries: Mapping[str, WeightEntry]
+) -> Encoded:
     layout = _Layout()
-    for weight in stage.weights:
-        entry = entries[weight.name]
-        if entry.plain:
-            layout.add_plain(weight, entry)
+    for weight, cuts in weights:
+        if entries[weight.name].plain:
+            layout.add_plain(weight, cuts)
         else:
-            layout.add(weight, entry)
+            layout.add(weight, cuts)
     return Encoded(layout.place, tuple(layout.reads), tuple(layout.portions))
 
 
 def kept_bytes(entry: WeightEntry) -> int:
     """Bytes that an encoded weight takes in the host's buffer."""
-    cuts = (sizes for part in entry.parts for sizes, _ in _cut(part))
+    cuts = (sizes for cut in whole(entry) for sizes, _ in _cut(cut))
     return sum(padded(stored.nbytes) for sizes in cuts for stored in sizes)
 
 
@@ -108,12 +129,12 @@ class _Layout:
 
     def __init__(self) -> None:
         self.place = 0
-        self.reads: list[tuple[WeightEntry, int]] = []
+        self.reads: list[tuple[Sequence[Cut], int]] = []
         self.portions: list[Portion] = []
 
-    def add_plain(self, weight: Weight, entry: WeightEntry) -> None:
+    def add_plain(self, weight: Weight, cuts: Sequence[Cut]) -> None:
         """Adds a weight, padding included, to the bytes in front of it where both follow them."""
-        self.reads.append((entry, self.place))
+        self.reads.append((cuts, self.place))
         size = align(weight.nbytes)
         source = slice(self.place, self.place + size)
         target = slice(weight.offset, weight.offset + size)
@@ -126,12 +147,12 @@ class _Layout:
         self.portions.append(Portion(source, (), target))
         self.place += size
 
-    def add(self, weight: Weight, entry: WeightEntry) -> None:
+    def add(self, weight: Weight, cuts: Sequence[Cut]) -> None:
         """Adds a weight in pieces."""
         target = weight.offset
-        for part in entry.parts:
-            for stored, made in _cut(part):
-                self._add_piece(part.codec, stored, slice(target, target + made))
+        for cut in cuts:
+            for stored, made in _cut(cut):
+                self._add_piece(cut.entry.codec, stored, slice(target, target + made))
                 target += made
         self.place = align(self.place)
 
@@ -147,7 +168,7 @@ class _Layout:
         sources = []
         for extent in stored:
             raw = TensorEntry((extent,), torch.uint8, (extent.nbytes,), PLAIN)
-            self.reads.append((raw, self.place))
+            self.reads.append((whole(raw), self.place))
             sources.append(slice(self.place - start, self.place - start + extent.nbytes))
             self.place += padded(extent.nbytes)
         piece = Piece(codec, tuple(sources), target)
@@ -160,12 +181,13 @@ def _unit_room(part: TensorEntry) -> int:
     return sum((size or stored.nbytes) + BOUNDARY for size, stored in sizes)
 
 
-def _cut(part: TensorEntry) -> Iterator[tuple[list[Extent], int]]:
-    """A tensor in pieces: where its stored tensors' bytes lie, and how many they decode to."""
-    unit, total = part.codec.unit(part.layout), nbytes(part.layout)
-    step, count = max(1, PORTION // _unit_room(part)), -(-total // unit.decoded)
-    for first in range(0, count, step):
-        last = min(count, first + step)
-        found = zip(spans(part, first, last), part.stored, strict=True)
-        cut = [Extent(s.file, s.start, s.stop - s.start, whole.state) for s, whole in found]
-        yield cut, min(last * unit.decoded, total) - first * unit.decoded
+def _cut(cut: Cut) -> Iterator[tuple[list[Extent], int]]:
+    """Pieces of a tensor: where its stored tensors' bytes lie, and how many they decode to."""
+    part, step = cut.entry, max(1, PORTION // _unit_room(cut.entry))
+    for first in range(cut.first, cut.last, step):
+        some = Cut(part, first, min(cut.last, first + step))
+        found = zip(spans(*some), part.stored, strict=True)
+        yield (
+            [Extent(s.file, s.start, s.stop - s.start, old.state) for s, old in found],
+            some.nbytes,
+        )

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,13 +16,15 @@ from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import views
 from rabbitllm.streaming.meter import Mark, Meter
-from rabbitllm.streaming.plan import SLOTS, Memory
+from rabbitllm.streaming.plan import SLOTS, Memory, Shelf
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.utils.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 WORKERS = "rabbitllm-stream"
+AT_ONCE = 32 << 20
+"""Bytes of rows that nobody has asked for yet, read at a time: enough for all reading threads."""
 
 
 @dataclass(eq=False)
@@ -99,6 +102,10 @@ class Transfer(ABC):
         self.meter = meter
         self.device = device
         self._reads: dict[str, Reads] = {}
+        self._filling = threading.Lock()  # held by whoever writes rows
+        self._rows_asked = object()  # the last time; earlier ones are void
+        self._rows_foreseen: object = None  # as well
+        self._foreseeing = Workers(1, WORKERS)
         # A thread for each slot: where stages come from disk, the reads of the next one line up
         # behind those of the one that is arriving.
         self._workers = Workers(SLOTS, WORKERS)
@@ -138,6 +145,8 @@ class Transfer(ABC):
     def inherit(self) -> None:
         """In a process that was just forked: threads, and the locks they hold, stayed behind."""
         self._workers = Workers(SLOTS, WORKERS)
+        self._foreseeing = Workers(1, WORKERS)
+        self._filling = threading.Lock()
         self.reader.begin()
 
     def take_over(self) -> None:
@@ -158,6 +167,7 @@ class Transfer(ABC):
     def close(self) -> None:
         """Stops what is under way; on return nothing writes into a slot any more."""
         self.reader.workers.cancel()
+        self._foreseeing.close()
         self._workers.close()
         self.reader.workers.close()
 
@@ -212,6 +222,88 @@ class Transfer(ABC):
             nbytes: of the largest stage that it is to take.
             staging: bytes of the largest of them that comes from disk.
         """
+
+    @abstractmethod
+    def shelf(self, shelf: Shelf, on_host: Shelf, passing: int) -> torch.Tensor:
+        """Memory on the device for rows.
+
+        Args:
+            shelf: its size.
+            on_host: that of memory on the host for rows on their way from disk to the device.
+            passing: how many slots of the latter keep nothing.
+
+        Returns:
+            uint8 [slots, bytes], each slot aligned.
+        """
+
+    def bring_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Fills buffers with rows of weights; whatever is computed from now on sees them.
+
+        What has been launched may still compute with what is in the buffers.
+
+        Args:
+            stage: of one row, see `Stage.row`.
+            rows: number of the row, and the buffer: uint8 on the device.
+
+        Raises:
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+        """
+        self._rows_asked = asked = object()
+        if rows:
+            arrival = self._workers.submit(self._fill_rows, asked, stage, rows)
+            wait([arrival])
+            arrival.result()
+
+    def _fill_rows(
+        self, asked: object, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]
+    ) -> None:
+        with self._filling:
+            if self._rows_asked is asked:
+                self._read_rows(stage, rows)
+
+    def foresee_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> set[int]:
+        """Begins to fill buffers with rows that may be asked for, until some are asked for.
+
+        Args:
+            stage: of one row, see `Stage.row`.
+            rows: number of the row, and the buffer: uint8 on the device.
+
+        Returns:
+            The numbers of the rows that are there behind `end_foresight`; it grows till then.
+        """
+        self._rows_foreseen = foreseen = object()
+        arrived: set[int] = set()
+        self._foreseeing.submit(self._foresee, foreseen, stage, rows, arrived)
+        return arrived
+
+    def end_foresight(self) -> None:
+        """From here on no buffer is filled that was asked for before, by an interrupted call too.
+
+        What is computed from now on sees the rows that have arrived.
+        """
+        self._rows_foreseen, self._rows_asked = None, object()
+        with self._filling:
+            return
+
+    def _foresee(
+        self,
+        foreseen: object,
+        stage: Stage,
+        rows: Sequence[tuple[int, torch.Tensor]],
+        arrived: set[int],
+    ) -> None:
+        at_once = max(1, AT_ONCE // stage.nbytes)  # what is asked for must not wait for a guess
+        for first in range(0, len(rows), at_once):
+            some = rows[first : first + at_once]
+            with self._filling:
+                if self._rows_foreseen is not foreseen:
+                    return
+                self._read_rows(stage, some)
+                arrived.update(number for number, _ in some)
+
+    @abstractmethod
+    def _read_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Reads rows from disk into their buffers, on a thread of its own."""
 
     def start(self, stage: Stage, slot: Slot) -> None:
         """Begins to fill `slot`, and returns; what was in it may still compute on the device.

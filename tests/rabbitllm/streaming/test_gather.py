@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from rabbitllm.prepare import prepare
+from rabbitllm import BudgetError
 from rabbitllm.streaming.binding import marked
-from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.gather import Gather
-from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.plan import Place, make_plan
-from rabbitllm.streaming.weights import Stage
+from rabbitllm.streaming.weights import Owner, Stage, Weight
 
-CPU = torch.device("cpu")
 MIXTURES = ["mixtral", "qwen3_moe", "deepseek_v3"]
 
 
@@ -29,17 +24,41 @@ class Table:
         self.rows = rows
         self.asked: list[list[int]] = []
 
-    def __call__(self, numbers: torch.Tensor) -> torch.Tensor:
-        self.asked.append(numbers.tolist())
-        return self.rows[numbers]
+
+class Tables:
+    """Brings rows of tables, no more than so many at a time."""
+
+    whole = False
+
+    def __init__(self, tables: dict[str, Table], most: int | None = None) -> None:
+        self.tables = tables
+        self.most = most
+        self.running: Sequence[int] = ()
+
+    def bring(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        for table in self.tables.values():
+            table.asked.append(list(numbers))
+        self.running = numbers
+        return [
+            marked(nn.Parameter(table.rows[list(numbers)], requires_grad=False))
+            for table in self.tables.values()
+        ]
+
+    def ran(self, numbers: Sequence[int]) -> None:
+        assert numbers == self.running
 
 
-def gathered(module: nn.Module, by: int) -> dict[str, Table]:
+def gathered(module: nn.Module, by: int, most: int | None = None) -> dict[str, Table]:
     """Takes the module's weights away, and has it gather their rows."""
     tables = {name: Table(weight.detach()) for name, weight in module.named_parameters()}
     for name, table in tables.items():
         module._parameters[name] = marked(nn.Parameter(table.rows.to("meta"), False))
-    Gather(module, tables, by, CPU)
+    weights = [
+        Weight(name, (Owner(module, name),), t.rows.dtype, t.rows.shape, by=by, rows=len(t.rows))
+        for name, t in tables.items()
+    ]
+    stage = Stage("asked", (module,), tuple(weights), least_rows=by)
+    Gather(module, stage, by, Tables(tables, most))
     return tables
 
 
@@ -152,36 +171,32 @@ def test_all_experts_count_again_behind_an_interrupt(
     assert len(next(iter(tables.values())).asked) == 2
 
 
-@pytest.mark.parametrize("architecture", MIXTURES)
-def test_experts_that_are_asked_by_routes_stream_without_their_weights(
+@pytest.mark.parametrize("most", [2, 3])
+@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
+def test_where_few_rows_fit_tokens_take_turns(
     checkpoint: Callable[..., Path],
-    check_answers: Callable[..., None],
+    stock: Callable[..., PreTrainedModel],
     prompt: torch.Tensor,
-    tmp_path: Path,
-    architecture: str,
+    implementation: str,
+    most: int,
 ) -> None:
-    folder = checkpoint(architecture)
-    prepared = prepare(folder, None, CPU, "auto", "eager", False)
-    located = prepared.location.locate(tmp_path, delete_original=False)
-    stages = [asked_by_routes(stage) for stage in prepared.staged.stages]
-    left = [part for stage in stages if (part := stage.streamed())]
-    places = {stage.name: Place("disk", CPU) for stage in stages}
-    plan = make_plan(left, CPU, "min", None)
-    plan = replace(plan, places=places | plan.places)
-    pipeline = stream(prepared.model, stages, located, plan, CPU, Options())
-    check_answers(folder, prepared, pipeline, [prompt, prompt[:1, :1]])
-    experts = [name for name in located if ".experts." in name]
-    assert experts
-    read = sum(stage.nbytes for stage in stages) - sum(stage.nbytes for stage in left)
-    assert read >= sum(located[name].nbytes for name in experts)
+    model = stock(checkpoint("mixtral"), experts_implementation=implementation)
+    expected = model(prompt).logits
+    tables = [gathered(module, 1, most) for module in experts_of(model)]
+    torch.testing.assert_close(model(prompt).logits, expected)
+    asked = [rows for table in tables for rows in table["down_proj"].asked]
+    assert len(asked) > len(tables)
+    assert max(map(len, asked)) <= most
 
 
-def asked_by_routes(stage: Stage) -> Stage:
-    """The same, its experts gathered."""
-    weights = (
-        replace(weight, by=1) if ".experts." in weight.name else weight for weight in stage.weights
-    )
-    return replace(stage, weights=tuple(weights))
+def test_a_token_that_is_sent_to_more_rows_than_fit_is_refused(
+    checkpoint: Callable[..., Path], stock: Callable[..., PreTrainedModel], prompt: torch.Tensor
+) -> None:
+    model = stock(checkpoint("mixtral"))
+    for module in experts_of(model):
+        gathered(module, 1, 1)
+    with pytest.raises(BudgetError, match="sent to 2 experts, and the budget keeps room for 1"):
+        model(prompt)
 
 
 def test_hooks_of_users_see_the_call_as_it_was_made() -> None:
@@ -228,5 +243,5 @@ def test_beside_one_that_the_user_put_there_the_others_come_whole() -> None:
     tables = gathered(module, 0)
     module.left = nn.Parameter(torch.zeros(5, 4))
     assert torch.equal(module(ids), tables["right"].rows[ids])
-    assert tables["left"].asked == []
+    assert tables["right"].asked == [list(range(5))]
     assert module.right.is_meta

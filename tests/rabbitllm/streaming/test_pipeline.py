@@ -16,6 +16,7 @@ from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
+from rabbitllm.streaming.plan import Shelf
 from rabbitllm.streaming.weights import Owner, Stage, Weight
 from tests.patience import PATIENCE
 
@@ -61,6 +62,14 @@ class Store(Transfer):
     @override
     def slot(self, nbytes: int, staging: int = 0) -> Slot:
         return Slot(torch.zeros(nbytes, dtype=torch.uint8))
+
+    @override
+    def shelf(self, shelf: Shelf, on_host: Shelf, passing: int) -> torch.Tensor:
+        raise AssertionError("none of these blocks is asked for rows")
+
+    @override
+    def _read_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        raise AssertionError("none of these blocks is asked for rows")
 
     @override
     def _begin(self, load: Load, slot: Slot) -> Future[None]:

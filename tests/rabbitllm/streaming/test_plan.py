@@ -14,6 +14,7 @@ from rabbitllm.streaming.plan import (
     Budget,
     Place,
     Plan,
+    Shelf,
     make_plan,
     minimum_bytes,
     spread,
@@ -34,10 +35,20 @@ class Part:
     pinned: bool = False
     slotless: bool = False
     saved: int = 0
+    rows: int = 0
+    least_rows: int = 0
 
     @property
     def stored_nbytes(self) -> int:
         return self.nbytes - self.saved
+
+    @property
+    def row_nbytes(self) -> int:
+        return self.nbytes // self.rows if self.rows else 0
+
+    @property
+    def stored_row_nbytes(self) -> int:
+        return self.stored_nbytes // self.rows if self.rows else 0
 
 
 def parts(sizes: Mapping[str, int], base: int = 0, slotless: Collection[str] = ()) -> list[Part]:
@@ -243,3 +254,65 @@ def test_spread_is_as_even_as_can_be(total: int) -> None:
         if gaps:
             assert max(gaps) - min(gaps) <= 1
             assert max(gaps) <= -(-total // count)
+
+
+def test_what_fits_as_it_is_stored_stays_so() -> None:
+    packed = [Part(name, 100, saved=75) for name in BLOCKS]
+    plan = make_plan(packed, CUDA, 2 * 100 + 6 * 25, "min")
+    assert len(plan.away("encoded")) == 6
+    assert len(plan.streamed("disk")) == 6
+    assert not plan.resident()
+    assert plan.device_bytes[CUDA] == 2 * 100 + 6 * 25
+
+
+def test_behind_all_that_are_stored_some_lie_as_they_compute() -> None:
+    packed = [Part(name, 100, saved=75) for name in BLOCKS]
+    plan = make_plan(packed, CUDA, 2 * 100 + 12 * 25 + 4 * 75 + 74, "min")
+    assert not plan.streamed("host", "disk")
+    assert len(plan.resident()) == 4
+    assert len(plan.away("encoded")) == 8
+    assert plan.device_bytes[CUDA] == 2 * 100 + 12 * 25 + 4 * 75
+
+
+def test_on_a_cpu_nothing_stays_encoded() -> None:
+    packed = [Part(name, 100, saved=75) for name in BLOCKS]
+    plan = make_plan(packed, CPU, 2 * 100 + 6 * 25, None)
+    assert not plan.away("encoded")
+    assert len(plan.resident()) == 1
+
+
+def experts(least: int = 8, layers: int = 3) -> list[Part]:
+    """Layers of 40 bytes, and behind each the 8 experts, of 10 bytes."""
+    made = []
+    for name in list(BLOCKS)[:layers]:
+        made.append(Part(name, 40))
+        made.append(Part(f"{name}.experts", 80, slotless=True, rows=8, least_rows=least))
+    return made
+
+
+def test_a_shelf_for_all_experts_of_a_layer_comes_first_then_what_all_tokens_need() -> None:
+    assert minimum_bytes(experts()) == 2 * 40 + 80
+    for budget, resident, slots in [(160, 0, 8), (199, 0, 11), (200, 3, 8), (260, 3, 14)]:
+        plan = make_plan(experts(), CUDA, budget, 10_000)
+        assert len(plan.resident()) == resident
+        assert plan.shelves == {CUDA: Shelf(slots, 10)}
+        assert plan.device_bytes[CUDA] <= budget
+        assert plan.moving("host") == [p.name for p in experts() if p.name not in plan.resident()]
+    assert make_plan(experts(), CUDA, 360, 10_000).shelves == {}
+
+
+def test_with_few_rows_the_least_is_less() -> None:
+    assert minimum_bytes(experts(least=2)) == 2 * 40 + 20
+    plan = make_plan(experts(least=2), CUDA, "min", 10_000)
+    assert plan.shelves == {CUDA: Shelf(2, 10)}
+
+
+@pytest.mark.parametrize(("host", "hosted", "kept"), [("min", 0, 8), (170, 1, 9), (240, 3, 0)])
+def test_experts_lie_in_host_memory_as_far_as_they_fit(
+    host: Budget, hosted: int, kept: int
+) -> None:
+    plan = make_plan(experts(), CUDA, 200, host)
+    away = [name for name in plan.away("host") if name.endswith(".experts")]
+    assert len(away) == hosted
+    assert plan.host_shelf.slots == kept
+    assert host == "min" or plan.host_bytes <= host

@@ -231,17 +231,31 @@ def test_a_split_looks_into_lists_of_modules(build: Callable[..., PreTrainedMode
 def test_buffers_come_with_a_whole_block_and_stay_where_it_is_split(
     checkpoint: Callable[..., Any],
 ) -> None:
-    """The block that a router is in reads the router's bias, in releases up to 5.12."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint("deepseek_v3"))
-    bias = "model.layers.3.mlp.gate.e_score_correction_bias"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint("llama"))
+    model.model.layers[1].mlp.register_buffer("bias", torch.zeros(3))
+    bias = f"{LAYERS[1]}.mlp.bias"
     base, stages = find(model)
-    (weight,) = [w for w in stages[LAYERS[3]].weights if w.name == bias]
+    (weight,) = [w for w in stages[LAYERS[1]].weights if w.name == bias]
     assert weight.kind == "_buffers"
     assert bias not in names(base)
-    for limit in (sum(w.nbytes for w in stages[LAYERS[3]].weights) - 1, 1):
+    for limit in (sum(w.nbytes for w in stages[LAYERS[1]].weights) - 1, 1):
         base, stages = find(model, limit=limit)
         assert bias in names(base)
-        assert any(name.startswith(f"{LAYERS[3]}.") for name in stages)
+        assert any(name.startswith(f"{LAYERS[1]}.") for name in stages)
+
+
+def test_experts_are_a_stage_of_rows_and_their_router_stays(checkpoint: Callable[..., Any]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint("deepseek_v3"))
+    base, stages = find(model)
+    experts = stages[f"{LAYERS[3]}.mlp.experts"]
+    assert experts.slotless
+    assert experts.rows == experts.least_rows == len(model.model.layers[3].mlp.experts.down_proj)
+    assert {weight.by for weight in experts.weights} == {1}
+    assert experts.row_nbytes * experts.rows >= sum(w.nbytes for w in experts.weights)
+    gate = f"{LAYERS[3]}.mlp.gate"
+    assert {f"{gate}.weight", f"{gate}.e_score_correction_bias"} <= set(names(base))
+    assert not any(".experts." in name for name in names(stages[LAYERS[3]]))
+    assert f"{LAYERS[3]}.mlp.shared_experts.up_proj.weight" in names(stages[LAYERS[3]])
 
 
 class NormedEmbedding(nn.Embedding):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from harness.measuring.contract import text_blocks
 from harness.records import Status
 from rabbitllm import prepare
+from rabbitllm.streaming.devices import CpuTransfer
 from rabbitllm.streaming.devices.transfer import Transfer
 
 Patch = pytest.MonkeyPatch
@@ -185,3 +186,17 @@ def arrives(name: str, change: Callable[[Tensor], Any]) -> Break:
                 change(values.view(weight.dtype).view(weight.shape))
 
     return reading(read)
+
+
+def rows_arrive(name: str, change: Callable[[int, Tensor], Any]) -> Break:
+    """Have it change rows in place as soon as they are read, of weights whose names end so."""
+
+    def read(original: Any, transfer: Any, stage: Any, rows: Any) -> None:
+        original(transfer, stage, rows)
+        for number, buffer in rows:
+            for weight in stage.weights:
+                if weight.name.endswith(name):
+                    values = buffer[weight.offset : weight.offset + weight.nbytes]
+                    change(number, values.view(weight.dtype).view(weight.shape))
+
+    return around(CpuTransfer, "_read_rows", read)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rabbitllm.checkpoint import store
-from rabbitllm.streaming import pipeline
+from rabbitllm.streaming import engine, pipeline
 from rabbitllm.streaming.pipeline import Pipeline
 from tests.harness.measuring.mutations.breaking import (
     RUNNING,
@@ -46,7 +46,7 @@ def leaking(patch: Patch) -> None:
 RESIDENCY = (
     Mutation(
         "buffer of a stage not bound",
-        around(pipeline, "bind", buffers_not_bound),
+        around(engine, "bind", buffers_not_bound),
         "deepseek_v3",
         RUNNING,
         "e_score_correction_bias is used while it is not in memory",

@@ -23,6 +23,7 @@ from tests.harness.measuring.mutations.breaking import (
     exchanged,
     reading,
     recipes,
+    rows_arrive,
 )
 
 NOT_THE_CHECKPOINTS = "A layer's weights are not the checkpoint's"
@@ -225,15 +226,15 @@ WEIGHTS = (
     ),
     other_values(
         "expert not read",
-        arrives("experts.down_proj", lambda weight: weight[7].zero_()),
+        rows_arrive("experts.down_proj", lambda row, weight: weight.mul_(row != 7)),
         "qwen3_moe",
         "experts.down_proj",
     ),
     other_values(
         "halves of experts swapped",
-        arrives(
+        rows_arrive(
             "layers.3.mlp.experts.gate_up_proj",
-            lambda weight: weight.copy_(weight.roll(weight.shape[1] // 2, 1)),
+            lambda _, weight: weight.copy_(weight.roll(weight.shape[1] // 2, 1)),
         ),
         "qwen3_moe",
         r"layers\.3\.mlp\.experts\.gate_up_proj",

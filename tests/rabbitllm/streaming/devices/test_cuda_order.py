@@ -37,7 +37,12 @@ WIDTH = 16
 NBYTES = WIDTH * WIDTH * 4
 ORDERS = ["01234", "43210", "20413", "0011", "3"]
 INPUT = torch.randn(3, WIDTH)
-WRITES = (torch.Tensor.copy_, torch.Tensor.zero_, torch.Tensor.bitwise_not_)
+WRITES = (
+    torch.Tensor.copy_,
+    torch.Tensor.zero_,
+    torch.Tensor.bitwise_not_,
+    torch._foreach_copy_,
+)
 
 
 class Device:
@@ -55,8 +60,12 @@ class Device:
         self.default = Stream(self, early=False)
         self.interrupt_at = -1
         self.calls = 0
+        self.recorded: list[Callable[[], None]] | None = None
         self._thread = threading.get_ident()
         self._current = threading.local()
+
+    def graph(self) -> Graph:
+        return Graph(self)
 
     def stream(self, _: torch.device) -> Stream:
         return Stream(self, self.copies_early)
@@ -70,11 +79,11 @@ class Device:
 
     @contextmanager
     def using(self, stream: Stream) -> Iterator[None]:
-        self._current.stream = stream
+        before, self._current.stream = self.current(), stream
         try:
             yield
         finally:
-            del self._current.stream
+            self._current.stream = before
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -82,8 +91,13 @@ class Device:
         yield
         self._tick()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another thread than that which made it calls."""
+        return threading.get_ident() != self._thread
+
     def _tick(self) -> None:
-        if threading.get_ident() == self._thread:
+        if not self.elsewhere:
             self.calls += 1
             if self.calls == self.interrupt_at:
                 raise KeyboardInterrupt
@@ -100,6 +114,9 @@ class Stream:
 
     def add(self, work: Callable[[], None]) -> None:
         with self.device.call(), self.device.running:
+            if self.device.recorded is not None and self.device.elsewhere:
+                self.device.recorded.append(work)
+                return
             self.work.append(work)
             if self.early:
                 self.reach(len(self.work))
@@ -150,6 +167,28 @@ class Memory(torch.Tensor):
 
         torch.cuda.current_stream().add(write)  # type: ignore[attr-defined]
         return args[0]
+
+
+class Graph:
+    """Work of the stream that was current when it was begun, and of those that it waits for."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.work: list[Callable[[], None]] = []
+
+    def capture_begin(self, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"  # others go on
+        self.device.recorded = self.work
+
+    def capture_end(self) -> None:
+        self.device.recorded = None
+
+    def replay(self) -> None:
+        def work() -> None:
+            for each in self.work:
+                each()
+
+        self.device.current().add(work)
 
 
 @dataclass(frozen=True)
@@ -226,14 +265,14 @@ class Block(nn.Module):
 
 
 class Toy:
-    """Blocks that stream, some of them from disk, some of them encoded.
+    """Blocks that stream, some of them from disk, some of them encoded, on the device or not.
 
     Attributes:
         device: where they compute.
         blocks: of which an order names those that a forward runs.
     """
 
-    def __init__(self, device: Device, on_disk: str, coded: str) -> None:
+    def __init__(self, device: Device, on_disk: str, coded: str, there: str = "") -> None:
         self.device = device
         self.truth = {str(i): torch.randn(WIDTH, WIDTH) for i in range(5)}
         self.blocks = {name: Block() for name in self.truth}
@@ -245,7 +284,7 @@ class Toy:
         moving = Simulated(self.truth, coded)
         for stage in stages:
             if stage.name not in on_disk:
-                moving.open(stage, "host")
+                moving.open(stage, "encoded" if stage.name in there else "host")
         slots = [moving.slot(NBYTES, NBYTES if on_disk else 0) for _ in range(2)]
         self.pipeline = Pipeline({Lane(moving, slots): stages}, moving.meter, Options())
         self.pipeline.start()
@@ -280,6 +319,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     made = Device(request.param)
     monkeypatch.setattr(torch.cuda, "Stream", made.stream)
     monkeypatch.setattr(torch.cuda, "Event", made.event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", made.graph)
+    monkeypatch.setattr(decoder, "_recordable", lambda _: True)
     monkeypatch.setattr(torch.cuda, "stream", made.using)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
@@ -298,6 +339,17 @@ def test_answers_are_right_however_far_the_host_is_ahead(
     device: Device, on_disk: str, coded: str
 ) -> None:
     toy = Toy(device, on_disk, coded)
+    for order in ORDERS:
+        toy.check([order] * 3)
+    toy.check(ORDERS)
+
+
+@pytest.mark.parametrize("there", ["01234", "024", "13"])
+@STORED
+def test_what_is_stored_on_the_device_is_decoded_in_its_turn(
+    device: Device, coded: str, there: str
+) -> None:
+    toy = Toy(device, "", coded, there)
     for order in ORDERS:
         toy.check([order] * 3)
     toy.check(ORDERS)

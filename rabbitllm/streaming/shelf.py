@@ -1,0 +1,234 @@
+"""Memory on a device for rows of weights that are asked for by number: a mixture's experts.
+
+Its first slots are the table: the rows that the stage which runs was asked for, in the order of
+their numbers, as that stage's parameters. Behind it come rows that the next stage may ask for, and
+behind these lie rows that were asked for before, as many as there is room for. A stage that is
+asked for all rows has the first slots of all as its table.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from rabbitllm.streaming.binding import marked
+from rabbitllm.streaming.buffers import View, as_held
+from rabbitllm.streaming.devices.transfer import Transfer
+from rabbitllm.streaming.recent import Recent
+from rabbitllm.streaming.weights import Stage, Weight
+
+
+class Foreseen(NamedTuple):
+    """Rows on their way before they are asked for.
+
+    Attributes:
+        name: of their stage.
+        slots: number of a row -> its slot.
+        arrived: those that are there behind the next call that brings rows; it grows till then.
+    """
+
+    name: str
+    slots: Mapping[int, int]
+    arrived: Collection[int]
+
+    def usable(self, name: str, numbers: Sequence[int]) -> dict[int, int]:
+        """The slots of those that a stage asks for and that filling its table does not overwrite.
+
+        Args:
+            name: the stage's.
+            numbers: of the rows that it asks for.
+        """
+        asked = numbers if name == self.name else ()
+        slots = {number: self.slots[number] for number in asked if number in self.arrived}
+        return {n: slot for n, slot in slots.items() if slot >= len(numbers) or slot == n}
+
+
+NOTHING = Foreseen("", {}, ())
+
+
+@dataclass(frozen=True)
+class SavedRows:
+    """What a graph keeps of rows that it needs.
+
+    Attributes:
+        shelf: where they were.
+        name: of their stage.
+        numbers: of the rows that were in the table.
+        view: of the shelf's memory.
+    """
+
+    shelf: "RowShelf"
+    name: str
+    numbers: tuple[int, ...]
+    view: View
+
+
+class RowShelf:
+    """The rows on one device.
+
+    Args:
+        transfer: brings rows there.
+        slots: uint8 [slots, bytes], on the device.
+        stages: those whose rows they are.
+
+    Attributes:
+        watched: graphs that are recorded keep what `save` gives them; where nobody sees to that,
+            rows that a graph may need are given in memory of their own.
+    """
+
+    def __init__(self, transfer: Transfer, slots: torch.Tensor, stages: Sequence[Stage]) -> None:
+        self._transfer = transfer
+        self._memory = slots
+        self._slots = slots.unbind()
+        self._words = slots.view(torch.int64).unbind()  # what kernels copy quicker than bytes
+        self._rows = {stage.name: stage.row.alone() for stage in stages}
+        self._recent = Recent(range(len(slots)))
+        self._asked = deque([0], maxlen=max(1, len(stages)))
+        self.watched = False
+        self._foreseen, self._whole = NOTHING, False
+        self._unsettled = False  # rows may be on their way that nothing has waited for
+        self._new: list[tuple[int, int]] = []  # (slot, row): what the table alone has
+        self._laid_out: tuple[str, tuple[int, ...]] = ("", ())
+        self._views: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        """The most rows of one stage that it can hold at a time."""
+        return len(self._slots)
+
+    def lay_out(self, name: str, numbers: Sequence[int]) -> list[torch.Tensor]:
+        """Makes rows of a stage the table.
+
+        Args:
+            name: the stage's.
+            numbers: of the rows, ascending.
+
+        Returns:
+            The stage's weights, in its order, of just those rows.
+
+        Raises:
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+        """
+        self._new, self._laid_out = [], ("", ())
+        if self._unsettled:
+            self._transfer.end_foresight()
+        self._unsettled = True
+        foreseen = self._foreseen
+        self._foreseen, self._whole = NOTHING, False
+        self._asked.append(len(numbers))
+        self._recent.use(range(self._behind_table + self._room_ahead, len(self._slots)))
+        kept = {number: self._recent.find(name, number) for number in numbers}
+        ahead = foreseen.usable(name, numbers)
+        absent, moved = [], []
+        for place, number in enumerate(numbers):
+            slot = kept[number]
+            if slot is None:
+                slot = ahead.get(number)
+                self._new.append((place, number))
+            if slot is None:
+                absent.append((number, self._slots[place]))
+            elif slot != place:
+                moved.append((slot, place))
+        self._move(moved)
+        self._transfer.meter.rows(len(numbers), len(absent), len(ahead))
+        self._transfer.bring_rows(self._rows[name], absent)
+        self._unsettled, self._laid_out = False, (name, tuple(numbers))
+        weights = self._rows[name].weights
+        views = [self._view(weight, bisect_left(numbers, weight.rows)) for weight in weights]
+        if torch.is_grad_enabled() and not self.watched:
+            return [marked(as_held(weights[0], view.detach().clone())) for view in views]
+        return views
+
+    def save(self, tensor: torch.Tensor) -> "SavedRows | None":
+        """What a graph has to keep of a tensor that it needs; None if it is none of the table."""
+        if tensor.untyped_storage().data_ptr() != self._memory.untyped_storage().data_ptr():
+            return None
+        return SavedRows(self, *self._laid_out, View.of(tensor, self._memory))
+
+    def copy(self, saved: "SavedRows") -> torch.Tensor:
+        """That tensor's values, in memory of their own; raises CheckpointError as `lay_out`."""
+        if self._laid_out != (saved.name, saved.numbers):
+            self.lay_out(saved.name, saved.numbers)
+        return saved.view.copy_from(self._memory)
+
+    def keep(self, name: str, numbers: Sequence[int]) -> None:
+        """Keeps what there is room for of the rows that the stage has just run with."""
+        moved = []
+        for place, number in self._new:
+            slot = self._recent.make_room(name, numbers)
+            if slot is None:
+                break
+            moved.append((place, slot, number))
+        self._move([(place, slot) for place, slot, _ in moved])
+        for _, slot, number in moved:
+            self._recent.keep(name, number, slot)
+
+    def foresee(self, name: str, numbers: Iterable[int]) -> None:
+        """Has rows come that a stage may ask for when it runs next, as far as there is room.
+
+        Args:
+            name: the stage's.
+            numbers: of the rows, the likeliest first.
+        """
+        absent = (number for number in numbers if not self._recent.has(name, number))
+        ahead = range(self._behind_table, self._behind_table + self._room_ahead)
+        self._start(name, dict(zip(absent, ahead, strict=False)))
+
+    def comes_whole(self, name: str) -> bool:
+        """Whether all rows of a stage are in the table, or on their way there."""
+        return self._whole and self._foreseen.name == name
+
+    def foresee_all(self, name: str, count: int) -> None:
+        """Has all rows of a stage come, which is going to ask for them, if the table holds them."""
+        if count <= len(self._slots):
+            rows = (number for number in range(count) if not self._recent.has(name, number))
+            self._start(name, {number: number for number in rows}, whole=True)
+
+    def _move(self, moved: Sequence[tuple[int, int]]) -> None:
+        """Copies rows from slots to others, each of which is read from before it is written to."""
+        if not moved:
+            return
+        sources, targets = zip(*moved, strict=True)
+        if set(sources).isdisjoint(targets):
+            torch._foreach_copy_(self._of(targets), self._of(sources))
+        else:
+            for source, target in moved:
+                self._words[target].copy_(self._words[source])
+
+    def _of(self, slots: Iterable[int]) -> list[torch.Tensor]:
+        return [self._words[slot] for slot in slots]
+
+    def _start(self, name: str, slots: Mapping[int, int], whole: bool = False) -> None:
+        self._unsettled, self._laid_out = True, ("", ())
+        rows = [(number, self._slots[slot]) for number, slot in slots.items()]
+        arrived = self._transfer.foresee_rows(self._rows[name], rows)
+        self._transfer.meter.foresee(len(rows))
+        self._foreseen, self._whole = Foreseen(name, slots, arrived), whole
+
+    @property
+    def _behind_table(self) -> int:
+        """The first slot that the table of no stage has reached for a while."""
+        return max(self._asked)
+
+    @property
+    def _room_ahead(self) -> int:
+        """Slots for rows that the next stage may ask for: as many as stages ask for."""
+        return min(self._behind_table, len(self._slots) - self._behind_table)
+
+    def _view(self, weight: Weight, count: int) -> torch.Tensor:
+        """A weight of which the table has so many rows; as it is in a row's stage."""
+        key = weight.dtype, weight.offset, weight.shape, count
+        if (view := self._views.get(key)) is None:
+            view = self._make_view(weight, count)
+            if weight.shape[0] == 1:
+                self._views[key] = view
+        return view
+
+    @torch.inference_mode(False)
+    def _make_view(self, weight: Weight, count: int) -> torch.Tensor:
+        memory = self._memory[:count, weight.offset : weight.offset + weight.nbytes]
+        rows = memory.view(weight.dtype).view(count, *weight.shape)
+        # Of a common matrix of all experts, which has no gaps, a row is several: that is a copy.
+        return marked(as_held(weight, rows.flatten(0, 1)))
