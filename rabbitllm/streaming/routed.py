@@ -46,7 +46,8 @@ def routed_of(module: nn.Module) -> Routed | None:
     arguments = list(signature(module.forward).parameters)
     asked = [place for place, name in enumerate(arguments) if NUMBERS.search(name)]
     rows = {name: _rows(each.shape, counts) for name, each in module.named_parameters()}
-    if len(asked) != 1 or not rows or any(module.buffers()) or not all(rows.values()):
+    buffered = next(module.buffers(), None) is not None
+    if len(asked) != 1 or not rows or buffered or not all(rows.values()):
         return None
     return Routed(asked[0], {name: count for name, count in rows.items() if count})
 

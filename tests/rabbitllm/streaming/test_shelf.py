@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.shelf import RowShelf
+from rabbitllm.streaming.weights import Owner, Stage, Weight, lay_out
+
+EXPERTS = 6
+SHAPES = {"up": (EXPERTS, 4, 8), "down": (EXPERTS, 8, 2)}
+
+
+def stage(name: str) -> Stage:
+    module = nn.Module()
+    weights = [
+        Weight(
+            f"{name}.{key}", (Owner(module, key),), torch.float32, torch.Size(shape), by=1, rows=6
+        )
+        for key, shape in SHAPES.items()
+    ]
+    return Stage(name, (module,), lay_out(weights), least_rows=EXPERTS)
+
+
+class Source:
+    """Brings rows; those that are foreseen arrive as far as it is told."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.meter = Meter()
+        self.truth = {w.name: torch.randn(w.shape) for each in stages for w in each.weights}
+        self.brought: list[int] = []
+        self.arriving: set[int] | None = None
+
+    def fill(self, row: Stage, number: int, buffer: torch.Tensor) -> None:
+        buffer.fill_(0xFF)
+        for weight in row.weights:
+            data = self.truth[weight.name][number].reshape(-1).view(torch.uint8)
+            buffer[weight.offset : weight.offset + len(data)] = data
+
+    def bring_rows(self, row: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        self.brought = [number for number, _ in rows]
+        for number, buffer in rows:
+            self.fill(row, number, buffer)
+
+    def foresee_rows(self, row: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> set[int]:
+        arrived = {number for number, _ in rows if self.arriving is None or number in self.arriving}
+        for number, buffer in rows:
+            if number in arrived:
+                self.fill(row, number, buffer)
+        return arrived
+
+    def end_foresight(self) -> None:
+        """All has arrived that will."""
+
+
+class Toy:
+    """Stages that ask a shelf for rows, in turns."""
+
+    def __init__(self, slots: int) -> None:
+        stages = [stage("a"), stage("b")]
+        self.source: Any = Source(stages)
+        memory = torch.zeros(slots, stages[0].row_nbytes, dtype=torch.uint8)
+        self.shelf = RowShelf(self.source, memory, stages)
+
+    def ask(self, name: str, numbers: list[int]) -> list[int]:
+        """Checks the values; returns the rows that had to come."""
+        with torch.no_grad():
+            tensors = self.shelf.lay_out(name, numbers)
+        for key, tensor in zip(SHAPES, tensors, strict=True):
+            assert torch.equal(tensor, self.source.truth[f"{name}.{key}"][numbers])
+        self.shelf.keep(name, numbers)
+        return list(self.source.brought)
+
+
+def test_rows_come_once_while_there_is_room() -> None:
+    toy = Toy(12)
+    assert toy.ask("a", [1, 4]) == [1, 4]
+    assert toy.ask("b", [1, 4]) == [1, 4]
+    assert toy.ask("a", [1, 3]) == [3]
+    assert toy.ask("b", [0, 4]) == [0]
+    assert toy.ask("a", [1, 4]) == []
+    stats = toy.source.meter.stats
+    assert (stats.rows_asked, stats.rows_brought, stats.rows_foreseen) == (10, 6, 0)
+
+
+def test_a_larger_table_takes_the_place_of_what_was_kept() -> None:
+    toy = Toy(6)
+    toy.ask("a", [2, 5])
+    assert toy.ask("a", list(range(6))) == [0, 1, 2, 3, 4, 5]
+    toy.ask("b", [0, 1])
+    toy.ask("a", [2, 5])
+    toy.ask("a", [2, 5])
+    assert toy.ask("a", [2, 5]) == []
+
+
+def test_what_was_foreseen_is_there_and_what_was_not_comes() -> None:
+    toy = Toy(12)
+    toy.ask("a", [0, 1])
+    toy.shelf.foresee("b", [3, 5])
+    assert toy.ask("b", [2, 3]) == [2]
+    toy.shelf.foresee("b", [4, 5])
+    toy.ask("a", [0, 1])  # another stage's turn: nothing of it holds any more
+    assert toy.ask("b", [4, 5]) == [4, 5]
+    stats = toy.source.meter.stats
+    assert (stats.rows_foreseen, stats.rows_guessed) == (1, 4)
+
+
+@pytest.mark.parametrize("arriving", [None, {0, 1, 4}, set()])
+@pytest.mark.parametrize("asked", [list(range(6)), [0, 2, 3, 5], [5]])
+def test_all_that_came_ahead_are_the_table_as_far_as_they_came(
+    arriving: set[int] | None, asked: list[int]
+) -> None:
+    toy = Toy(7)
+    toy.ask("a", [1])
+    toy.source.arriving = arriving
+    toy.shelf.foresee_all("b", EXPERTS)
+    assert toy.shelf.comes_whole("b")
+    assert not toy.shelf.comes_whole("a")
+    came = set(range(6)) if arriving is None else arriving
+    assert set(toy.ask("b", asked)) <= set(asked)
+    assert len(toy.source.brought) >= len(set(asked) - came)
+    assert not toy.shelf.comes_whole("b")
+
+
+def test_no_more_is_foreseen_than_there_is_room_for() -> None:
+    toy = Toy(3)
+    toy.ask("a", [0, 1])
+    toy.shelf.foresee("b", [2, 3, 4])
+    assert toy.source.meter.stats.rows_guessed == 1
+    toy.shelf.foresee_all("b", EXPERTS)
+    assert toy.source.meter.stats.rows_guessed == 1
+
+
+def test_a_graph_outside_a_watched_forward_has_rows_of_its_own() -> None:
+    toy = Toy(6)
+    up, _ = toy.shelf.lay_out("a", [1, 2])
+    before = up.clone()
+    toy.ask("b", [0, 1])
+    assert torch.equal(up, before)
+    toy.shelf.watched = True
+    up, _ = toy.shelf.lay_out("a", [1, 2])
+    saved = toy.shelf.save(up[1])
+    assert saved is not None
+    assert toy.shelf.save(torch.zeros(2)) is None
+    toy.ask("b", [0, 3])
+    assert torch.equal(toy.shelf.copy(saved), before[1])
