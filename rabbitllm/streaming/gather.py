@@ -148,15 +148,19 @@ class Gather:
     ) -> Any:
         module = self._module()
         assert module is not None, "who calls its forward holds it"
+        there = numbers
+        if rowwise and self._rows.most is not None:
+            # Some models send a token to no expert by a number behind the last.
+            there = [number for number in numbers if number < self._count]
         try:
-            bind(self._bindings, self._rows.bring(numbers))
+            bind(self._bindings, self._rows.bring(there))
             if rowwise:
                 vars(module).update(self._counted(numbers))
             if self._ahead:
                 self._ahead.begin()
             output = forward(*call.args, **call.kwargs)
-            self._rows.ran(numbers)
-            if self._ahead and len(numbers) >= self._count * ALL and not torch.is_grad_enabled():
+            self._rows.ran(there)
+            if self._ahead and len(there) >= self._count * ALL and not torch.is_grad_enabled():
                 self._ahead.begin_all()
             return output
         finally:

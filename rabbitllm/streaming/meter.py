@@ -55,6 +55,7 @@ class Stats:
         bytes_from_disk: weights read from disk while streaming, as they lie there, and padding.
         bytes_to_device: weights copied from host memory to a CUDA device while streaming, padding
             included.
+        bytes_of_rows: those of experts, of what came from disk on a CPU, or went to a device.
         rows_asked: experts that layers asked for, one by one.
         rows_brought: of these, those that had to come then: the device had not kept them.
         rows_foreseen: of these, those that had begun to come before they were asked for.
@@ -68,6 +69,7 @@ class Stats:
     tokens: int = 0
     bytes_from_disk: int = 0
     bytes_to_device: int = 0
+    bytes_of_rows: int = 0
     rows_asked: int = 0
     rows_brought: int = 0
     rows_foreseen: int = 0
@@ -141,8 +143,10 @@ class Meter:
             self._add(name, "read", end - max(begin, self._read_until))
             self._read_until = end
 
-    def load(self, name: str, from_disk: int = 0, to_device: int = 0) -> None:
-        """A stage begins to load, which moves so many bytes."""
+    def load(self, name: str, from_disk: int = 0, to_device: int = 0, rows: bool = False) -> None:
+        """A stage begins to load, or some rows of it, which moves so many bytes."""
+        if rows:
+            self.stats.bytes_of_rows += to_device or from_disk
         self.stats.bytes_from_disk += from_disk
         self.stats.bytes_to_device += to_device
         if self.profiling:

@@ -117,8 +117,7 @@ class RowShelf:
         self._unsettled = True
         foreseen = self._foreseen
         self._foreseen, self._whole = NOTHING, False
-        self._asked.append(len(numbers))
-        self._recent.use(range(self._behind_table + self._room_ahead, len(self._slots)))
+        self._make_table(len(numbers))
         kept = {number: self._recent.find(name, number) for number in numbers}
         ahead = foreseen.usable(name, numbers)
         absent, moved = [], []
@@ -183,6 +182,7 @@ class RowShelf:
     def foresee_all(self, name: str, count: int) -> None:
         """Has all rows of a stage come, which is going to ask for them, if the table holds them."""
         if count <= len(self._slots):
+            self._make_table(count)  # nothing that is kept may lie in it
             rows = (number for number in range(count) if not self._recent.has(name, number))
             self._start(name, {number: number for number in rows}, whole=True)
 
@@ -206,6 +206,11 @@ class RowShelf:
         arrived = self._transfer.foresee_rows(self._rows[name], rows)
         self._transfer.meter.foresee(len(rows))
         self._foreseen, self._whole = Foreseen(name, slots, arrived), whole
+
+    def _make_table(self, count: int) -> None:
+        """Makes so many of the first slots the table; what is kept, or ahead, lies behind it."""
+        self._asked.append(count)
+        self._recent.use(range(self._behind_table + self._room_ahead, len(self._slots)))
 
     @property
     def _behind_table(self) -> int:

@@ -83,7 +83,7 @@ class CpuTransfer(Transfer):
     @override
     def _read_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
         reads = [(buffer, self._rows[stage.name, number]) for number, buffer in rows]
-        self.meter.load(stage.name, from_disk=sum(each.nbytes for _, each in reads))
+        self.meter.load(stage.name, sum(each.nbytes for _, each in reads), rows=True)
         self.reader.fill_all(reads)
 
     @override

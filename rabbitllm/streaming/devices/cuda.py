@@ -190,7 +190,7 @@ class CudaTransfer(Transfer):
         if not filled:
             return
         to_device = sum(each.encoded.nbytes for each in filled)
-        self.meter.load(stage.name, from_disk=from_disk, to_device=to_device)
+        self.meter.load(stage.name, from_disk, to_device, rows=True)
         self._decoder.bring(filled, self._rows_free, self._rows_copied)
 
     def _encode(self, stage: Stage) -> Encoded:
