@@ -11,7 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from rabbitllm.cli.options import add_model_arguments, load, name_of, positive
+from rabbitllm.cli.options import (
+    add_model_arguments,
+    add_sharing_arguments,
+    load,
+    name_of,
+)
 
 EXAMPLE = """\
   rabbitllm batch Qwen/Qwen2.5-7B-Instruct questions.jsonl answers.jsonl --device-memory 8GiB
@@ -28,20 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "output", type=Path, metavar="OUT", help="answers; continued if it is there"
     )
     parser.add_argument("--name", help="what requests call the model (MODEL; a folder's last part)")
-    parser.add_argument(
-        "--sequences",
-        type=positive,
-        default=256,
-        metavar="N",
-        help="answers at once, which share passes; fewer where memory is short (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=512,
-        metavar="N",
-        help="of a chat answer whose request sets no limit (%(default)s)",
-    )
+    add_sharing_arguments(parser, sequences=256)
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -232,3 +232,21 @@ def _number(text: str, most: int) -> float:
     if not 0 <= number <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
     return number
+
+
+def add_sharing_arguments(parser: argparse.ArgumentParser, sequences: int) -> None:
+    """Adds what commands that answer many requests at once take; `sequences` by default."""
+    parser.add_argument(
+        "--sequences",
+        type=positive,
+        default=sequences,
+        metavar="N",
+        help="answers at once, which share passes; fewer where memory is short (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="of a chat answer whose request sets no limit (%(default)s)",
+    )

@@ -11,7 +11,14 @@ import os
 import socket
 import sys
 
-from rabbitllm.cli.options import add_model_arguments, load, name_of, not_negative, port, positive
+from rabbitllm.cli.options import (
+    add_model_arguments,
+    add_sharing_arguments,
+    load,
+    name_of,
+    not_negative,
+    port,
+)
 
 EXAMPLE = """\
   rabbitllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
@@ -53,20 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that may wait beside those that are answered; others get status 429 "
         "(%(default)s)",
     )
-    parser.add_argument(
-        "--sequences",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="answers at once, which share passes; fewer where memory is short (%(default)s)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=512,
-        metavar="N",
-        help="of a chat answer whose request sets no limit (%(default)s)",
-    )
+    add_sharing_arguments(parser, sequences=64)
 
 
 def main(arguments: argparse.Namespace) -> int:
