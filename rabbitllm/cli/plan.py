@@ -131,7 +131,8 @@ def _plans(
 ) -> Iterator[tuple[str, "StagedModel", "Plan"]]:
     """Placements for the asked budget, the least, and parts of the weights, each with its name."""
     from rabbitllm.streaming.placement import HOST, place, total_budget
-    from rabbitllm.streaming.plan import make_plan, own_memory
+    from rabbitllm.streaming.plan import own_memory
+    from rabbitllm.streaming.planning import make_plan
 
     on_host = own_memory(device) == "host"
     budgets = {"device_memory": arguments.device_memory, "host_memory": arguments.host_memory}

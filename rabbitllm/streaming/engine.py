@@ -25,7 +25,8 @@ from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.placeholder import put_placeholders
-from rabbitllm.streaming.plan import Plan, own_memory, staging_sizes
+from rabbitllm.streaming.plan import Plan, own_memory
+from rabbitllm.streaming.planning import staging_sizes
 from rabbitllm.streaming.rows import DiskRows, ShelfRows
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Stage, Weight

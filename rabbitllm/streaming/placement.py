@@ -10,7 +10,8 @@ import torch
 
 from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.devices import DEVICES
-from rabbitllm.streaming.plan import Budget, Plan, make_plan, own_memory, too_small
+from rabbitllm.streaming.plan import Budget, Plan, own_memory
+from rabbitllm.streaming.planning import make_plan, too_small
 from rabbitllm.streaming.room import Room
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes

@@ -17,7 +17,8 @@ from rabbitllm.prepare import prepare
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.placeholder import Placeholder
-from rabbitllm.streaming.plan import Place, make_plan
+from rabbitllm.streaming.plan import Place
+from rabbitllm.streaming.planning import make_plan
 from rabbitllm.streaming.stages import find_stages
 
 CPU, SECOND = torch.device("cpu"), torch.device("cpu", 1)
