@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from rabbitllm.batching.cache import SLACK, RowsCache, can_hold_rows
+from rabbitllm.batching.cache import SLACK, RowsCache, can_hold_rows, slack_bytes
 from rabbitllm.batching.row import Row
 from rabbitllm.errors import BudgetError
 from rabbitllm.model import StreamedModel
-from rabbitllm.streaming.working import Work
+from rabbitllm.streaming.working import Work, read_geometry
 
 PASS_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a pass, padding included, that cost little beside the weights' way, or on a CPU seconds
@@ -72,6 +72,7 @@ class Batch:
         self._most = most
         self._bound = _rope_bound(model)
         self._held: RowsCache | None = None
+        self._geometry = read_geometry(model.config)
         names = inspect.signature(model.forward).parameters
         self._cache = next((name for name in CACHES if name in names), "")
         self._positions = "position_ids" in names
@@ -268,10 +269,14 @@ class Batch:
         longest = max(min(row.longest, row.past + row.pending + more) for row in rows)
         room = self.model._room
         work = Work(len(rows), width, max(0, longest - width), logits=min(width, len(rows)))
-        needed = room.needed(work)
+        needed = room.needed(work) + self._slack(work)
         if needed <= room.nbytes or room.free is None:
             return needed <= room.nbytes
-        return needed <= room.taken(Work(len(self.running), 0, self.held_columns)) + room.free()
+        held = Work(len(self.running), 0, self.held_columns)
+        return needed <= room.taken(held) + self._slack(held) + room.free()
+
+    def _slack(self, work: Work) -> int:
+        return slack_bytes(self._geometry, self.model.dtype, work)
 
 
 def can_share(model: StreamedModel) -> bool:

@@ -12,6 +12,8 @@ import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from rabbitllm.streaming.working import Geometry, Work
+
 SLACK = 256
 """Tokens that layers with a window keep beyond it, and the most of a pass with padding behind: what
 is padding in the newest columns has pushed as many out of the oldest."""
@@ -64,6 +66,20 @@ class RowsCache:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length -= drop
         self.columns -= drop
+
+
+def slack_bytes(geometry: Geometry, dtype: torch.dtype, work: Work) -> int:
+    """Bytes that a `RowsCache` holds behind that work beyond what stock's cache would.
+
+    Args:
+        geometry: of the model.
+        dtype: of its cache.
+        work: of the forward.
+    """
+    tokens = work.past + work.new
+    windows = [window for window in geometry.windows if window]
+    beyond = sum(min(window + SLACK, tokens) - min(window, tokens) for window in windows)
+    return work.sequences * beyond * geometry.kept * dtype.itemsize
 
 
 def make_cache(config: PretrainedConfig) -> DynamicCache:

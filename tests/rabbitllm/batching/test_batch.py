@@ -11,6 +11,7 @@ from rabbitllm import StreamedModel
 from rabbitllm.batching import Batch, Row
 from rabbitllm.batching import batch as module
 from rabbitllm.batching import cache as held
+from rabbitllm.batching.cache import slack_bytes as held_beyond
 from rabbitllm.errors import BudgetError
 from rabbitllm.text import generate
 
@@ -328,6 +329,27 @@ def test_who_does_not_fit_waits(model: StreamedModel) -> None:
     assert 1 < most < 5
     for row in rows:
         assert row.tokens == alone(model, row.prompt, 10)
+
+
+@pytest.mark.usefixtures("narrow")
+def test_what_a_window_keeps_beyond_itself_counts(load: Callable[..., StreamedModel]) -> None:
+    model = load("gemma2")
+    batch = Batch(model)
+    for prompt in prompts([40, 30, 5]):
+        batch.add(prompt, max_new_tokens=30)
+    for _ in range(12):
+        batch.step()
+    assert len(batch.running) == 3
+    assert batch._held is not None
+    layers: Any = batch._held.cache.layers
+    held = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
+    geometry, behind = module.read_geometry(model.config), work(batch)
+    stock = geometry.cached(behind) * model.dtype.itemsize
+    assert stock < held <= stock + held_beyond(geometry, model.dtype, behind)
+    room = model._room
+    room.free = None
+    room.nbytes = room.needed(behind)
+    assert not batch._fits(batch.running, 1, 0)
 
 
 def work(batch: Batch) -> module.Work:
