@@ -178,6 +178,54 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+REPORT = "It rains in Paris."
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all tests share, of a model that calls a tool, and says what it told.
+
+    Whatever the question, it calls `weather`; behind a tool's message it gives a report.
+    """
+    ask, told = "<ask>", "<told>"
+    special = ["<pad>", "</s>", ask, told]
+    names = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([CALL, REPORT])
+    folder = tmp_path_factory.mktemp("caller", numbered=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        chat_template="{% if tools %}{{ tools | tojson }} call by <tool_call>{% endif %}"
+        "{% for message in messages %}[{{ message.role }}]{{ message.content or '' }}"
+        "{{ (message.tool_calls or []) | tojson }}{% endfor %}"
+        "{% if messages[-1].role == 'tool' %}<told>{% else %}<ask>{% endif %}",
+    ).save_pretrained(folder)
+    ids = {name: tokenizer.token_to_id(name) for name in (ask, told, CALL, REPORT, "</s>")}
+    model = make(
+        "llama",
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=320,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        eos_token_id=ids["</s>"],
+    )
+    followers = torch.full((len(model.get_input_embeddings().weight),), ids["</s>"])
+    followers[ids[ask]], followers[ids[told]] = ids[CALL], ids[REPORT]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1 if "norm" in name else 0)  # layers add nothing
+        model.get_input_embeddings().weight.copy_(torch.eye(len(followers), 320))
+        model.get_output_embeddings().weight[followers, torch.arange(len(followers))] = 1
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def copied_talker(talker: Path, tmp_path: Path) -> Path:
     """A copy of that folder, to spoil."""
