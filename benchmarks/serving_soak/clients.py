@@ -94,9 +94,11 @@ def head(line: str, *headers: str, key: str = KEY) -> bytes:
     return "\r\n".join([f"{line} HTTP/1.1", *fixed, *headers, "", ""]).encode()
 
 
-def post(body: object, key: str = KEY, length: int | None = None) -> bytes:
-    """A chat request, which may say that it is longer than it is."""
+def post(
+    body: object, key: str = KEY, length: int | None = None, path: str = "/v1/chat/completions"
+) -> bytes:
+    """A request, for a chat as a rule, which may say that it is longer than it is."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     said = f"Content-Length: {len(content) if length is None else length}"
     kind = "Content-Type: application/json"
-    return head("POST /v1/chat/completions", kind, said, key=key) + content
+    return head(f"POST {path}", kind, said, key=key) + content

@@ -41,7 +41,7 @@ async def soak(arguments: list[str], requests: int, clients: int) -> Soak:
         requests: how many, good and bad.
         clients: how many at once.
     """
-    async with server(arguments, clients) as (port, process):
+    async with server(arguments) as (port, process):
         soaked = Soak(port)
         for _ in range(3):  # so that what is made at first use is there
             await soaked.good()

@@ -17,12 +17,12 @@ SETTLING = 60.0
 
 
 @contextlib.asynccontextmanager
-async def server(arguments: list[str], clients: int) -> AsyncIterator[tuple[int, psutil.Process]]:
+async def server(arguments: list[str]) -> AsyncIterator[tuple[int, psutil.Process]]:
     """A server of its own: its port and its process."""
     command = [sys.executable, "-m", "rabbitllm", "serve", *arguments, "--port", "0"]
     process = await asyncio.create_subprocess_exec(
         *command,
-        *("--name", NAME, "--queue", str(clients)),
+        *("--name", NAME),
         env=os.environ | {"RABBITLLM_API_KEY": KEY},
         stderr=asyncio.subprocess.PIPE,
     )

@@ -10,13 +10,17 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rabbitllm.cli.options import (
     add_model_arguments,
     add_sharing_arguments,
-    load,
+    load_shared,
     name_of,
 )
+
+if TYPE_CHECKING:
+    from rabbitllm.serving.lines import Lines
 
 EXAMPLE = """\
   rabbitllm batch Qwen/Qwen2.5-7B-Instruct questions.jsonl answers.jsonl --device-memory 8GiB
@@ -40,14 +44,10 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     try:
         from rabbitllm.serving.batch_file import BatchFile, Output
-        from rabbitllm.serving.prompts import Prompts
     except ImportError as error:
         raise ImportError(f"{error}. Batches need: pip install 'rabbitllm[serve]'") from error
     from filelock import FileLock, Timeout
     from tqdm import tqdm
-
-    from rabbitllm.batching import Batch
-    from rabbitllm.cli.answer import placement
 
     source, output = arguments.source, arguments.output
     if output.exists() and output.samefile(source):
@@ -60,18 +60,14 @@ def main(arguments: argparse.Namespace) -> int:
     with lock, source.open("rb") as asked, output.open("a+b") as file:
         written = Output(file)
         written.resume(output)
-        model = load(arguments)
-        print(f"Loaded: {placement(model)}", file=sys.stderr)
-        prompts = Prompts(
-            model, arguments.name or name_of(arguments.model), arguments.max_new_tokens
-        )
-        job = BatchFile(prompts, Batch(model, arguments.sequences), asked, written)
-        job.survey()
+        job = BatchFile(asked, written)
+        lines = lines_of(arguments)
+        job.survey(lines.measure)
         begun, tally = time.perf_counter(), job.tally
         with tqdm(
             total=tally.total, unit="tok", unit_scale=True, disable=None, dynamic_ncols=True
         ) as bar:
-            for _ in job.run():
+            for _ in job.run(lines.answer):
                 rate = tally.new_tokens / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"{tally.answered} answers, {rate:.1f} new tokens/s", False)
                 bar.update(tally.work - bar.n)
@@ -82,3 +78,16 @@ def main(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def lines_of(arguments: argparse.Namespace) -> "Lines":
+    """Loads the model that answers lines."""
+    from rabbitllm.batching import Batch
+    from rabbitllm.cli.answer import placement
+    from rabbitllm.serving.lines import Lines
+    from rabbitllm.serving.prompts import Prompts
+
+    model = load_shared(arguments)
+    print(f"Loaded: {placement(model)}", file=sys.stderr)
+    name = arguments.name or name_of(arguments.model)
+    return Lines(Prompts(model, name, arguments.max_new_tokens), Batch(model, arguments.sequences))

@@ -14,9 +14,8 @@ import sys
 from rabbitllm.cli.options import (
     add_model_arguments,
     add_sharing_arguments,
-    load,
+    load_shared,
     name_of,
-    not_negative,
     port,
 )
 
@@ -54,11 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--queue",
-        type=not_negative,
-        default=256,
-        metavar="N",
-        help="requests that may wait beside those that are answered; others get status 429 "
-        "(%(default)s)",
+        default="256MiB",
+        metavar="SIZE",
+        help="host memory for requests that wait or are answered, beside the model and its caches; "
+        "others get status 429 (%(default)s)",
     )
     add_sharing_arguments(parser, sequences=64)
 
@@ -73,9 +71,11 @@ def main(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         raise ImportError(f"{error}. Serving needs: pip install 'rabbitllm[serve]'") from error
     from rabbitllm.cli.answer import placement
+    from rabbitllm.utils.memory import parse_size, total_host_memory
 
+    memory = parse_size(arguments.queue, total_host_memory)
     listener = _listen(arguments.host, arguments.port)
-    model = load(arguments)
+    model = load_shared(arguments)
     name = arguments.name or name_of(arguments.model)
     host, taken = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback
@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
         hosts=names if loopback or arguments.allowed_host else None,
     )
-    worker = Worker(model, arguments.queue, arguments.sequences)
+    worker = Worker(model, memory, arguments.sequences)
     app = create_app(worker, name, admission, arguments.max_new_tokens)
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     print(f"Serving {name} on http://{_bracketed(host)}:{taken}/v1", file=sys.stderr, flush=True)

@@ -117,7 +117,7 @@ class Routes:
 
     async def _begin(self, kind: type[Kind], shape: Shape, body: bytes) -> tuple[Kind, Reply, Job]:
         """What a body asks for, what answers become, and what gives them."""
-        with self._worker.reserve() as job:
+        with self._worker.reserve(len(body)) as job:
             try:
                 asked, prompt, options = await self._aside.run(
                     lambda: self._prompts.understand(kind, read(body))

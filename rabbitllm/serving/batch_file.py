@@ -7,19 +7,15 @@ cut short is taken off, and the others are not asked again.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import torch
-
-from rabbitllm.batching import Batch, Row
-from rabbitllm.errors import BudgetError
 from rabbitllm.serving.body import decode
-from rabbitllm.serving.errors import ApiError, error_body
-from rabbitllm.serving.prompts import ENDPOINTS, Prompts
-from rabbitllm.serving.replies import Reply
+from rabbitllm.serving.errors import ApiError
+from rabbitllm.serving.lines import Answered, refusal
+from rabbitllm.serving.prompts import ENDPOINTS
 
 PREFIX = "batch_req_"
 """Of an output line's id; the number of the input's line follows."""
@@ -38,28 +34,14 @@ class Task:
     """A line that is to be answered.
 
     Attributes:
-        tokens: of its prompt and its longest answer.
+        cost: what it takes, beside others.
         number: of the line, from 1.
         start: the place in the file where it begins, in bytes.
     """
 
-    tokens: int
+    cost: int
     number: int
     start: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """A line whose answer is on the way."""
-
-    task: Task
-    custom_id: str
-    reply: Reply
-    rows: list[Row]
-
-    @property
-    def over(self) -> bool:
-        return all(row.answer.done() for row in self.rows)
 
 
 @dataclass
@@ -71,7 +53,7 @@ class Tally:
         answered: lines that this one has.
         refused: lines that cannot be answered, which have got an error line.
         new_tokens: of the answers.
-        work: tokens of prompts and longest answers that are over.
+        work: the cost of lines that are over.
         total: and of all.
     """
 
@@ -118,43 +100,45 @@ class Output:
         self.file.truncate(end)
         self.file.seek(end)
 
-    def write(self, number: int, custom_id: object, response: Any, error: Any = None) -> None:
+    def write(self, answered: Answered) -> None:
         """Adds a line, which is on the disk when this returns."""
         line = {
-            "id": f"{PREFIX}{number}",
-            "custom_id": custom_id,
-            "response": response,
-            "error": error,
+            "id": f"{PREFIX}{answered.number}",
+            "custom_id": answered.custom_id,
+            "response": answered.response,
+            "error": answered.error,
         }
         self.file.write(json.dumps(line).encode() + b"\n")
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.done[number] = custom_id
+        self.done[answered.number] = answered.custom_id
 
 
 class BatchFile:
-    """Answers the lines of one file into another.
+    """Has the lines of one file answered into another.
 
     Args:
-        prompts: read the requests.
-        batch: answers them.
         source: the input, opened in bytes.
         output: what has been read of the answers.
+
+    Attributes:
+        tally: what has become of the lines.
+        tasks: those that are to be answered, the costliest last.
     """
 
-    def __init__(self, prompts: Prompts, batch: Batch, source: BinaryIO, output: Output) -> None:
+    def __init__(self, source: BinaryIO, output: Output) -> None:
         self.tally = Tally(before=len(output.done))
-        self._prompts = prompts
-        self._batch = batch
+        self.tasks: list[Task] = []
         self._source = source
         self._output = output
-        self._tasks: list[Task] = []
-        self._asked: list[_Asked] = []
 
-    def survey(self) -> None:
+    def survey(self, cost: Callable[[bytes], int]) -> None:
         """Reads every line, gives those that are no requests an error line, sorts the others.
 
-        The longest come first: they decide how many have room at once, and none is left for last.
+        The costliest come first: they decide how many have room at once, and none is left for last.
+
+        Args:
+            cost: of a line that is a request; an ApiError refuses it.
         """
         seen: set[str] = set()
         for number, start, line in _lines(self._source):
@@ -163,57 +147,46 @@ class BatchFile:
                 if number in self._output.done:
                     self._check(number, custom_id)
                     continue
-                tokens = self._measure(line)
+                self.tasks.append(Task(cost(line), number, start))
             except LineError as error:
-                self._refuse(number, None, None, _error("invalid_line", f"line {number}: {error}"))
+                wrong = {"code": "invalid_line", "message": f"line {number}: {error}"}
+                self._note(Answered(number, None, None, wrong))
             except ApiError as error:
-                self._refuse(number, custom_id, _response(error.status, _body(error)))
-            else:
-                self._tasks.append(Task(tokens, number, start))
-        self._tasks.sort()
-        self.tally.total = sum(task.tokens for task in self._tasks)
+                self._note(refusal(number, custom_id, error))
+        self.tasks.sort()
+        self.tally.total = sum(task.cost for task in self.tasks)
 
-    def run(self) -> Iterator[Tally]:
-        """Answers them all; yields what has become of them behind each pass.
+    def run(
+        self, answer: Callable[[Iterable[tuple[int, bytes]]], Iterable[Answered | None]]
+    ) -> Iterator[Tally]:
+        """Has them all answered; yields what has become of them as it goes on.
+
+        Args:
+            answer: numbers and lines -> what becomes of them, or None when something went on.
 
         Raises:
             Exception: what ended an answer and is no fault of its line; run it again then.
         """
-        while self._tasks or self._asked:
-            while self._tasks and len(self._batch.waiting) < 2:
-                self._begin(self._tasks.pop())
-            self._batch.step()
-            for asked in [asked for asked in self._asked if asked.over]:
-                self._asked.remove(asked)
-                self._end(asked)
+        costs = {task.number: task.cost for task in self.tasks}
+        for answered in answer(self._ask()):
+            if answered:
+                self._note(answered)
+                self.tally.work += costs[answered.number]
             yield self.tally
 
-    def _begin(self, task: Task) -> None:
-        self._source.seek(task.start)
-        line = decode(self._source.readline())
-        request, prompt, answers = self._understand(line)
-        ids = prompt[0].tolist()
-        rows = [self._batch.add(ids, **options) for options in answers]
-        reply = self._prompts.reply(request, ENDPOINTS[line["url"]][1], prompt)
-        self._asked.append(_Asked(task, line["custom_id"], reply, rows))
+    def _ask(self) -> Iterator[tuple[int, bytes]]:
+        while self.tasks:
+            task = self.tasks.pop()
+            self._source.seek(task.start)
+            yield task.number, self._source.readline()
 
-    def _end(self, asked: "_Asked") -> None:
-        number, custom_id = asked.task.number, asked.custom_id
-        self.tally.work += asked.task.tokens
-        try:
-            answers = [row.answer.result() for row in asked.rows]
-        except (BudgetError, ValueError) as error:
-            self._refuse(number, custom_id, _response(400, error_body(str(error))))
+    def _note(self, answered: Answered) -> None:
+        if answered.number in self._output.done:
             return
-        body = asked.reply.whole(asked.rows)
-        self._output.write(number, custom_id, _response(200, body, asked.reply.id))
-        self.tally.answered += 1
-        self.tally.new_tokens += sum(answer.new_tokens for answer in answers)
-
-    def _refuse(self, number: int, custom_id: object, response: Any, error: Any = None) -> None:
-        if number not in self._output.done:
-            self._output.write(number, custom_id, response, error)
-            self.tally.refused += 1
+        self._output.write(answered)
+        self.tally.refused += answered.refused
+        self.tally.answered += not answered.refused
+        self.tally.new_tokens += answered.new_tokens
 
     def _check(self, number: int, custom_id: str) -> None:
         """Whether the answer that is there is one to that line.
@@ -226,18 +199,6 @@ class BatchFile:
                 f"Line {number} of the requests is {custom_id!r}, and what was written answers "
                 f"{self._output.done[number]!r} there. Give another file for the answers."
             )
-
-    def _measure(self, line: bytes) -> int:
-        """Tokens of a line's prompt and its longest answer."""
-        _, prompt, answers = self._understand(decode(line))
-        return sum(prompt.shape[1] + int(each["max_new_tokens"]) for each in answers)
-
-    def _understand(self, line: dict[str, Any]) -> tuple[Any, torch.Tensor, list[dict[str, Any]]]:
-        kind, _ = ENDPOINTS[line["url"]]
-        asked, prompt, answers = self._prompts.understand(kind, line["body"])
-        if asked.stream:
-            raise ApiError(400, "stream=True is not supported in a batch", param="stream")
-        return asked, prompt, answers
 
 
 def _lines(source: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
@@ -270,15 +231,3 @@ def _custom_id(text: bytes, seen: set[str]) -> str:
         raise LineError(f"an earlier line has the custom_id {line['custom_id']!r}")
     seen.add(line["custom_id"])
     return str(line["custom_id"])
-
-
-def _response(status: int, body: Any, request: str | None = None) -> dict[str, Any]:
-    return {"status_code": status, "request_id": request, "body": body}
-
-
-def _body(error: ApiError) -> dict[str, Any]:
-    return error_body(str(error), code=error.code, param=error.param)
-
-
-def _error(code: str, message: str) -> dict[str, str]:
-    return {"code": code, "message": message}

@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future
 
+import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from rabbitllm.batching import Batch
@@ -24,6 +25,13 @@ class Metrics:
         held.set_function(lambda: batch.held_columns)
         passes = Gauge("rabbitllm_passes", "Passes over the weights so far", registry=registry)
         passes.set_function(lambda: batch.passes)
+        if (device := batch.model.device).type == "cuda":
+            peak = Gauge(
+                "rabbitllm_peak_device_bytes",
+                "The most that torch has held on the device, unused memory included",
+                registry=registry,
+            )
+            peak.set_function(lambda: torch.cuda.max_memory_reserved(device))
         self._answers = Counter(
             "rabbitllm_answers", "Answers that are over, by why", ["reason"], registry=registry
         )

@@ -17,6 +17,10 @@ from rabbitllm.serving.errors import BusyError
 from rabbitllm.serving.metrics import Metrics
 from rabbitllm.utils.glibc import give_back
 
+REQUEST, TEXT, TOKEN, PLACE = 1 << 16, 4, 40, 8
+"""Bytes that a request takes while it waits or is answered: its connection, objects and events, for
+each byte of its body, for each token of its prompt, and for that in each of its answers."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -36,12 +40,17 @@ class Piece:
 class Job:
     """What answers one request: a place, then sequences that wait or run.
 
+    Args:
+        nbytes: that it takes, as far as is known.
+
     Attributes:
+        nbytes: the same.
         rows: the sequences, once the prompt is there.
         cancelled: somebody gave up before it was over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
         self.rows: list[Row] = []
         self.cancelled = False
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
@@ -78,7 +87,8 @@ class Worker:
 
     Args:
         model: what generates.
-        waiting: how many jobs may wait beside those that may run.
+        memory: bytes that jobs may take, those that run included, beside the model and its caches.
+            One is let in in any case.
         most: how many may run at once; memory may allow fewer.
 
     Attributes:
@@ -86,27 +96,31 @@ class Worker:
         metrics: counts them.
     """
 
-    def __init__(self, model: StreamedModel, waiting: int, most: int) -> None:
+    def __init__(self, model: StreamedModel, memory: int, most: int) -> None:
         self.model = model
         self.batch = Batch(model, most)
         self.metrics = Metrics(self.batch)
-        self._places = waiting + most
+        self._memory = memory
         self._jobs: set[Job] = set()
         self._news = threading.Condition()
         self._closing = self._untidy = False
         self._thread = threading.Thread(target=self._run, name="rabbitllm-generate", daemon=True)
         self._thread.start()
 
+    @property
+    def held(self) -> int:
+        """Bytes that jobs take."""
+        return sum(job.nbytes for job in self._jobs)
+
     @contextlib.contextmanager
-    def reserve(self) -> Iterator[Job]:
-        """A place, which is given back if the job is not started meanwhile.
+    def reserve(self, body: int) -> Iterator[Job]:
+        """A place for a request with so many bytes; it is given back if the job is not started.
 
         Raises:
-            BusyError: there is none.
+            BusyError: there is no memory for it.
         """
-        if len(self._jobs) >= self._places:
-            raise BusyError
-        job = Job()
+        job = Job(REQUEST + TEXT * body)
+        self._check(job.nbytes)
         self._jobs.add(job)
         try:
             yield job
@@ -121,7 +135,13 @@ class Worker:
             job: what has a place.
             prompt: token ids [1, tokens].
             requests: options of `Batch.add` for each answer.
+
+        Raises:
+            BusyError: there is no memory for so many tokens.
         """
+        more = prompt.shape[1] * (TOKEN + PLACE * len(requests))
+        self._check(more, job)
+        job.nbytes += more
         loop = asyncio.get_running_loop()
 
         def hand_on(index: int, text: str) -> None:
@@ -143,6 +163,11 @@ class Worker:
         self.batch.waiting.extend(job.rows)
         with self._news:
             self._news.notify()
+
+    def _check(self, more: int, job: Job | None = None) -> None:
+        """Raises BusyError if there is no memory for more, unless it is for the only job."""
+        if self._jobs - {job} and self.held + more > self._memory:
+            raise BusyError
 
     @property
     def alive(self) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ def test_what_a_window_keeps_beyond_itself_counts(load: Callable[..., StreamedMo
     assert stock < held <= stock + held_beyond(geometry, model.dtype, behind)
     room = model._room
     room.free = None
-    room.nbytes = room.needed(behind)
+    room.nbytes = room.needed(replace(behind, past=behind.past + 1))
     assert not batch._fits(batch.running, 1, 0)
 
 

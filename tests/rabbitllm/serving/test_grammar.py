@@ -30,7 +30,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def client(talker: Path, streamed: Callable[..., StreamedModel]) -> Iterator[TestClient]:
-    app = create_app(Worker(streamed(talker), 3, 4), "talker", Admission(None, None), 200)
+    app = create_app(Worker(streamed(talker), 1 << 28, 4), "talker", Admission(None, None), 200)
     with TestClient(app) as made:
         yield made
 
@@ -80,7 +80,7 @@ def test_without_the_library_the_way_out_is_said(
     talker: Path, streamed: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llguidance.hf", None)
-    app = create_app(Worker(streamed(talker), 3, 4), "talker", Admission(None, None), 9)
+    app = create_app(Worker(streamed(talker), 1 << 28, 4), "talker", Admission(None, None), 9)
     with TestClient(app) as client:
         answer = ask(client, by(SCHEMA))
     assert answer.status_code == 400

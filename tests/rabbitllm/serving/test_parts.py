@@ -128,7 +128,7 @@ def client(
         return [each | {"processors": [Forced(list(ids))]} for each in options(self, asked)]
 
     monkeypatch.setattr(Prompts, "_options", forced)
-    app = create_app(Worker(model, 3, 4), "talker", Admission(None, None), 200)
+    app = create_app(Worker(model, 1 << 28, 4), "talker", Admission(None, None), 200)
     with TestClient(app) as made:
         yield made
 

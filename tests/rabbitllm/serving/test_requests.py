@@ -32,7 +32,7 @@ ONCE: dict[str, Any] = {"model": NAME, "prompt": "Once", "max_tokens": 2}
 @pytest.fixture(scope="module")
 def client(talker: Path, streamed: Callable[..., StreamedModel]) -> Iterator[TestClient]:
     """A client that gets a status 500 as a response."""
-    app = create_app(Worker(streamed(talker), 3, 4), NAME, Admission(None, None), 6)
+    app = create_app(Worker(streamed(talker), 1 << 28, 4), NAME, Admission(None, None), 6)
     with TestClient(app, raise_server_exceptions=False) as made:
         yield made
 
@@ -329,7 +329,7 @@ def test_a_template_that_refuses_is_said(
 ) -> None:
     model = streamed(talker)
     model.tokenizer.chat_template = template
-    app = create_app(Worker(model, 3, 4), NAME, Admission(None, None), 6)
+    app = create_app(Worker(model, 1 << 28, 4), NAME, Admission(None, None), 6)
     with TestClient(app, raise_server_exceptions=False) as client:
         assert error_of(client.post(CHAT, json=HELLO))["param"] == "messages"
 

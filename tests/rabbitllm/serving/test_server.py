@@ -31,11 +31,11 @@ ENDLESS = 15_000
 
 @pytest.fixture(scope="module")
 def server(talker: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server with a key, and room for two requests, and for one to wait."""
+    """A server with a key, which answers two at once, and has memory for a long one besides."""
     arguments = ["serve", str(talker), "--port", "0", "--host-memory", "min", "--api-key", KEY]
     arguments += [
         "--queue",
-        "1",
+        "600KiB",
         "--sequences",
         "2",
         "--max-new-tokens",
@@ -372,8 +372,10 @@ def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
     client: openai.OpenAI, expected: Callable[[str, int], str]
 ) -> None:
     running = [begin(client), begin(client)]
+    long = "x" * 5_000
+    messages = [{"role": "user", "content": long}]
     with ThreadPoolExecutor(2) as others:
-        futures = [others.submit(chat, client) for _ in range(2)]
+        futures = [others.submit(chat, client, messages=messages) for _ in range(2)]
         done, _ = wait(futures, PATIENCE, FIRST_COMPLETED)
         assert done, "neither was refused"
         (refused,) = done
@@ -382,7 +384,8 @@ def test_beyond_the_queue_is_status_429_and_leaving_frees_the_engine(
         assert caught.value.response.headers["retry-after"]
         running.pop().close()  # the client leaves
         waited = next(future for future in futures if future is not refused)
-        assert waited.result().choices[0].message.content == expected(PROMPT, 7)
+        answer = waited.result().choices[0].message.content
+        assert answer == expected(PROMPT.replace("Hello", long), 7)
     running.pop().close()
 
 

@@ -11,12 +11,16 @@ import torch
 
 from rabbitllm import StreamedModel
 from rabbitllm.serving.errors import BusyError
-from rabbitllm.serving.worker import Job, Worker
+from rabbitllm.serving.worker import PLACE, REQUEST, TEXT, TOKEN, Job, Worker
 from tests.patience import PATIENCE
 
 PROMPT = torch.tensor([[70, 71, 72]])
 LONG = 15_000
 """Tokens that take minutes."""
+BODY = 100
+"""Bytes of a request."""
+EACH = REQUEST + TEXT * BODY + PROMPT.shape[1] * (TOKEN + PLACE)
+"""Bytes that a job takes."""
 
 Submit = Callable[..., Job]
 Play = Callable[[Submit], Coroutine[Any, Any, None]]
@@ -27,11 +31,11 @@ def model(talker: Path, streamed: Callable[..., StreamedModel]) -> StreamedModel
     return streamed(talker)
 
 
-def run(model: StreamedModel, play: Play, waiting: int = 9, most: int = 4) -> None:
+def run(model: StreamedModel, play: Play, memory: int = 13 * EACH, most: int = 4) -> None:
     """Plays a scene with a worker's `submit`."""
 
     async def scene() -> None:
-        worker = Worker(model, waiting, most)
+        worker = Worker(model, memory, most)
         try:
             await play(lambda new=5, *rest, **options: submit(worker, new, *rest, **options))
         finally:
@@ -41,7 +45,7 @@ def run(model: StreamedModel, play: Play, waiting: int = 9, most: int = 4) -> No
 
 
 def submit(worker: Worker, new: int, seed: int | None = None, **options: Any) -> Job:
-    with worker.reserve() as job:
+    with worker.reserve(BODY) as job:
         asked = {"do_sample": False} | options
         worker.start(job, PROMPT, [{"seed": seed, "max_new_tokens": new, **asked}])
     return job
@@ -82,12 +86,14 @@ def test_a_short_answer_overtakes_a_long_one(model: StreamedModel) -> None:
     run(model, play)
 
 
-@pytest.mark.parametrize("waiting", [0, 1, 3])
-def test_beyond_the_queue_is_refused_until_a_place_is_free(
-    model: StreamedModel, waiting: int
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_beyond_the_memory_for_jobs_is_refused_until_there_is_some(
+    model: StreamedModel, jobs: int
 ) -> None:
+    count = jobs
+
     async def play(submit: Submit) -> None:
-        jobs = [submit(LONG) for _ in range(waiting + 2)]
+        jobs = [submit(LONG) for _ in range(count)]
         with pytest.raises(BusyError):
             submit()
         jobs[0].cancel()
@@ -96,7 +102,29 @@ def test_beyond_the_queue_is_refused_until_a_place_is_free(
         with pytest.raises(BusyError):
             submit()
 
-    run(model, play, waiting, most=2)
+    run(model, play, jobs * EACH, most=2)
+
+
+def test_what_a_job_takes_goes_by_its_size(model: StreamedModel) -> None:
+    async def scene() -> None:
+        worker = Worker(model, 3 * REQUEST, 4)
+        try:
+            with pytest.raises(BusyError), worker.reserve(0), worker.reserve(REQUEST // TEXT * 2):
+                pass
+            assert worker.held == 0
+            with worker.reserve(9 * REQUEST):  # who is alone is let in
+                assert worker.held == (1 + 9 * TEXT) * REQUEST
+            long = torch.full((1, 2 * REQUEST // TOKEN), 70)
+            with worker.reserve(0), pytest.raises(BusyError), worker.reserve(0) as job:
+                worker.start(job, long, [{"max_new_tokens": 3}])
+            with worker.reserve(0) as job:
+                worker.start(job, long, [{"max_new_tokens": 3}])
+            assert await text(job)
+            assert worker.held == 0
+        finally:
+            worker.close()
+
+    asyncio.run(asyncio.wait_for(scene(), PATIENCE))
 
 
 def test_who_leaves_the_queue_frees_the_place_and_never_runs(model: StreamedModel) -> None:
@@ -111,7 +139,7 @@ def test_who_leaves_the_queue_frees_the_place_and_never_runs(model: StreamedMode
         running.cancel()
         assert len(await text(third)) == 3
 
-    run(model, play, waiting=1, most=1)
+    run(model, play, 2 * EACH, most=1)
 
 
 def test_who_leaves_while_running_ends_the_generation(model: StreamedModel) -> None:

@@ -1,0 +1,1 @@
+"""`rabbitllm batch`, killed over and over."""
