@@ -62,10 +62,12 @@ class Place:
         memory: a CUDA device's own, the host's (pinned for a CUDA device), or the disk. "encoded"
             is the device's, where weights lie as they are stored, and take turns in its slots.
         device: the one that computes.
+        on_host: in short passes the CPU computes instead, from the host's memory.
     """
 
     memory: Memory
     device: torch.device
+    on_host: bool = False
 
     @property
     def resident(self) -> bool:
@@ -113,6 +115,8 @@ class Plan:
         routed: of these, the stages whose rows lie on shelves when they are computed with.
         shelves: device -> memory for rows on it, where there are stages of which rows come there.
         host_shelf: memory on the host for rows, as they are stored, on their way from disk.
+        host_tokens: a pass of at most so many is short: see `Place.on_host`.
+        host_threads: of the CPU, that compute there.
     """
 
     places: Mapping[str, Place]
@@ -123,6 +127,8 @@ class Plan:
     routed: frozenset[str] = frozenset()
     shelves: Mapping[torch.device, Shelf] = field(default_factory=dict)
     host_shelf: Shelf = EMPTY
+    host_tokens: int = 0
+    host_threads: int = 0
 
     @property
     def slots(self) -> int:
@@ -132,6 +138,10 @@ class Plan:
     def resident(self) -> list[str]:
         """The names of the stages that do not move."""
         return [name for name, place in self.places.items() if place.resident]
+
+    def on_host(self) -> list[str]:
+        """The names of the stages that the CPU computes in short passes."""
+        return [name for name, place in self.places.items() if place.on_host]
 
     def away(self, *memories: Memory) -> list[str]:
         """The names of the others that lie in these memories."""

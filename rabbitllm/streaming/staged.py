@@ -1,6 +1,6 @@
 """A model without weights, and the stages that its weights come in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,6 +37,7 @@ class StagedModel:
         on_disk: name of a weight that is encoded -> bytes that it takes as it is stored.
         unit: bytes of the largest part that decodes by itself; 0 if nothing is encoded.
         rowwise: see `find_stages`.
+        apart: as well.
     """
 
     model: PreTrainedModel
@@ -47,6 +48,16 @@ class StagedModel:
     on_disk: Mapping[str, int] = field(default_factory=dict)
     unit: int = 0
     rowwise: Callable[[str, int], bool] = lambda *_: True
+    apart: frozenset[str] = frozenset()
+
+    def split_apart(self, apart: Collection[str]) -> "StagedModel":
+        """The same with these modules, by name, as stages of their own."""
+        stages = find_stages(self.model, self.tied, self.dtypes, rowwise=self.rowwise, apart=apart)
+        return replace(
+            self,
+            stages=[stage.stored(self.on_disk) for stage in stages],
+            apart=frozenset(apart),
+        )
 
     def stored(self, encoded: Mapping[str, WeightEntry]) -> "StagedModel":
         """The same with some weights encoded, by name."""
@@ -134,7 +145,7 @@ class StagedModel:
         if not blocks:
             return None
         limit = max(blocks) - 1
-        stages = find_stages(self.model, self.tied, self.dtypes, limit, self.rowwise)
+        stages = find_stages(self.model, self.tied, self.dtypes, limit, self.rowwise, self.apart)
         least = {stage.name: stage.least_rows for stage in self.stages}
         return replace(
             self,

@@ -35,6 +35,7 @@ def find_stages(
     dtypes: Mapping[str, torch.dtype],
     limit: int | None = None,
     rowwise: Callable[[str, int], bool] = lambda *_: True,
+    apart: Collection[str] = (),
 ) -> list[Stage]:
     """Splits the weights of `model` into the stages that can stream and the rest, which is pinned.
 
@@ -45,6 +46,8 @@ def find_stages(
         limit: bytes; larger blocks split into their children.
         rowwise: whether a weight, by its name, is stored so that each of so many rows can be read
             by itself.
+        apart: modules that are stages of their own, by name, where they are large enough; their
+            blocks split around them.
 
     Returns:
         The rest first, if there is one, then the stages in the order of the modules.
@@ -61,7 +64,11 @@ def find_stages(
             del nbytes[name]
     blocks = dict(_blocks(model, ""))
     leaves = _leaves(model, blocks, nbytes)
-    split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit))
+    largest = max((_under(root, nbytes) for root in blocks), default=0)
+    apart = [name for name in apart if _under(name, nbytes) > largest * LARGE]
+    if apart and limit is None:
+        limit = largest
+    split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit, apart))
     home = {name: _home(name, routed) or _home(name, split) for name in tensors}
     for name in tensors:
         path, _, attribute = name.rpartition(".")
@@ -225,17 +232,24 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _pieces(
-    name: str, module: nn.Module, nbytes: Mapping[str, int], limit: int | None
+    name: str,
+    module: nn.Module,
+    nbytes: Mapping[str, int],
+    limit: int | None,
+    apart: Collection[str] = (),
 ) -> Iterator[tuple[str, nn.Module]]:
     """The module, or, as long as it is larger than `limit`, its children. A list has no forward.
+
+    What has modules inside that are stages of their own falls into its children, too.
 
     Of the children only those that are worth streaming.
     """
     children = [(f"{name}.{child}", part) for child, part in module.named_children()]
     large = limit is not None and _under(name, nbytes) > limit and not isinstance(module, WHOLE)
+    large |= any(_home(inner, (name,)) for inner in apart)
     if children and (large or isinstance(module, nn.ModuleList | nn.ModuleDict)):
         for pair in children:
-            yield from _pieces(*pair, nbytes, limit)
+            yield from _pieces(*pair, nbytes, limit, apart)
     elif limit is None or _under(name, nbytes) > limit * SMALL:
         yield name, module
 
