@@ -4,6 +4,7 @@ What computing itself needs comes off a budget first; what is left is for weight
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -103,6 +104,7 @@ def place(
     device_memory: int | str,
     host_memory: int | str,
     max_seq_len: int | None,
+    planner: Callable[..., Plan] = make_plan,
 ) -> tuple[StagedModel, Plan]:
     """Places the stages; blocks split as long as two do not fit beside what computing takes.
 
@@ -115,6 +117,7 @@ def place(
         device_memory: budget on a CUDA device, as `AutoModel.from_pretrained` takes it.
         host_memory: budget in host memory.
         max_seq_len: tokens that automatic budgets keep room for.
+        planner: makes a plan of stages and budgets.
 
     Raises:
         BudgetError: a budget is too small, even for split blocks; the message states the least.
@@ -129,7 +132,7 @@ def place(
 
     def plan(candidate: StagedModel) -> Plan:
         for_weights = weights_budget(total, candidate.minimum_bytes, working)
-        return make_plan(candidate.stages, device, for_weights, for_host)
+        return planner(candidate.stages, device, for_weights, for_host)
 
     whole = staged.minimum_bytes
     if total != "min":

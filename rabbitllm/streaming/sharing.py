@@ -1,0 +1,245 @@
+"""Which modules the CPU computes where they lie, so that it and the link are done together.
+
+Weights that wait in the host's memory can cross the link, or the CPU computes with them while the
+link brings others: `rabbitllm.streaming.roads` says how long either takes. Which do, is searched
+for.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+
+from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.apart import find_apart
+from rabbitllm.streaming.placement import place
+from rabbitllm.streaming.plan import Budget, Plan, own_memory
+from rabbitllm.streaming.planning import make_plan, spread
+from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
+from rabbitllm.streaming.staged import StagedModel
+from rabbitllm.streaming.weights import Stage
+
+logger = logging.getLogger(__name__)
+
+NARROW = (0, 2, 4)
+"""How many slots more are tried for what is smaller than what the CPU may compute. While that
+computes, the link is idle once all slots are full: a few small ones keep it busy."""
+WORTH = 0.97
+"""Of the time without, what computing on the host must come to: less is not worth other bits."""
+
+
+Placed: TypeAlias = tuple[StagedModel, Plan]
+"""A model as its stages are placed, and where."""
+Measure: TypeAlias = Callable[[torch.device, torch.dtype], Roads]
+"""Such as `rabbitllm.measure.roads.roads_of`."""
+
+
+def accept_host_compute(asked: bool | str, device: torch.device) -> bool:
+    """Whether the CPU may compute for a device.
+
+    Raises:
+        ValueError: what is asked for is neither False nor "auto".
+    """
+    if asked not in (False, "auto"):
+        raise ValueError(f"host_compute={asked!r} is not understood. Use 'auto' or False.")
+    if asked and own_memory(device) == "host":
+        logger.warning("host_compute='auto' does nothing here: the CPU computes everything.")
+        return False
+    return bool(asked)
+
+
+def place_as_asked(
+    staged: StagedModel,
+    device: torch.device,
+    max_seq_len: int | None,
+    host_compute: bool,
+    device_memory: int | str,
+    host_memory: int | str,
+    measure: Measure,
+) -> Placed:
+    """Places the stages, and has the CPU compute some of them if it may and that is quicker.
+
+    Args:
+        staged: and those after it: as for `rabbitllm.streaming.placement.place`.
+        device: as there.
+        max_seq_len: as there.
+        host_compute: whether it may.
+        device_memory: as for `place`.
+        host_memory: as there.
+        measure: finds what the roads carry; called where there is something to share out.
+
+    Raises:
+        BudgetError: as `place`.
+        ValueError: as `place`.
+    """
+    budgets = (device_memory, host_memory, max_seq_len)
+    placed = place(staged, device, *budgets)
+    if not host_compute:
+        return placed
+
+    def again(apart: StagedModel, planner: Callable[..., Plan]) -> Placed:
+        return place(apart, device, *budgets, planner)
+
+    return share_out(staged, device, placed, again, measure)
+
+
+def share_out(
+    staged: StagedModel,
+    device: torch.device,
+    placed: Placed,
+    again: Callable[[StagedModel, Callable[..., Plan]], Placed],
+    measure: Measure,
+) -> Placed:
+    """Has the CPU compute some of the stages if that is quicker.
+
+    Args:
+        staged: the model.
+        device: that computes the others; not the CPU.
+        placed: the model as it is placed otherwise.
+        again: places it in other stages, with another planner.
+        measure: finds what the roads carry.
+    """
+    whole, plan = placed
+    apart = staged.split_apart(find_apart(staged.model))
+    able = {stage.name for stage in apart.stages if stage.name in apart.apart and _is_plain(stage)}
+    if not plan.streamed("host") or not able:
+        why = "no module computes by itself" if not able else "no layer waits in host memory"
+        logger.info("host_compute does nothing here: %s.", why)
+        return placed
+    roads = measure(device, staged.dtype)
+    choices = Choices(able, apart.moved_sizes, roads, plan.device_bytes[device])
+    finer, shared = again(apart, choices.make_plan)
+    with_host, without = seconds_of(shared, finer, roads), seconds_of(plan, whole, roads)
+    if not shared.on_host() or with_host > WORTH * without:
+        logger.info("host_compute does nothing here: the link alone is as quick.")
+        return placed
+    return finer, shared
+
+
+def seconds_of(plan: Plan, staged: StagedModel, roads: Roads) -> float:
+    """Seconds that the roads allow a pass of one token."""
+    turns = turns_of(plan, staged.stages, staged.moved_sizes, plan.on_host())
+    return pass_seconds(turns, plan.slot_sizes, roads)
+
+
+def _is_plain(stage: Stage) -> bool:
+    return all(weight.on_disk is None for weight in stage.weights)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What plans are chosen from.
+
+    Attributes:
+        able: the stages that the CPU can compute.
+        moved: stage -> bytes that come for one token, where they are not all that are stored.
+        roads: what they carry.
+        least: bytes that "min" may take on the device.
+    """
+
+    able: Collection[str]
+    moved: Mapping[str, int]
+    roads: Roads
+    least: int
+
+    def make_plan(
+        self,
+        stages: Sequence[Stage],
+        device: torch.device,
+        device_budget: Budget,
+        host_budget: Budget | None,
+    ) -> Plan:
+        """The plan with the quickest passes of one token, of those that are tried.
+
+        What the CPU cannot compute stays on the device first, or not, and there may be more slots.
+        Arguments and errors are those of `rabbitllm.streaming.plan.make_plan`.
+        """
+        plans = [make_plan(stages, device, device_budget, host_budget)]
+        room = self.least if device_budget == "min" else device_budget
+        for slots in NARROW:
+            plans += self._widened(stages, device, room, host_budget, slots)
+        shared = ((plan, self._hosted(plan, stages)) for plan in plans)
+        plan, hosted = min(shared, key=lambda pair: self._seconds(pair[0], stages, pair[1]))
+        hosted = self._settled(plan, stages, hosted)
+        tokens = self._short(plan, stages, hosted)
+        if not tokens:
+            return plan
+        places = {
+            name: replace(place, on_host=name in hosted) for name, place in plan.places.items()
+        }
+        threads = self.roads.threads
+        return replace(plan, places=places, host_tokens=tokens, host_threads=threads)
+
+    def _widened(
+        self,
+        stages: Sequence[Stage],
+        device: torch.device,
+        room: int,
+        host_budget: Budget | None,
+        slots: int,
+    ) -> Iterator[Plan]:
+        """One with as many narrow stages on the device as fit, and so many narrow slots more."""
+        widest = max((stage.nbytes for stage in stages if stage.name in self.able), default=0)
+        narrow = {
+            stage.name: stage.nbytes
+            for stage in stages
+            if stage.name not in self.able
+            and not (stage.pinned or stage.slotless)
+            and stage.nbytes < widest
+        }
+        for kept in range(len(narrow), -1, -1):
+            first = spread(list(narrow), kept)
+            kept_first = [replace(s, pinned=s.pinned or s.name in first) for s in stages]
+            moving = [size for name, size in narrow.items() if name not in first]
+            extra = (max(moving, default=0),) * min(slots, len(moving))
+            try:
+                plan = make_plan(kept_first, device, room - sum(extra), host_budget)
+            except BudgetError:
+                continue
+            if not (extra and plan.streamed("disk")):  # slots for these have staging
+                sizes = (*plan.slot_sizes[device], *extra)
+                taken = plan.device_bytes[device] + sum(extra)
+                yield replace(plan, slot_sizes={device: sizes}, device_bytes={device: taken})
+            return
+
+    def _seconds(
+        self, plan: Plan, stages: Sequence[Stage], hosted: Collection[str], tokens: int = 1
+    ) -> float:
+        turns = turns_of(plan, stages, self.moved, hosted)
+        return pass_seconds(turns, plan.slot_sizes, self.roads, tokens)
+
+    def _names(self, plan: Plan) -> list[str]:
+        return [name for name in plan.streamed("host") if name in self.able]
+
+    def _hosted(self, plan: Plan, stages: Sequence[Stage]) -> set[str]:
+        """The stages that the CPU had best compute, evenly spread."""
+        names = self._names(plan)
+        choices = (spread(names, count) for count in range(len(names) + 1))
+        return min(choices, key=lambda hosted: self._seconds(plan, stages, hosted))
+
+    def _settled(self, plan: Plan, stages: Sequence[Stage], hosted: set[str]) -> set[str]:
+        """The same, changed one by one and moved to neighbours as long as passes get quicker."""
+        names = self._names(plan)
+        beside = [{a, b} for a, b in pairwise(names)]
+        changes = [{name} for name in names] + beside
+        best = self._seconds(plan, stages, hosted)
+        while changes:
+            choices = [hosted ^ change for change in changes]
+            closest = min(choices, key=lambda hosted: self._seconds(plan, stages, hosted))
+            if (seconds := self._seconds(plan, stages, closest)) >= best:
+                break
+            hosted, best = closest, seconds
+        return hosted
+
+    def _short(self, plan: Plan, stages: Sequence[Stage], hosted: Collection[str]) -> int:
+        """Tokens up to which a pass is quicker with them on the host; 0 if none is."""
+        short = 0
+        for tokens in sorted(self.roads.host):
+            with_host = self._seconds(plan, stages, hosted, tokens)
+            if with_host >= self._seconds(plan, stages, (), tokens):
+                break
+            short = tokens
+        return short
