@@ -14,6 +14,7 @@ from rabbitllm.checkpoint.config import load_generation_config
 from rabbitllm.checkpoint.hub import Download
 from rabbitllm.checkpoint.index import Asked
 from rabbitllm.deprecated import accept_arguments, accept_compression
+from rabbitllm.measure.roads import roads_of
 from rabbitllm.model import StreamedModel
 from rabbitllm.prepare import prepare
 from rabbitllm.stock_arguments import (
@@ -25,8 +26,9 @@ from rabbitllm.stock_arguments import (
 )
 from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.placement import make_room, place, total_budget
+from rabbitllm.streaming.placement import make_room, total_budget
 from rabbitllm.streaming.plan import own_memory
+from rabbitllm.streaming.sharing import accept_host_compute, place_as_asked
 from rabbitllm.utils.memory import check_budget
 
 
@@ -53,6 +55,7 @@ class AutoModel:
         max_seq_len: int | None = None,
         prefetching: bool = True,
         compression: str | None = None,
+        host_compute: bool | str = False,
         config: PretrainedConfig | str | os.PathLike[str] | None = None,
         generation_config: GenerationConfig | None = None,
         revision: str | None = None,
@@ -101,6 +104,10 @@ class AutoModel:
                 and "4bit" in half and a quarter, with nearly the same weights and with others. They
                 are encoded once, into a layer store; where no layer moves, a checkpoint that can be
                 read in place needs none.
+            host_compute: "auto" has the CPU compute MLPs where they wait in host memory, while the
+                link brings other layers to the GPU, as many as make passes of few tokens quickest.
+                The CPU sums in another order than the GPU: answers may differ where two tokens are
+                nearly as likely. How fast both are is measured once, and kept.
             config: in place of the checkpoint's own: a config, or the folder or repository of one.
             generation_config: in place of the checkpoint's own.
             revision: branch, tag or commit of a repository; None is the main branch.
@@ -144,6 +151,7 @@ class AutoModel:
         asked = budgets_of(device_memory, host_memory, max_memory, target)
         for budget in asked.values():
             check_budget(budget)
+        shared = accept_host_compute(host_compute, target)
         token = hf_token if token is None else token
         download = Download(revision, cache_dir, force_download, local_files_only)
         adapter = find_adapter(pretrained_model_name_or_path, subfolder, token, download)
@@ -166,7 +174,10 @@ class AutoModel:
         setting = "host_memory" if own_memory(target) == "host" else "device_memory"
         total = total_budget(asked[setting], target)
         encoded = prepared.staged.stored(location.encoded(codec))
-        staged, plan = place(encoded, target, max_seq_len=max_seq_len, **asked | {setting: total})
+        budgets = asked | {setting: total}
+        staged, plan = place_as_asked(
+            encoded, target, max_seq_len, shared, measure=roads_of, **budgets
+        )
         room = make_room(staged, plan, setting, asked[setting], total, target)
         read_again = bool(plan.moving("disk"))
         codec = location.worth_encoding(codec, bool(plan.moving("disk", "host")))

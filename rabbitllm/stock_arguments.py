@@ -119,6 +119,7 @@ OWN = (
     "device",
     "device_memory",
     "hf_token",
+    "host_compute",
     "host_memory",
     "layer_shards_saving_path",
     "max_seq_len",

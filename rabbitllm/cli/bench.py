@@ -55,16 +55,25 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     from rabbitllm.checkpoint.tensors import files_of
     from rabbitllm.measure.limits import measure_limits
-    from rabbitllm.streaming.placement import pick_device, place
+    from rabbitllm.measure.roads import roads_of
+    from rabbitllm.streaming.placement import pick_device
+    from rabbitllm.streaming.sharing import accept_host_compute, place_as_asked
 
     device = pick_device(arguments.device)
     _check_picture(arguments.picture)
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
-    budgets = arguments.device_memory, arguments.host_memory, arguments.max_seq_len
     location = prepared.location
     staged = prepared.staged.stored(location.encoded(arguments.compression))
-    _, plan = place(staged, device, *budgets)
+    _, plan = place_as_asked(
+        staged,
+        device,
+        arguments.max_seq_len,
+        accept_host_compute(arguments.host_compute, device),
+        arguments.device_memory,
+        arguments.host_memory,
+        roads_of,
+    )
     codec = location.worth_encoding(arguments.compression, bool(plan.moving("disk", "host")))
     located = location.locate(arguments.store, False, codec)
     files = sorted(files_of(located.values()))

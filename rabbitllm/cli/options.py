@@ -40,6 +40,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="tokens that automatic budgets keep room for (4096)",
     )
+    parser.add_argument(
+        "--host-compute",
+        action="store_const",
+        const="auto",
+        default=False,
+        help="have the CPU compute MLPs where they wait in host memory, while the link brings "
+        "other layers: quicker for one sequence, and other last bits",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda:0 or auto (%(default)s)")
     parser.add_argument(
         "--attn-implementation",
@@ -141,6 +149,7 @@ def load(arguments: argparse.Namespace, **options: object) -> "StreamedModel":
         "attn_implementation": arguments.attn_implementation,
         "device_memory": arguments.device_memory,
         "host_memory": arguments.host_memory,
+        "host_compute": arguments.host_compute,
         "layer_shards_saving_path": arguments.store,
         "compression": arguments.compression,
         "trust_remote_code": arguments.trust_remote_code,

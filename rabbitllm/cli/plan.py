@@ -8,7 +8,8 @@ spot, which takes about two seconds.
 import argparse
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,12 +56,16 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     from rabbitllm.cli.tables import table
     from rabbitllm.measure.limits import Limits, measure_limits
     from rabbitllm.streaming.placement import pick_device
+    from rabbitllm.streaming.sharing import accept_host_compute
 
     device = pick_device(arguments.device)
+    shared = accept_host_compute(arguments.host_compute, device)
+    if shared and arguments.no_measure:
+        raise ValueError("--host-compute shares out by measured rates: leave --no-measure out.")
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     location = prepared.location
     staged = prepared.staged.stored(location.encoded(arguments.compression))
-    plans = list(_plans(staged, device, arguments))
+    plans = list(_plans(staged, device, arguments, shared))
     print(_model(staged, device))
     read_again = bool(plans[0][2].moving("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
@@ -71,7 +76,7 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
         limits = measure_limits(device, staged.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
-    print(table([_row(*plan, limits) for plan in plans]))
+    print(table([_row(*plan, limits, shared) for plan in plans]))
 
 
 def _cache() -> Path:
@@ -127,26 +132,40 @@ def _free(folder: Path) -> str:
 
 
 def _plans(
-    staged: "StagedModel", device: "torch.device", arguments: argparse.Namespace
+    staged: "StagedModel", device: "torch.device", arguments: argparse.Namespace, shared: bool
 ) -> Iterator[tuple[str, "StagedModel", "Plan"]]:
     """Placements for the asked budget, the least, and parts of the weights, each with its name."""
-    from rabbitllm.streaming.placement import HOST, place, total_budget
+    from rabbitllm.measure.roads import roads_of
+    from rabbitllm.streaming.placement import HOST, total_budget
     from rabbitllm.streaming.plan import own_memory
     from rabbitllm.streaming.planning import make_plan
+    from rabbitllm.streaming.sharing import place_as_asked, share_out
 
     on_host = own_memory(device) == "host"
     budgets = {"device_memory": arguments.device_memory, "host_memory": arguments.host_memory}
     key = "host_memory" if on_host else "device_memory"
     least = {key: "min"}
     for chosen in (budgets,) if budgets[key] == "min" else (budgets, budgets | least):
-        placed = place(staged, device, max_seq_len=arguments.max_seq_len, **chosen)
+        placed = place_as_asked(
+            staged, device, arguments.max_seq_len, shared, measure=roads_of, **chosen
+        )
         yield str(chosen[key]), *placed
     host = None if on_host else total_budget(arguments.host_memory, HOST)
+
+    def planned(
+        model: "StagedModel", planner: Callable[..., "Plan"], budget: int
+    ) -> "tuple[StagedModel, Plan]":
+        return model, planner(model.stages, device, budget, host)
+
     for share in SHARES:
         budget = int(share * staged.nbytes)
         if budget > staged.minimum_bytes:
-            plan = make_plan(staged.stages, device, budget, host)
-            yield f"{share:.0%} of the weights", staged, plan
+            placed = planned(staged, make_plan, budget)
+            if shared:
+                placed = share_out(
+                    staged, device, placed, partial(planned, budget=budget), roads_of
+                )
+            yield f"{share:.0%} of the weights", *placed
 
 
 def _row(
@@ -154,9 +173,20 @@ def _row(
     staged: "StagedModel",
     plan: "Plan",
     limits: "Limits",
+    shared: bool,
 ) -> dict[str, str]:
-    """A line of the table: what lies where with a budget, what moves, and how fast that can be."""
+    """A line of the table: what lies where with a budget, what moves, and how fast that can be.
+
+    Args:
+        budget: what it is called.
+        staged: the model as it is placed.
+        plan: where.
+        limits: of the machine.
+        shared: whether the CPU may compute for another device.
+    """
+    from rabbitllm.measure.roads import roads_of
     from rabbitllm.streaming.plan import own_memory
+    from rabbitllm.streaming.sharing import seconds_of
     from rabbitllm.utils.memory import format_size
 
     sizes = staged.sizes
@@ -166,10 +196,13 @@ def _row(
     def held(names: list[str]) -> str:
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
-    moved = staged.moved_sizes
+    moved, hosted = staged.moved_sizes, plan.on_host()
     read = sum(moved[name] for name in plan.moving("disk"))
-    copied = 0 if on_host else sum(moved[name] for name in plan.moving("host", "disk"))
+    copying = set() if on_host else set(plan.moving("host", "disk")).difference(hosted)
+    copied = sum(moved[name] for name in copying)
     seconds = limits.seconds(read, copied, staged.computed_bytes)
+    if hosted:
+        seconds = max(seconds, seconds_of(plan, staged, roads_of(device, staged.dtype)))
     pinned = {stage.name for stage in staged.stages if stage.pinned}
     row = {
         "budget": budget,
@@ -180,6 +213,8 @@ def _row(
         row["resident"] += f", {size} ({len(encoded)}) as stored"
     if not on_host:
         row["host memory"] = held(plan.away("host"))
+    if shared:
+        row["of it the CPU computes"] = held(hosted)
     row |= {
         "disk": held(plan.away("disk")),
         f"weights in {'host' if on_host else 'device'} memory, at most": format_size(

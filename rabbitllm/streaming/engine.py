@@ -21,6 +21,7 @@ from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.entry import CALL, run_by
 from rabbitllm.streaming.foresight import Foresight, Trial
 from rabbitllm.streaming.gather import Gather
+from rabbitllm.streaming.host import HostRoad
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
@@ -77,7 +78,8 @@ def stream(
         _load(resident, streamed, routed, plan, transfers)
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
-        pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options, shelves)
+        host = _host(streamed, plan, transfers, meter)
+        pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options, shelves, host)
         _take_turns(model, moving, pipeline)
         pipeline.start()
         undoing.pop_all()  # the pipeline's end closes them from here on
@@ -202,6 +204,28 @@ def _lanes(
         ]
         lanes[Lane(transfer, slots)] = stages
     return lanes
+
+
+def _host(
+    streamed: Sequence[Stage],
+    plan: Plan,
+    transfers: Mapping[torch.device, Transfer],
+    meter: Meter,
+) -> HostRoad:
+    """What computes stages on the CPU in short passes."""
+    host = HostRoad(plan.host_tokens, plan.host_threads, meter)
+    for stage in streamed:
+        if plan.places[stage.name].on_host:
+            host.add(stage, transfers[plan.places[stage.name].device].host_views(stage))
+    if shared := [stage for stage in streamed if stage.name in host]:
+        logger.info(
+            "%s of them compute on the CPU where they lie, in passes of up to %d tokens, on %d "
+            "threads",
+            format_size(sum(stage.nbytes for stage in shared)),
+            plan.host_tokens,
+            plan.host_threads,
+        )
+    return host
 
 
 def _progress(total: int) -> "tqdm[Any]":

@@ -11,7 +11,8 @@ from rabbitllm.streaming.weights import Stage
 class Lane:
     """The slots of one device, what fills them, and the ring of stages that take turns in them.
 
-    A slot is busy while a stage that is in it runs; whoever runs it says so.
+    A slot is busy while a stage that is in it runs; whoever runs it says so. Short passes have an
+    order of their own: see `rabbitllm.streaming.host`.
 
     Args:
         transfer: fills the slots.
@@ -21,7 +22,14 @@ class Lane:
     def __init__(self, transfer: Transfer, slots: Sequence[Slot]) -> None:
         self.transfer = transfer
         self.slots = slots
-        self.ring = Ring(())
+        self._rings = {short: Ring(()) for short in (False, True)}
+        self.ring = self._rings[False]
+
+    def expect(self, short: bool) -> None:
+        """The next pass is going to be a short one, or a long one."""
+        if self.ring is not self._rings[short]:
+            self.ring = self._rings[short]
+            self.ring.begin()
 
     def take(self, stage: Stage, busy: Collection[Slot], back: bool = False) -> Slot:
         """The slot that holds the stage, or is going to; what runs next is what comes behind it.

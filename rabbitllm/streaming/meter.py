@@ -60,6 +60,8 @@ class Stats:
         rows_brought: of these, those that had to come then: the device had not kept them.
         rows_foreseen: of these, those that had begun to come before they were asked for.
         rows_guessed: experts that began to come before, whether they were asked for or not.
+        bytes_on_host: weights that the CPU computed with for a device.
+        host_seconds: that took, the way there and back included.
         wait_seconds: the model stood still because a stage was not there yet.
         seconds: inside forward passes. On CUDA this and the waits are the device's time.
         stages: stage name -> its part of it, with `profiling_mode`.
@@ -74,6 +76,8 @@ class Stats:
     rows_brought: int = 0
     rows_foreseen: int = 0
     rows_guessed: int = 0
+    bytes_on_host: int = 0
+    host_seconds: float = 0.0
     wait_seconds: float = 0.0
     seconds: float = 0.0
     stages: dict[str, StageTimes] = field(default_factory=dict)
@@ -87,6 +91,7 @@ class Stats:
         Returns:
             The attributes, and "compute_seconds"; "tokens_per_second",
             "disk_gb_per_second" and "device_gb_per_second" (None before the first forward);
+            "host_gb_per_second", of what the CPU computed with (None where it does not);
             "share_of_limit", the least time that the limits allow the bytes that moved, over the
             time it took (None without limits).
         """
@@ -99,6 +104,9 @@ class Stats:
         return asdict(self) | {
             "compute_seconds": self.seconds - self.wait_seconds,
             "tokens_per_second": per_second(self.tokens),
+            "host_gb_per_second": (
+                self.bytes_on_host / 1e9 / self.host_seconds if self.host_seconds else None
+            ),
             **{f"{wire}_gb_per_second": per_second(n / 1e9) for wire, n in wires.items()},
             "share_of_limit": per_second(least),
         }
@@ -151,6 +159,13 @@ class Meter:
         self.stats.bytes_to_device += to_device
         if self.profiling:
             self._add(name, "bytes", to_device or from_disk)
+
+    def host(self, name: str, nbytes: int, begin: float, end: float) -> None:
+        """The CPU computed a stage of so many bytes for a device."""
+        self.stats.bytes_on_host += nbytes
+        self.stats.host_seconds += end - begin
+        if self.profiling:
+            self._add(name, "compute", end - begin)
 
     def rows(self, asked: int, brought: int, foreseen: int) -> None:
         """A stage asks for rows, some of which have to come and some were on their way."""

@@ -44,6 +44,7 @@ from rabbitllm.streaming.binding import Bindings, bind, bindings, bound, in_use
 from rabbitllm.streaming.entry import Forward
 from rabbitllm.streaming.gradients import Saved, checkpointed, copies, save
 from rabbitllm.streaming.hooks import around
+from rabbitllm.streaming.host import HostRoad
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.running import Run, Running
@@ -78,6 +79,7 @@ class Pipeline:
         meter: counts what happens.
         options: see `Options`.
         shelves: what holds rows of weights meanwhile.
+        host: computes some of the stages on the CPU in short passes.
     """
 
     def __init__(
@@ -86,8 +88,11 @@ class Pipeline:
         meter: Meter,
         options: Options,
         shelves: Sequence[RowShelf] = (),
+        host: HostRoad | None = None,
     ) -> None:
         self._shelves = shelves
+        self._host = host or HostRoad()
+        self._short = False  # the whole model's current forward is
         self.meter = meter
         self._lanes = list(lanes)
         self._options = options
@@ -107,7 +112,10 @@ class Pipeline:
         self._bar: tqdm[Any] | None = None
         self._inherited = False  # by a fork, and not used since
         for lane, stages in lanes.items():
-            lane.ring.learn([self._hook(stage, lane) for stage in stages])
+            hooked = [self._hook(stage, lane) for stage in stages]
+            for short in (True, False):
+                lane.expect(short)
+                lane.ring.learn([s for s in hooked if not (short and s.name in self._host)])
             weakref.finalize(self, lane.transfer.close)
         _PIPELINES.add(self)
 
@@ -141,6 +149,8 @@ class Pipeline:
         with self._turn:
             self._options.admit(args, kwargs)
             self._entered, self._seen = None, []
+            self._short = self._host.takes(args, kwargs)
+            self._expect(self._short)
             self.meter.settle()
             clock = self._lanes[0].transfer
             begun = clock.mark()
@@ -149,11 +159,14 @@ class Pipeline:
                     output = self.enter(forward, args, kwargs)
                 if self._seen:
                     self._learn(self._seen)
+                    if not self._recorded:  # else the same stages come backwards
+                        self._expect(self._host.takes_tokens(_sequences(args, kwargs)))
                     self._prefetch()
                 self._check()
                 return output
             finally:
                 self._seen = self._bar = None
+                self._short = False
                 self.meter.forward(begun, clock.mark(), _sequences(args, kwargs))
 
     def enter(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -216,6 +229,8 @@ class Pipeline:
         """Puts the stage's weights in place, waiting for them if need be."""
         if stage in self._again or not in_use(self._bindings[stage]):
             return  # it is in place, or the user has put other weights there
+        if self._short and self._host.ready(stage.name):
+            return
         self._take_over()
         self._running.refuse_twice(stage, self._inside)
         self._settled = False
@@ -340,6 +355,12 @@ class Pipeline:
         """Raises CheckpointError if a file whose weights are used in place is not what it was."""
         for lane in self._lanes:
             lane.transfer.check()
+
+    def _expect(self, short: bool) -> None:
+        """The next pass is going to be a short one, or not."""
+        with self._choosing:
+            for lane in self._lanes:
+                lane.expect(short)
 
     def _learn(self, seen: Sequence[Stage]) -> None:
         """Takes the order of a forward that has just run."""

@@ -30,6 +30,10 @@ class Ring:
         """Takes the order of a forward that has just run."""
         self._order, self._position, self._back = order, len(order) - 1, False
 
+    def begin(self) -> None:
+        """From here on the stages are going to come from the first one on."""
+        self._position, self._back = -1, False
+
     def turn(self) -> None:
         """From here on the stages are going to come backwards."""
         self._back = True

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
+from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
 from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
 from rabbitllm.streaming.devices.encoded import Encoded, encode, encode_rows, largest_unit, room_for
@@ -201,6 +202,10 @@ class CudaTransfer(Transfer):
     @override
     def _cut(self, stage: Stage, direct: bool) -> Reads:
         return self.reader.cut_tensors(self._encode(stage).reads, direct)
+
+    @override
+    def host_views(self, stage: Stage) -> list[torch.Tensor]:
+        return [marked(view) for view in views(stage, self._pinned[stage.name])]
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Device memory for weights: uint8 [nbytes], aligned."""

@@ -197,6 +197,10 @@ class Transfer(ABC):
         reads = self._reads.get(stage.name)
         self.reader.fill(buffer, reads or self._cut(stage, direct=False))
 
+    def host_views(self, stage: Stage) -> list[torch.Tensor]:
+        """The weights of a stage that lies plain in host memory, there, in its order."""
+        raise AssertionError(f"nothing lies in host memory for {self.device}")
+
     def _cut(self, stage: Stage, direct: bool) -> Reads:
         """The reads that bring a stage, as it travels; on a CPU, as it computes."""
         return self.reader.cut(stage.offsets, direct)

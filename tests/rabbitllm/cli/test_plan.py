@@ -12,6 +12,7 @@ from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.cli import plan as plan_module
 from rabbitllm.measure.limits import Limits
 from rabbitllm.prepare import prepare
+from rabbitllm.streaming.roads import Roads
 from rabbitllm.utils.memory import format_size
 
 Command = Callable[..., tuple[int, str, str]]
@@ -140,17 +141,52 @@ def test_on_a_gpu_host_memory_is_another(checkpoint: Callable[..., Path]) -> Non
     arguments = argparse.Namespace(
         device_memory="min", host_memory=str(6 * layer), max_seq_len=None
     )
-    plans = {budget: plan for budget, _, plan in plan_module._plans(staged, cuda, arguments)}
+    plans = {budget: plan for budget, _, plan in plan_module._plans(staged, cuda, arguments, False)}
     assert next(iter(plans)) == "min"
     assert "100% of the weights" in plans
     least = plans["min"]
     assert least.away("host")
     assert not plans["100% of the weights"].streamed("host", "disk")
     limits = Limits(disk=1e-3, pinned=2e-3, compute=1e9)
-    row = plan_module._row("min", staged, least, limits)
+    row = plan_module._row("min", staged, least, limits, False)
     hosted = sum(staged.sizes[name] for name in least.away("host"))
     on_disk = sum(staged.sizes[name] for name in least.streamed("disk"))
     assert row["host memory"] == f"{format_size(hosted)} ({len(least.away('host'))})"
     assert row["moved a token"] == format_size(hosted + on_disk)
     seconds = max(on_disk / 1e6, (hosted + on_disk) / 2e6)
     assert float(row["tokens/s, at best"]) == pytest.approx(1 / seconds, abs=0.01)
+
+
+def test_what_the_cpu_computes_for_a_gpu_is_shown_and_expected(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roads = Roads(link=1e6, host={1: 1e6}, threads=1, crossing=0.0)
+    monkeypatch.setattr("rabbitllm.measure.roads.roads_of", lambda *_: roads)
+    staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
+    cuda = torch.device("cuda:0")
+    arguments = argparse.Namespace(device_memory="min", host_memory=1 << 30, max_seq_len=None)
+    limits, alone, shown = Limits(pinned=1e-3), [], []
+    for shared, found in ((False, alone), (True, shown)):
+        plans = list(plan_module._plans(staged, cuda, arguments, shared))
+        found += [plan_module._row(*plan, limits, shared) for plan in plans]
+    least, quarter, *_ = shown
+    assert [row["budget"] for row in shown] == [row["budget"] for row in alone]
+    assert "of it the CPU computes" not in alone[0]
+    for row in (least, quarter):
+        assert row["of it the CPU computes"].endswith(")")
+    assert shown[-1]["of it the CPU computes"] == "-"  # all of it fits
+    assert float(least["tokens/s, at best"]) > 1.3 * float(alone[0]["tokens/s, at best"])
+
+
+def test_sharing_out_needs_a_gpu_and_rates(
+    command: Command,
+    checkpoint: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert command("plan", checkpoint(), *CPU, "--host-compute", "--no-measure")[0] == 0
+    assert "host_compute='auto' does nothing here" in caplog.text
+    monkeypatch.setattr("rabbitllm.streaming.sharing.accept_host_compute", lambda *_: True)
+    status, _, err = command("plan", checkpoint(), *CPU, "--host-compute", "--no-measure")
+    assert status == 2
+    assert "leave --no-measure out" in err

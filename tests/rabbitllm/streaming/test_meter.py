@@ -148,3 +148,14 @@ def test_a_model_tells_its_share_of_the_limits_it_is_given(
         assert times["read"] > 0
         assert times["copy"] == 0
         assert times["compute"] > 0
+
+
+def test_what_the_cpu_computes_for_a_device_is_counted() -> None:
+    meter = Meter(profiling=True)
+    assert meter.stats.figures()["host_gb_per_second"] is None
+    for begin in (0.0, 10.0):
+        meter.host("mlp", 10**9, begin, begin + 0.5)
+    figures = meter.stats.figures()
+    assert (figures["bytes_on_host"], figures["host_seconds"]) == (2 * 10**9, 1.0)
+    assert figures["host_gb_per_second"] == 2.0
+    assert figures["stages"]["mlp"]["compute"] == 1.0

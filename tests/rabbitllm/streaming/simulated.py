@@ -1,0 +1,84 @@
+"""A CUDA device that is the CPU: slots, copies and page-locked memory, all of it at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from typing_extensions import override
+
+from rabbitllm import auto
+from rabbitllm.streaming import engine, placement, plan, planning, sharing, working
+from rabbitllm.streaming.buffers import host_buffer
+from rabbitllm.streaming.devices import DEVICES, CudaTransfer, cuda
+
+ROOM = 1 << 40
+
+
+class Stream:
+    """Work that runs when it is handed over, so that nothing has to wait."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def wait_event(self, event: Event) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class Event:
+    """What has happened already."""
+
+    def record(self, stream: Stream) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class Simulated(CudaTransfer):
+    """A CUDA device in the host's memory."""
+
+    outside = 0
+    workspace = 0
+
+    @staticmethod
+    @override
+    def count() -> int:
+        return 1
+
+    @staticmethod
+    @override
+    def free(device: torch.device) -> int:
+        return ROOM
+
+    @staticmethod
+    @override
+    def total(device: torch.device) -> int:
+        return ROOM
+
+    @override
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        return host_buffer(nbytes)
+
+    @override
+    def mark(self) -> float:
+        return time.perf_counter()
+
+
+@contextmanager
+def _using(_: Stream) -> Iterator[None]:
+    yield
+
+
+def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on device="cpu" is such a device."""
+    for module in (auto, engine, placement, plan, planning, sharing, working):
+        monkeypatch.setattr(module, "own_memory", lambda _: "device")
+    monkeypatch.setitem(DEVICES, "cpu", Simulated)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", _using)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
