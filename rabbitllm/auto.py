@@ -28,7 +28,7 @@ from rabbitllm.streaming.engine import stream
 from rabbitllm.streaming.pipeline import Options
 from rabbitllm.streaming.placement import make_room, total_budget
 from rabbitllm.streaming.plan import own_memory
-from rabbitllm.streaming.sharing import accept_host_compute, place_as_asked
+from rabbitllm.streaming.sharing import accept_host_compute, place_as_asked, plain_entries
 from rabbitllm.utils.memory import check_budget
 
 
@@ -175,13 +175,15 @@ class AutoModel:
         total = total_budget(asked[setting], target)
         encoded = prepared.staged.stored(location.encoded(codec))
         budgets = asked | {setting: total}
+        plain = {} if delete_original else location.plain_in_place()
         staged, plan = place_as_asked(
-            encoded, target, max_seq_len, shared, measure=roads_of, **budgets
+            encoded, target, max_seq_len, shared, measure=roads_of, plain=plain, **budgets
         )
         room = make_room(staged, plan, setting, asked[setting], total, target)
         read_again = bool(plan.moving("disk"))
         codec = location.worth_encoding(codec, bool(plan.moving("disk", "host")))
         located = location.locate(layer_shards_saving_path, delete_original, codec)
+        located = dict(located) | plain_entries(staged, plan, plain)
         progress = read_again if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, room.admit)
         pipeline = stream(model, staged.stages, located, plan, target, options)

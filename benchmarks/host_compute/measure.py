@@ -38,6 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "link": {},
     "host": {"host_compute": "auto"},
     "lossless": {"compression": "lossless"},
+    "host+lossless": {"host_compute": "auto", "compression": "lossless"},
 }
 """How weights come to computing -> arguments of `AutoModel.from_pretrained`."""
 SHORT, LONG, TURNS = 32, 512, 3
@@ -107,11 +108,13 @@ def compare(figures: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def predict(folder: Path, budget: str, new_tokens: int) -> float:
-    """Tokens/s that the roads allow what `host_compute` makes of a budget."""
-    staged = prepared(folder).staged
-    room = LONG + new_tokens
-    placed, plan = place_as_asked(staged, DEVICE, room, True, budget, "auto", roads_of)
+def predict(folder: Path, budget: str, options: dict[str, Any], new_tokens: int) -> float:
+    """Tokens/s that the roads allow."""
+    found = prepared(folder)
+    staged = found.staged.stored(found.location.encoded(options.get("compression")))
+    shared, room = "host_compute" in options, LONG + new_tokens
+    plain = found.location.plain_in_place()
+    placed, plan = place_as_asked(staged, DEVICE, room, shared, budget, "auto", roads_of, plain)
     return 1 / seconds_of(plan, placed, roads_of(DEVICE, staged.dtype))
 
 
@@ -129,7 +132,7 @@ def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for way in asked.ways.split(","):
             print(f"{way}, {budget} ...", file=sys.stderr, flush=True)
             options = WAYS[way]
-            predicted = predict(folder, budget, asked.new_tokens) if options else None
+            predicted = predict(folder, budget, options, asked.new_tokens)
             figures = measure(folder, budget, options | stores, asked.new_tokens)
             plain = plain or figures
             figures |= compare(figures, plain) | {"predicted": predicted}
@@ -154,6 +157,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
             "budget": record["budget"],
             "way": record["way"],
             "tokens/s": f"{record['tokens_per_second']:.2f}",
+            "predicted": f"{record['predicted']:.2f}",
             "of link": _ratio(record, link.get(record["budget"]), "tokens_per_second"),
             "crossed a token": f"{record['bytes_to_device'] / 1e9:.2f} GB",
             "computed by the CPU": f"{record['bytes_on_host'] / 1e9:.2f} GB",

@@ -133,6 +133,10 @@ class Location:
         codecs = self._encodes(compression) if compression else {}
         return {name: _expected(codec, self.whole[name]) for name, codec in codecs.items()}
 
+    def plain_in_place(self) -> Mapping[str, WeightEntry]:
+        """The weights that lie on disk as they compute, whatever a store holds of them."""
+        return {name: entry for name, entry in self._lying.items() if entry.plain}
+
     def readable_in_place(self, compression: str | None = None) -> bool:
         """Whether every parameter lies on disk as it is wanted, under whatever name."""
         to_encode = bool(compression and self._encodes(compression)) and not self._is_encoded()

@@ -73,6 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.device_memory,
         arguments.host_memory,
         roads_of,
+        location.plain_in_place(),
     )
     codec = location.worth_encoding(arguments.compression, bool(plan.moving("disk", "host")))
     located = location.locate(arguments.store, False, codec)

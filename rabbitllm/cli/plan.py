@@ -8,7 +8,7 @@ spot, which takes about two seconds.
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     location = prepared.location
     staged = prepared.staged.stored(location.encoded(arguments.compression))
-    plans = list(_plans(staged, device, arguments, shared))
+    plans = list(_plans(staged, device, arguments, shared, location.plain_in_place()))
     print(_model(staged, device))
     read_again = bool(plans[0][2].moving("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
@@ -132,9 +132,21 @@ def _free(folder: Path) -> str:
 
 
 def _plans(
-    staged: "StagedModel", device: "torch.device", arguments: argparse.Namespace, shared: bool
+    staged: "StagedModel",
+    device: "torch.device",
+    arguments: argparse.Namespace,
+    shared: bool,
+    plain: Collection[str] = (),
 ) -> Iterator[tuple[str, "StagedModel", "Plan"]]:
-    """Placements for the asked budget, the least, and parts of the weights, each with its name."""
+    """Placements for the asked budget, the least, and parts of the weights, each with its name.
+
+    Args:
+        staged: the model.
+        device: that computes.
+        arguments: the command's.
+        shared: whether the CPU may compute for another device.
+        plain: the weights that lie on disk as they compute.
+    """
     from rabbitllm.measure.roads import roads_of
     from rabbitllm.streaming.placement import HOST, total_budget
     from rabbitllm.streaming.plan import own_memory
@@ -147,7 +159,13 @@ def _plans(
     least = {key: "min"}
     for chosen in (budgets,) if budgets[key] == "min" else (budgets, budgets | least):
         placed = place_as_asked(
-            staged, device, arguments.max_seq_len, shared, measure=roads_of, **chosen
+            staged,
+            device,
+            arguments.max_seq_len,
+            shared,
+            measure=roads_of,
+            plain=plain,
+            **chosen,
         )
         yield str(chosen[key]), *placed
     host = None if on_host else total_budget(arguments.host_memory, HOST)
@@ -162,9 +180,8 @@ def _plans(
         if budget > staged.minimum_bytes:
             placed = planned(staged, make_plan, budget)
             if shared:
-                placed = share_out(
-                    staged, device, placed, partial(planned, budget=budget), roads_of
-                )
+                again = partial(planned, budget=budget)
+                placed = share_out(staged, device, placed, again, roads_of, plain)
             yield f"{share:.0%} of the weights", *placed
 
 

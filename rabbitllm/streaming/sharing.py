@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import torch
 
+from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.apart import find_apart
 from rabbitllm.streaming.placement import place
@@ -33,6 +34,8 @@ WORTH = 0.97
 
 Placed: TypeAlias = tuple[StagedModel, Plan]
 """A model as its stages are placed, and where."""
+Fits: TypeAlias = Callable[[Plan, Collection[str]], bool]
+"""Whether host memory holds what these stages take if the CPU computes them."""
 Measure: TypeAlias = Callable[[torch.device, torch.dtype], Roads]
 """Such as `rabbitllm.measure.roads.roads_of`."""
 
@@ -59,6 +62,7 @@ def place_as_asked(
     device_memory: int | str,
     host_memory: int | str,
     measure: Measure,
+    plain: Collection[str] = (),
 ) -> Placed:
     """Places the stages, and has the CPU compute some of them if it may and that is quicker.
 
@@ -70,6 +74,7 @@ def place_as_asked(
         device_memory: as for `place`.
         host_memory: as there.
         measure: finds what the roads carry; called where there is something to share out.
+        plain: the weights that lie on disk as they compute, beside what may be stored of them.
 
     Raises:
         BudgetError: as `place`.
@@ -83,7 +88,7 @@ def place_as_asked(
     def again(apart: StagedModel, planner: Callable[..., Plan]) -> Placed:
         return place(apart, device, *budgets, planner)
 
-    return share_out(staged, device, placed, again, measure)
+    return share_out(staged, device, placed, again, measure, plain)
 
 
 def share_out(
@@ -92,6 +97,7 @@ def share_out(
     placed: Placed,
     again: Callable[[StagedModel, Callable[..., Plan]], Placed],
     measure: Measure,
+    plain: Collection[str] = (),
 ) -> Placed:
     """Has the CPU compute some of the stages if that is quicker.
 
@@ -101,10 +107,16 @@ def share_out(
         placed: the model as it is placed otherwise.
         again: places it in other stages, with another planner.
         measure: finds what the roads carry.
+        plain: as for `place_as_asked`.
     """
     whole, plan = placed
     apart = staged.split_apart(find_apart(staged.model))
-    able = {stage.name for stage in apart.stages if stage.name in apart.apart and _is_plain(stage)}
+    able = {
+        stage.name
+        for stage in apart.stages
+        if stage.name in apart.apart
+        and all(weight.on_disk is None or weight.name in plain for weight in stage.weights)
+    }
     if not plan.streamed("host") or not able:
         why = "no module computes by itself" if not able else "no layer waits in host memory"
         logger.info("host_compute does nothing here: %s.", why)
@@ -125,8 +137,24 @@ def seconds_of(plan: Plan, staged: StagedModel, roads: Roads) -> float:
     return pass_seconds(turns, plan.slot_sizes, roads)
 
 
-def _is_plain(stage: Stage) -> bool:
-    return all(weight.on_disk is None for weight in stage.weights)
+def plain_entries(
+    staged: StagedModel, plan: Plan, plain: Mapping[str, WeightEntry]
+) -> dict[str, WeightEntry]:
+    """Where the weights lie plain that the CPU computes with: decoding takes it too long.
+
+    Args:
+        staged: the model, as `place_as_asked` gave it back.
+        plan: as well.
+        plain: weight -> where it lies as it computes.
+    """
+    on_host = set(plan.on_host())
+    return {
+        weight.name: plain[weight.name]
+        for stage in staged.stages
+        if stage.name in on_host
+        for weight in stage.weights
+        if weight.on_disk is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -158,20 +186,34 @@ class Choices:
         Arguments and errors are those of `rabbitllm.streaming.plan.make_plan`.
         """
         plans = [make_plan(stages, device, device_budget, host_budget)]
+        # What is encoded in a store lies plain where the CPU computes with it.
+        grown = {stage.name: stage.nbytes - stage.stored_nbytes for stage in stages}
         room = self.least if device_budget == "min" else device_budget
         for slots in NARROW:
             plans += self._widened(stages, device, room, host_budget, slots)
-        shared = ((plan, self._hosted(plan, stages)) for plan in plans)
+
+        def fits(plan: Plan, hosted: Collection[str]) -> bool:
+            more = sum(grown[name] for name in hosted)
+            return not more or (
+                isinstance(host_budget, int) and plan.host_bytes + more <= host_budget
+            )
+
+        shared = ((plan, self._hosted(plan, stages, fits)) for plan in plans)
         plan, hosted = min(shared, key=lambda pair: self._seconds(pair[0], stages, pair[1]))
-        hosted = self._settled(plan, stages, hosted)
+        hosted = self._settled(plan, stages, hosted, fits)
         tokens = self._short(plan, stages, hosted)
         if not tokens:
             return plan
         places = {
             name: replace(place, on_host=name in hosted) for name, place in plan.places.items()
         }
-        threads = self.roads.threads
-        return replace(plan, places=places, host_tokens=tokens, host_threads=threads)
+        return replace(
+            plan,
+            places=places,
+            host_bytes=plan.host_bytes + sum(grown[name] for name in hosted),
+            host_tokens=tokens,
+            host_threads=self.roads.threads,
+        )
 
     def _widened(
         self,
@@ -214,20 +256,25 @@ class Choices:
     def _names(self, plan: Plan) -> list[str]:
         return [name for name in plan.streamed("host") if name in self.able]
 
-    def _hosted(self, plan: Plan, stages: Sequence[Stage]) -> set[str]:
+    def _hosted(self, plan: Plan, stages: Sequence[Stage], fits: Fits) -> set[str]:
         """The stages that the CPU had best compute, evenly spread."""
         names = self._names(plan)
         choices = (spread(names, count) for count in range(len(names) + 1))
-        return min(choices, key=lambda hosted: self._seconds(plan, stages, hosted))
+        fitting = (hosted for hosted in choices if fits(plan, hosted))
+        return min(fitting, key=lambda hosted: self._seconds(plan, stages, hosted))
 
-    def _settled(self, plan: Plan, stages: Sequence[Stage], hosted: set[str]) -> set[str]:
+    def _settled(
+        self, plan: Plan, stages: Sequence[Stage], hosted: set[str], fits: Fits
+    ) -> set[str]:
         """The same, changed one by one and moved to neighbours as long as passes get quicker."""
         names = self._names(plan)
         beside = [{a, b} for a, b in pairwise(names)]
         changes = [{name} for name in names] + beside
         best = self._seconds(plan, stages, hosted)
         while changes:
-            choices = [hosted ^ change for change in changes]
+            choices = [new for change in changes if fits(plan, new := hosted ^ change)]
+            if not choices:
+                break
             closest = min(choices, key=lambda hosted: self._seconds(plan, stages, hosted))
             if (seconds := self._seconds(plan, stages, closest)) >= best:
                 break

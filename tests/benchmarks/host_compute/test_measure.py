@@ -37,17 +37,18 @@ def test_each_way_is_held_against_the_link_alone(
         shape="tiny", folder=tmp_path, ways=",".join(measure.WAYS), budgets="min"
     )
     asked.new_tokens = 4
-    link, both, lossless = measure.measure_all(asked)
-    for record in (link, both, lossless):
+    link, both, lossless, packed = measure.measure_all(asked)
+    for record in (link, both, lossless, packed):
         assert record["same_bits"]  # on a CPU that is the device, too
         assert (record["kl_nats"], record["same_next_token"]) == (0, 1)
         assert record["greedy_parts_at"] is None
     assert link["bytes_on_host"] == 0 < both["bytes_on_host"]
     assert both["bytes_to_device"] < link["bytes_to_device"]
     assert lossless["bytes_to_device"] <= link["bytes_to_device"]
+    assert packed["bytes_on_host"] > 0
     assert both["on_host"] > 0 < both["predicted"]
-    text = measure.render([link, both, lossless])
-    assert text.count("\n| min") == 3
+    text = measure.render([link, both, lossless, packed])
+    assert text.count("\n| min") == 4
     assert "link 0.0 GB/s, CPU 0.0 GB/s with 1 threads" in text
 
 

@@ -272,3 +272,35 @@ def test_it_is_off_by_default_and_says_where_it_does_nothing(
     monkeypatch.setattr(auto, "roads_of", lambda *_: quick)
     assert not shared(checkpoint()).streaming_plan.on_host()
     assert "the link alone is as quick" in caplog.text
+
+
+def test_what_is_compressed_for_the_link_lies_plain_where_the_cpu_computes(
+    build: Callable[..., PreTrainedModel],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "checkpoint"
+    wide = {"hidden_size": 256, "intermediate_size": 384}  # so that weights are worth encoding
+    build("llama", torch.bfloat16, **wide).save_pretrained(folder)
+    reference = stock(folder, attn_implementation="eager")
+    stored = {"compression": "lossless", "layer_shards_saving_path": tmp_path / "stores"}
+    model = shared(folder, **stored)
+    plan = model.streaming_plan
+    sizes = {stage.name: (stage.nbytes, stage.stored_nbytes) for stage in model._pipeline._lane_of}
+    on_host = plan.on_host()
+    assert 0 < len(on_host) < 4
+    assert all(sizes[name][0] == sizes[name][1] for name in on_host)
+    others = set(plan.streamed("host")) - set(on_host)
+    assert all(sizes[name][0] > sizes[name][1] for name in others if name.endswith("mlp"))
+    taken = sum(sizes[name][1] for name in plan.streamed("host"))
+    assert plan.host_bytes == pytest.approx(taken, rel=0.01)  # how far it packs is not yet known
+    with torch.no_grad():
+        for ids in (prompt, prompt[:1, :1], prompt, prompt[:1, :2]):
+            assert torch.equal(model(ids).logits, reference(ids).logits)
+    assert model.streaming_stats()["bytes_on_host"] > 0
+    # With no byte to spare in host memory what is there stays encoded.
+    tight = shared(folder, host_memory=plan.host_bytes - 1, **stored).streaming_plan
+    assert tight.host_bytes <= plan.host_bytes - 1
+    assert len(tight.on_host()) < len(on_host)
