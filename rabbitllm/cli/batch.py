@@ -3,20 +3,24 @@
 Each line of IN is a request to /v1/chat/completions or /v1/completions, and gets a line of OUT as
 soon as it is answered. Requests share every pass over the weights, the longest first, as many as
 there is memory for. Whatever ends the command: run it again, and it goes on where it stopped. A
-line that cannot be answered gets an error line.
+line that cannot be answered gets an error line. With --ray the machines of a Ray cluster answer,
+each worker a block of lines at a time.
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rabbitllm.cli.options import (
     add_model_arguments,
     add_sharing_arguments,
     load_shared,
     name_of,
+    positive,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="what requests call the model (MODEL; a folder's last part)")
     add_sharing_arguments(parser, sequences=256)
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="have a Ray cluster answer: its address, auto for the one that this machine is in, "
+        "or local for one of this machine alone. MODEL must be there for each worker",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="of the cluster, each with a model of its own (one for each GPU, or for each machine "
+        "where there is none)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -52,6 +69,8 @@ def main(arguments: argparse.Namespace) -> int:
     source, output = arguments.source, arguments.output
     if output.exists() and output.samefile(source):
         raise ValueError(f"{output} is the file of requests. Give another one for the answers.")
+    if arguments.workers and not arguments.ray:
+        raise ValueError("--workers are those of a Ray cluster. Give its address with --ray.")
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -61,13 +80,18 @@ def main(arguments: argparse.Namespace) -> int:
         written = Output(file)
         written.resume(output)
         job = BatchFile(asked, written)
-        lines = lines_of(arguments)
-        job.survey(lines.measure)
+        if arguments.ray:
+            job.survey(len)
+            answer, unit = _by_ray(arguments), "B"
+        else:
+            lines = lines_of(arguments)
+            job.survey(lines.measure)
+            answer, unit = lines.answer, "tok"
         begun, tally = time.perf_counter(), job.tally
         with tqdm(
-            total=tally.total, unit="tok", unit_scale=True, disable=None, dynamic_ncols=True
+            total=tally.total, unit=unit, unit_scale=True, disable=None, dynamic_ncols=True
         ) as bar:
-            for _ in job.run(lines.answer):
+            for _ in job.run(answer):
                 rate = tally.new_tokens / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"{tally.answered} answers, {rate:.1f} new tokens/s", False)
                 bar.update(tally.work - bar.n)
@@ -91,3 +115,64 @@ def lines_of(arguments: argparse.Namespace) -> "Lines":
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     name = arguments.name or name_of(arguments.model)
     return Lines(Prompts(model, name, arguments.max_new_tokens), Batch(model, arguments.sequences))
+
+
+class Worker:
+    """One of a Ray cluster's: loads the model once, and answers block after block.
+
+    Args:
+        arguments: of the sub-command.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._lines = lines_of(arguments)
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
+        """Answers a block of lines, see `Lines`."""
+        return self._lines(block)
+
+
+def _by_ray(arguments: argparse.Namespace) -> Any:
+    """What has a Ray cluster answer lines, as `BatchFile.run` takes it."""
+    try:
+        import ray.data
+    except ImportError as error:
+        raise ImportError(f"{error}. --ray needs: pip install 'rabbitllm[ray]'") from error
+    from rabbitllm.serving.lines import Answered
+
+    folder = Path(arguments.model).expanduser()
+    given = {
+        name: value for name, value in vars(arguments).items() if name not in ("main", "check")
+    }
+    given["name"] = arguments.name or name_of(arguments.model)
+    given["model"] = str(folder.resolve()) if folder.is_dir() else arguments.model
+
+    def answer(lines: Iterable[tuple[int, bytes]]) -> Iterator[Answered]:
+        items = [{"number": number, "line": line} for number, line in lines]
+        if not items:
+            return
+        ray.init(address=arguments.ray)
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0)) if arguments.device != "cpu" else 0
+        workers = arguments.workers or gpus or len(ray.nodes())
+        share = (
+            {"num_gpus": min(1, gpus / workers)}
+            if gpus
+            else {"num_cpus": int(there["CPU"]) // workers}
+        )
+        size = min(arguments.sequences, -(-len(items) // workers))
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        answered = ray.data.from_items(
+            items, override_num_blocks=-(-len(items) // size)
+        ).map_batches(
+            Worker,
+            fn_constructor_args=[argparse.Namespace(**given)],
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            **share,
+        )
+        for block in answered.iter_batches(batch_size=None):
+            for text in block["answered"]:
+                yield Answered(**json.loads(text))
+
+    return answer

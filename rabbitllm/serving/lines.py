@@ -1,7 +1,8 @@
 """Lines of OpenAI's batch format, answered by one model."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -94,6 +95,19 @@ class Lines:
             for each in over:
                 asked.remove(each)
                 yield each.answered()
+
+    def __call__(self, block: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Answers a block, as Ray Data's `map_batches` asks for it.
+
+        Args:
+            block: "number" and "line" of each request.
+
+        Returns:
+            "answered": what `Answered` has, as JSON.
+        """
+        lines = zip(map(int, block["number"]), map(bytes, block["line"]), strict=True)
+        answered = (each for each in self.answer(lines) if each)
+        return {"answered": [json.dumps(asdict(each)) for each in answered]}
 
     def _begin(self, number: int, line: bytes) -> "_Asked | Answered":
         fields = decode(line)
