@@ -3,7 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,6 +14,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from typing_extensions import Self, override
 
 from rabbitllm.checkpoint.tokenizer import load_tokenizer
+from rabbitllm.drafting import head_bytes
 from rabbitllm.streaming.kept import borrow, keep
 from rabbitllm.streaming.meter import Limits
 from rabbitllm.streaming.pipeline import Pipeline
@@ -112,7 +113,9 @@ class StreamedModel(_Stock):
         """Stock's `generate`; a prompt that needs more memory than there is comes in chunks.
 
         Raises:
-            BudgetError: it needs more memory than there is even so.
+            BudgetError: it needs more memory than there is even so, or a multi-token head does that
+                `use_mtp` asks for.
+            ValueError: as stock's, or that head is quantised.
         """
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         chosen = [kwargs, vars(generation_config or self.generation_config)]
@@ -126,6 +129,7 @@ class StreamedModel(_Stock):
             isinstance(ids, torch.Tensor)
             and ids.dim() == 2
             and option("prefill_chunk_size") is None
+            and not option("use_mtp")  # which wants the hidden states of all of it
             and cached
             and not continued
         ):
@@ -134,7 +138,12 @@ class StreamedModel(_Stock):
             logits = 1 if "logits_to_keep" in inspect.signature(self.forward).parameters else new
             if chunk := self._room.chunk(Work(ids.shape[0] * copies, new, logits=logits)):
                 kwargs["prefill_chunk_size"] = chunk
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        drafting: AbstractContextManager[None] = nullcontext()
+        if option("use_mtp"):
+            size = head_bytes(self, self.checkpoint_folder)
+            drafting = self._room.without(size, "The multi-token head of use_mtp")
+        with drafting:
+            return super().generate(inputs, generation_config, *args, **kwargs)
 
     def weights(self, *names: str) -> "AbstractContextManager[None]":
         """Has streamed weights in memory for the time of a `with`, to read them.

@@ -6,7 +6,8 @@ chunks before that: stock transformers' own way for long prompts.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,29 @@ class Room:
     ceiling: Ceiling | None = None
     near: Callable[[], None] = lambda: None
     _told: bool = field(default=False, init=False)
+
+    @contextmanager
+    def without(self, nbytes: int, what: str) -> Iterator[None]:
+        """Leaves so much of it to something else meanwhile.
+
+        Args:
+            nbytes: that it takes.
+            what: it is called.
+
+        Raises:
+            BudgetError: there is less.
+        """
+        most = self.nbytes if self.free is None else max(self.nbytes, self.free())
+        if nbytes > most:
+            raise BudgetError(
+                f"{what} takes {format_size(nbytes)} beside the weights, and {self.setting} leaves "
+                f"{format_size(max(0, most))}. Leave it out, or raise {self.setting}."
+            )
+        self.nbytes -= nbytes
+        try:
+            yield
+        finally:
+            self.nbytes += nbytes
 
     def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Lets a forward with these arguments begin, or not.
