@@ -19,6 +19,7 @@ from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.streaming.buffers import pinned_buffer
 from rabbitllm.streaming.host import HostWorker
+from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.roads import Roads
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def _paced(count: Callable[[], int], meanwhile: Callable[[], object]) -> float:
 
 def _rate(worker: HostWorker, matrices: list[torch.Tensor], tokens: int) -> float:
     """Bytes/s of matrices that a worker multiplies so many tokens with."""
-    given = torch.zeros(1, tokens, ROWS, dtype=matrices[0].dtype)
+    given = torch.zeros(1, tokens, ROWS, dtype=matrices[0].dtype, device="cpu")
 
     def multiply() -> float:
         torch.nn.functional.linear(given, matrices[-1])  # the first of its shape prepares
@@ -164,11 +165,12 @@ def _rate(worker: HostWorker, matrices: list[torch.Tensor], tokens: int) -> floa
 
 def _crossing(worker: HostWorker, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds that one token's hidden state takes to the CPU and back."""
-    given = torch.zeros(1, 1, ROWS, dtype=dtype, device=device)
+    given, landing = torch.zeros(1, 1, ROWS, dtype=dtype, device=device), Landing()
+    given = landing.bring(given.to("cpu"), device)  # the first prepares
     begun = time.perf_counter()
     for _ in range(CROSSINGS):
         there = given.to("cpu")
-        given = worker.run(there.clone).to(device)
+        given = landing.bring(worker.run(there.clone), device)
     given.to("cpu")
     return (time.perf_counter() - begun) / CROSSINGS
 

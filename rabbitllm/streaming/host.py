@@ -19,6 +19,7 @@ from accelerate.utils import send_to_device
 
 from rabbitllm.streaming.binding import bind, bindings, bound, streams
 from rabbitllm.streaming.entry import Forward, run_by
+from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.room import work_of
 from rabbitllm.streaming.weights import Stage
@@ -83,6 +84,7 @@ class HostRoad:
     def __init__(self, tokens: int = 0, threads: int = 1, meter: Meter | None = None) -> None:
         self._tokens = tokens
         self._worker = HostWorker(threads)
+        self._landing = Landing()
         self._meter = meter or Meter()
         self._modules: dict[str, _Hosted] = {}
 
@@ -97,7 +99,9 @@ class HostRoad:
             stage: of one module, all of its weights.
             weights: in its order, on the host.
         """
-        self._modules[stage.name] = _Hosted(stage, weights, self._worker, self._meter)
+        self._modules[stage.name] = _Hosted(
+            stage, weights, self._worker, self._landing, self._meter
+        )
 
     def takes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a forward of the whole model with these arguments is a short pass."""
@@ -121,13 +125,19 @@ class _Hosted:
     """One of them."""
 
     def __init__(
-        self, stage: Stage, weights: Sequence[torch.Tensor], worker: HostWorker, meter: Meter
+        self,
+        stage: Stage,
+        weights: Sequence[torch.Tensor],
+        worker: HostWorker,
+        landing: Landing,
+        meter: Meter,
     ) -> None:
         (module,) = stage.modules
         self._module = weakref.ref(module)
         self._stage = stage.alone()
         self._weights = weights
         self._worker = worker
+        self._landing = landing
         self._meter = meter
         self._bindings = bindings(stage)
         self._idle = bound(self._bindings)
@@ -156,6 +166,6 @@ class _Hosted:
         home = next(tensors).device
         there = send_to_device(args, HOST), send_to_device(kwargs, HOST)
         output = self._worker.run(partial(forward, *there[0], **there[1]))
-        output = send_to_device(output, home)
+        output = self._landing.bring(output, home)
         self._meter.host(self._stage.name, self._stage.nbytes, begun, time.perf_counter())
         return output

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm import StreamedModel, auto
-from rabbitllm.streaming import host
+from rabbitllm.streaming import host, landing
 from rabbitllm.streaming.roads import Roads
 from tests.rabbitllm.streaming.simulated import simulate
 
@@ -75,7 +75,8 @@ def test_answers_are_stocks_and_only_inputs_and_outputs_cross(
         crossed.extend((t.shape, device) for t in tensors if isinstance(t, torch.Tensor))
         return value
 
-    monkeypatch.setattr(host, "send_to_device", send)
+    for module in (host, landing):
+        monkeypatch.setattr(module, "send_to_device", send)
     options = {"max_new_tokens": 6, "do_sample": False}
     output = model.generate(prompt[:1], **options)
     assert torch.equal(output, reference.generate(prompt[:1], **options))
