@@ -11,6 +11,9 @@ from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.weights import ALIGNMENT, Stage, Weight
 
 HUGE_PAGE = 2 << 20
+PORTABLE = 1
+"""cudaHostRegisterPortable: page-locked for every device, not just the current one
+(https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:
     """
     buffer = _huge_pages(nbytes)
     runtime = torch.cuda.cudart()
-    code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, 0))
+    code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, PORTABLE))
     if code:
         raise BudgetError(
             f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or "

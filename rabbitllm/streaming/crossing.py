@@ -9,7 +9,41 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rabbitllm.streaming.plan import Plan
+from rabbitllm.streaming.stages import block_of, find_blocks
 from rabbitllm.streaming.weights import Stage
+
+
+def homes_of(
+    model: nn.Module, stages: Sequence[Stage], plan: Plan, device: torch.device
+) -> dict[str, torch.device]:
+    """Block -> the device that computes it, where all of its weights and buffers are.
+
+    Args:
+        model: whose.
+        stages: of the model.
+        plan: says which device computes which stage.
+        device: that of a block without a stage of its own.
+    """
+    blocks = find_blocks(model)
+    homes = dict.fromkeys(blocks, device)
+    for stage in stages:
+        if not stage.pinned and (block := block_of(stage.name, blocks)):
+            homes[block] = plan.places[stage.name].device
+    return homes
+
+
+def modules_by_home(
+    model: nn.Module, stages: Sequence[Stage], plan: Plan, device: torch.device
+) -> dict[nn.Module, torch.device]:
+    """The modules of blocks, and those outside of them that are stages, and where they compute."""
+    homes = homes_of(model, stages, plan, device)
+    apart = {
+        module: plan.places[stage.name].device
+        for stage in stages
+        for module in (() if stage.pinned else stage.modules)
+    }
+    blocks = find_blocks(model).items()
+    return apart | {inner: homes[name] for name, block in blocks for inner in block.modules()}
 
 
 def move_inputs(
@@ -21,7 +55,7 @@ def move_inputs(
     is: each layer's part of it grows where the layer computes.
 
     Args:
-        model: its outermost modules that hold weights or buffers get a hook.
+        model: its blocks get a hook, and what else holds weights or buffers.
         stages: of the model.
         plan: says which device computes which stage.
         device: that of what is in no stage.
@@ -34,16 +68,15 @@ def move_inputs(
 def _homes(
     model: nn.Module, stages: Sequence[Stage], plan: Plan, device: torch.device
 ) -> Iterator[tuple[nn.Module, torch.device]]:
-    """The modules of the stages, and those outside of them that hold tensors."""
-    inside: set[nn.Module] = set()
-    for stage in stages:
-        for module in () if stage.pinned else stage.modules:
-            inside.update(module.modules())
-            yield module, plan.places[stage.name].device
+    """The blocks, and of what is outside of them all that holds tensors."""
+    known = modules_by_home(model, stages, plan, device)
+    blocks = find_blocks(model).values()
+    yield from ((block, known[block]) for block in blocks)
+    inside = {inner for block in blocks for inner in block.modules()}
     for module in model.modules():
         holds = any(True for _ in module.parameters(recurse=False)) or any(module._buffers)
         if holds and module not in inside:
-            yield module, device
+            yield module, known.get(module, device)
 
 
 def _moving(home: torch.device, cached: Any) -> Any:

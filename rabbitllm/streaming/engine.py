@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import WeightEntry, files_of
 from rabbitllm.streaming.binding import bind, bindings
-from rabbitllm.streaming.crossing import move_inputs
+from rabbitllm.streaming.crossing import modules_by_home, move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.encoded import kept_bytes
 from rabbitllm.streaming.devices.transfer import Transfer
@@ -87,15 +87,10 @@ def stream(
 
 
 def _place_buffers(
-    model: nn.Module, stages: Iterable[Stage], plan: Plan, device: torch.device
+    model: nn.Module, stages: Sequence[Stage], plan: Plan, device: torch.device
 ) -> None:
     """Has buffers that no checkpoint holds lie where they are computed with."""
-    home = {
-        inner: plan.places[stage.name].device
-        for stage in stages
-        for module in (() if stage.pinned else stage.modules)
-        for inner in module.modules()
-    }
+    home = modules_by_home(model, stages, plan, device)
     for module in model.modules():
         for attribute, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta:
@@ -138,7 +133,7 @@ def _gather(
             Gather(module, part, by, rows, ahead)
             block, _, name = stage.name.rpartition(".")
             first = stage is second
-            ahead = Foresight(model.get_submodule(block), name, by, rows, trial, first)
+            ahead = Foresight(model.get_submodule(block), name, by, rows, trial, device, first)
     return routed, list(shelves.values())
 
 

@@ -84,6 +84,7 @@ class Foresight:
         by: which argument of the experts' forward holds the numbers.
         rows: the experts'.
         trial: whether to guess; the same for all blocks of a model.
+        device: where the block computes.
         first: those who ask for this guess are the first of a pass.
     """
 
@@ -94,10 +95,12 @@ class Foresight:
         by: int,
         rows: ShelfRows,
         trial: Trial,
+        device: torch.device,
         first: bool = False,
     ) -> None:
         self._rows = rows
         self._trial = trial
+        self._device = device
         self._first = first
         self._block = _without_hooks(block, experts)
         self._block._modules[experts] = _Listener(block.get_submodule(experts).forward, by)
@@ -116,7 +119,7 @@ class Foresight:
         if not (self._works and self._trial.on) or torch.is_grad_enabled():
             return
         try:
-            self._block.forward(states[None])
+            self._block.forward(states[None].to(self._device))
         except _AskedError as asked:
             self._guess = asked.numbers
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):

@@ -114,7 +114,8 @@ class Plan:
         slotless: the stages that take no slot: only rows of their weights come.
         routed: of these, the stages whose rows lie on shelves when they are computed with.
         shelves: device -> memory for rows on it, where there are stages of which rows come there.
-        host_shelf: memory on the host for rows, as they are stored, on their way from disk.
+        host_shelf: memory on the host for rows, as they are stored, on their way from disk: so much
+            for each device that has a shelf.
         host_tokens: a pass of at most so many is short: see `Place.on_host`.
         host_threads: of the CPU, that compute there.
     """

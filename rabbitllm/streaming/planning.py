@@ -6,6 +6,7 @@ spread evenly among the streamed ones: while they compute, the next streamed sta
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -43,47 +44,108 @@ def make_plan(
     Raises:
         BudgetError: a budget is too small; the message states the minimum.
     """
-    minimum = minimum_bytes(stages)
-    budget = minimum if device_budget == "min" else device_budget
-    if budget < minimum:
-        raise too_small(budget, minimum)
-    resident, encoded = _resident(stages, budget, device)
+    homes = dict.fromkeys((stage.name for stage in stages), device)
+    return make_shared_plan(stages, homes, {device: device_budget}, host_budget)
+
+
+def make_shared_plan(
+    stages: Sequence[Part],
+    homes: Mapping[str, torch.device],
+    device_budgets: Mapping[torch.device, Budget],
+    host_budget: Budget | None,
+) -> Plan:
+    """Places every stage, to be computed with on a device of its own; the host's memory is shared.
+
+    Args:
+        stages: in the order of the forward.
+        homes: stage name -> the device that computes with it.
+        device_budgets: device -> bytes of weights that may lie on it, as for `make_plan`.
+        host_budget: as there.
+
+    Raises:
+        BudgetError: a budget is too small; the message states the minimum.
+    """
+    on = {
+        device: _on_device([s for s in stages if homes[s.name] == device], budget, device)
+        for device, budget in device_budgets.items()
+    }
+    resident = set().union(*(each.resident for each in on.values()))
+    encoded = set().union(*(each.encoded for each in on.values()))
     slotless = {stage.name for stage in stages if stage.slotless} - resident
     streamed = {s.name: s.nbytes for s in stages if s.name not in resident | slotless}
-    slot_sizes = _slot_sizes(streamed.values())
     stored = {stage.name: stage.stored_nbytes for stage in stages}
-    kept = sum(stage.nbytes for stage in stages if stage.name in resident) + sum(slot_sizes)
-    kept += sum(stored[name] for name in encoded)
     routed = [stage for stage in stages if stage.rows and stage.name in slotless]
-    shelf = _widened(_least_shelf(routed), routed, budget - kept)
-    hosted = _hosted({name: stored[name] for name in streamed if name not in encoded}, host_budget)
-    there = hosted | encoded
-    on_disk = [(size, stored[name]) for name, size in streamed.items() if name not in there]
-    staging = 0 if host_budget is None else sum(staging_sizes(slot_sizes, on_disk))
+    # What may lie on the host; what is on disk instead passes through each device's own staging.
+    passing = {name: stored[name] for name in streamed if name not in encoded}
+    most = sum(
+        sum(_slot_sizes([size for name, size in passing.items() if homes[name] == device]))
+        for device in on
+    )
+    hosted = _hosted(passing, host_budget, most)
+    staging = 0
+    for device, each in on.items() if host_budget is not None else ():
+        absent = [n for n in passing if homes[n] == device and n not in hosted]
+        on_disk = [(streamed[name], stored[name]) for name in absent]
+        staging += sum(staging_sizes(each.slot_sizes, on_disk))
     host_bytes = sum(stored[name] for name in hosted) + staging
     host_shelf = EMPTY
+    shelves = {device: each.shelf for device, each in on.items() if each.shelf.slots}
     if host_budget is not None:
-        hosted |= _hosted_rows(routed, host_budget, host_bytes)
+        hosted |= _hosted_rows(routed, host_budget, host_bytes, len(shelves))
         host_bytes = sum(stored[name] for name in hosted) + staging
-        absent = [stage for stage in routed if stage.name not in hosted]
-        host_shelf = _least_shelf(absent, stored=True)
-        _check_staging(staging + host_shelf.total, host_budget)
-        if host_budget != "min":
-            host_shelf = _widened(host_shelf, absent, host_budget - host_bytes)
+        gone = [stage for stage in routed if stage.name not in hosted]
+        host_shelf = _least_shelf(gone, stored=True)
+        _check_staging(staging + host_shelf.total * len(shelves), host_budget)
+        if host_budget != "min" and shelves:
+            host_shelf = _widened(host_shelf, gone, (host_budget - host_bytes) // len(shelves))
     memories: dict[str, Memory] = {stage.name: "disk" for stage in stages}
     memories.update(dict.fromkeys(hosted, "host"))
     memories.update(dict.fromkeys(encoded, "encoded"))
-    memories.update(dict.fromkeys(resident, own_memory(device)))
+    memories.update((name, own_memory(homes[name])) for name in resident)
     return Plan(
-        places={name: Place(memory, device) for name, memory in memories.items()},
-        slot_sizes={device: slot_sizes},
-        device_bytes={device: kept + shelf.total},
-        host_bytes=host_bytes + host_shelf.total,
+        places={name: Place(memory, homes[name]) for name, memory in memories.items()},
+        slot_sizes={device: each.slot_sizes for device, each in on.items()},
+        device_bytes={device: each.nbytes for device, each in on.items()},
+        host_bytes=host_bytes + host_shelf.total * len(shelves),
         slotless=frozenset(slotless),
         routed=frozenset(stage.name for stage in routed),
-        shelves={device: shelf} if routed else {},
+        shelves=shelves,
         host_shelf=host_shelf,
     )
+
+
+class _Held(NamedTuple):
+    """What one device holds.
+
+    Attributes:
+        resident: the stages that are there as they compute.
+        encoded: those that are there as they are stored.
+        slot_sizes: as in `Plan`.
+        shelf: for rows of those that are not resident.
+        nbytes: of all of it.
+    """
+
+    resident: set[str]
+    encoded: set[str]
+    slot_sizes: tuple[int, ...]
+    shelf: Shelf
+    nbytes: int
+
+
+def _on_device(stages: Sequence[Part], asked: Budget, device: torch.device) -> _Held:
+    """What a device holds of the stages that it computes with; raises BudgetError."""
+    minimum = minimum_bytes(stages)
+    budget = minimum if asked == "min" else asked
+    if budget < minimum:
+        raise too_small(budget, minimum)
+    resident, encoded = _resident(stages, budget, device)
+    moving = [stage for stage in stages if stage.name not in resident]
+    slot_sizes = _slot_sizes([stage.nbytes for stage in moving if not stage.slotless])
+    kept = sum(stage.nbytes for stage in stages if stage.name in resident) + sum(slot_sizes)
+    kept += sum(stage.stored_nbytes for stage in stages if stage.name in encoded)
+    routed = [stage for stage in moving if stage.rows and stage.slotless]
+    shelf = _widened(_least_shelf(routed), routed, budget - kept)
+    return _Held(resident, encoded, slot_sizes, shelf, kept + shelf.total)
 
 
 def too_small(budget: int, minimum: int, whole: int = 0) -> BudgetError:
@@ -158,20 +220,21 @@ def _widened(least: Shelf, routed: Collection[Part], room: int) -> Shelf:
     return least._replace(slots=max(least.slots, min(room // least.nbytes, most)))
 
 
-def _hosted_rows(routed: Collection[Part], budget: Budget, taken: int) -> set[str]:
+def _hosted_rows(routed: Collection[Part], budget: Budget, taken: int, shelves: int) -> set[str]:
     """The stages whose rows host memory holds, all of them.
 
     Args:
         routed: the stages of which rows come.
         budget: bytes.
         taken: bytes that are taken already.
+        shelves: how many devices rows from disk pass through the host's memory to.
     """
     if budget == "min":
         return set()
     stored = {stage.name: stage.stored_nbytes for stage in routed}
     if sum(stored.values()) <= budget - taken:
         return set(stored)
-    room = budget - taken - _least_shelf(routed, stored=True).total
+    room = budget - taken - _least_shelf(routed, stored=True).total * shelves
     return _most_that_fit(list(stored), stored, room)
 
 
@@ -274,16 +337,16 @@ def _most_that_fit(names: list[str], sizes: Mapping[str, int], room: int) -> set
     return {max(fitting, key=lambda name: sizes[name])} if fitting else set()
 
 
-def _hosted(streamed: Mapping[str, int], budget: Budget | None) -> set[str]:
+def _hosted(streamed: Mapping[str, int], budget: Budget | None, staging: int) -> set[str]:
     """The streamed stages that host memory holds; those on disk are spread among them.
 
     Args:
         streamed: stage name -> bytes of it as it is stored.
         budget: bytes.
+        staging: as many of these as buffers between disk and slots may take.
     """
     if budget is None or budget == "min":
         return set()
     if sum(streamed.values()) <= budget:
         return set(streamed)
-    room = budget - sum(_slot_sizes(streamed.values()))  # as much as staging may take
-    return _most_that_fit(list(streamed), streamed, room)
+    return _most_that_fit(list(streamed), streamed, budget - staging)

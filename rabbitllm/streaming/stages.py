@@ -62,7 +62,7 @@ def find_stages(
     for name in tensors:
         if _home(name, routed):
             del nbytes[name]
-    blocks = dict(_blocks(model, ""))
+    blocks = find_blocks(model)
     leaves = _leaves(model, blocks, nbytes)
     largest = max((_under(root, nbytes) for root in blocks), default=0)
     apart = [name for name in apart if _under(name, nbytes) > largest * LARGE]
@@ -99,6 +99,18 @@ def find_stages(
         return Stage(name, modules, lay_out(weights))
 
     return [stage(name) for name in sorted(members, key=order.__getitem__)]
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The outermost decoder layers, by their paths, in the order of the modules."""
+    return dict(_blocks(model, ""))
+
+
+def block_of(name: str, blocks: Collection[str]) -> str:
+    """The path of the block that a module or weight is or lies in; "" if it is outside of all."""
+    while name and name not in blocks:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _routed(

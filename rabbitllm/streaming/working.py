@@ -1,5 +1,6 @@
 """What computing takes beside the weights, estimated from a model's config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +79,18 @@ class Geometry:
         tokens = work.new + work.past
         kept = (min(window or tokens, tokens) for window in self.windows)
         return work.sequences * sum(kept) * self.kept
+
+    def only(self, mine: Sequence[bool]) -> "Geometry":
+        """The same with some layers' caches alone.
+
+        Args:
+            mine: whether it is one of these, for each block of the model. If these are not the
+                layers that cache, all caches count.
+        """
+        if len(mine) != len(self.windows):
+            return self
+        pairs = zip(self.windows, mine, strict=True)
+        return replace(self, windows=tuple(window for window, counts in pairs if counts))
 
     def masked(self, work: Work) -> bool:
         """Whether a causal pattern is not enough: padding, tokens behind others, a window."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from typing_extensions import override
 
 from rabbitllm.streaming.crossing import move_inputs
@@ -17,7 +18,7 @@ class Cache:
     """What a layer writes to; it cannot be moved."""
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Notes where what it is given lies."""
 
     def __init__(self) -> None:

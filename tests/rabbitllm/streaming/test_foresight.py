@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 from rabbitllm.streaming import foresight
 from rabbitllm.streaming.foresight import TRIED, Foresight, Trial
 
+CPU = torch.device("cpu")
+
 
 class Rows:
     """What is asked to come."""
@@ -24,7 +26,7 @@ class Rows:
 
 def of_last_block(model: PreTrainedModel, rows: Rows, trial: Trial | None = None) -> Foresight:
     block = model.model.layers[-1].mlp
-    return Foresight(block, "experts", 1, rows, trial or Trial())  # type: ignore[arg-type]
+    return Foresight(block, "experts", 1, rows, trial or Trial(), CPU)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "deepseek_v3"])
@@ -74,7 +76,7 @@ def test_a_block_that_takes_more_than_states_is_asked_once(
             raise NotImplementedError
 
     experts, rows = stock(checkpoint("mixtral")).model.layers[0].mlp.experts, Rows()
-    ahead = Foresight(Other(experts), "experts", 1, rows, Trial())  # type: ignore[arg-type]
+    ahead = Foresight(Other(experts), "experts", 1, rows, Trial(), CPU)  # type: ignore[arg-type]
     with torch.no_grad():
         for _ in range(2):
             ahead.guess(torch.zeros(1, 8))
