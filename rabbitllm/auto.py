@@ -1,7 +1,7 @@
 """`AutoModel.from_pretrained`: from a checkpoint to a stock model whose layers stream."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NoReturn
 
@@ -21,14 +21,15 @@ from rabbitllm.stock_arguments import (
     accept_stock,
     budgets_of,
     check_types,
-    device_of,
     pick_one,
+    targets_of,
 )
 from rabbitllm.streaming.engine import stream
+from rabbitllm.streaming.picking import HOST, DeviceLike
 from rabbitllm.streaming.pipeline import Options
-from rabbitllm.streaming.placement import make_room, total_budget
-from rabbitllm.streaming.plan import own_memory
-from rabbitllm.streaming.sharing import accept_host_compute, place_as_asked, plain_entries
+from rabbitllm.streaming.placement import make_rooms, total_budget
+from rabbitllm.streaming.several import Budgets, Sharing, place_on
+from rabbitllm.streaming.sharing import accept_host_compute, plain_entries
 from rabbitllm.utils.memory import check_budget
 
 
@@ -40,10 +41,10 @@ class AutoModel:
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *model_args: object,
-        device: str | torch.device = "auto",
+        device: DeviceLike = "auto",
         dtype: str | torch.dtype | None = "auto",
         attn_implementation: Backend | None = "auto",
-        device_memory: int | str = "auto",
+        device_memory: int | str | Sequence[int | str] = "auto",
         host_memory: int | str = "auto",
         token: str | bool | None = None,
         hf_token: str | None = None,
@@ -77,14 +78,16 @@ class AutoModel:
         Args:
             pretrained_model_name_or_path: a folder, or a repository on the Hugging Face hub. With
                 peft, that of an adapter loads with the model that it is for.
-            device: "cuda:0", "cpu"; "auto" is torch's default device where one was set, or
-                else CUDA when there is one.
+            device: "cuda:0", "cpu"; ["cuda:0", "cuda:1"] or "cuda:0,cuda:1" for several GPUs, which
+                take turns, block by block, so that all their links bring weights at once. "auto" is
+                torch's default device where one was set; or else all GPUs that are visible, but the
+                first alone where the whole model fits on it; or the CPU.
             dtype: of the weights; "auto" is the checkpoint's own.
             attn_implementation: a backend's name in transformers, or a dict of them by parts of a
                 composite config; "auto" is the fastest that works here.
-            device_memory: budget for weights on a CUDA device: bytes, "4GiB", "50%" of its memory,
-                "min" for the least that works, or "auto" for what is free less room for the cache
-                and activations. Ignored on CPU, where there is one memory.
+            device_memory: budget on each CUDA device, for weights, cache and activations: bytes,
+                "4GiB", "50%" of its memory, "min" for the least that works, or "auto" for what is
+                free; or a list of such, one for each. Ignored on CPU, where there is one memory.
             host_memory: budget for weights in host memory, in the same notation.
             token: for gated and private repositories; HF_TOKEN is used otherwise.
             hf_token: the older name of `token`.
@@ -121,7 +124,7 @@ class AutoModel:
             torch_dtype: the older name of `dtype`.
             device_map: stock's argument for a device: one as in `device`, its index, "auto", or a
                 dict that maps everything to one.
-            max_memory: stock's argument for budgets: that of the GPU's index is `device_memory`,
+            max_memory: stock's argument for budgets: that of a GPU's index is its `device_memory`,
                 that of "cpu" is `host_memory`.
             experts_implementation: what computes a mixture's experts, as in stock.
             output_loading_info: return the model and stock's dict on keys, as a tuple.
@@ -147,9 +150,10 @@ class AutoModel:
         changes = accept_arguments(accept_stock(others))
         if experts_implementation is not None:
             changes["experts_implementation"] = experts_implementation
-        target = device_of(device, device_map)
-        asked = budgets_of(device_memory, host_memory, max_memory, target)
-        for budget in asked.values():
+        targets = targets_of(device, device_map)
+        target = targets.devices[0]
+        asked, host = budgets_of(device_memory, host_memory, max_memory, targets.devices)
+        for budget in (*asked.values(), host):
             check_budget(budget)
         shared = accept_host_compute(host_compute, target)
         token = hf_token if token is None else token
@@ -171,29 +175,25 @@ class AutoModel:
             )
         model, location = prepared.model, prepared.location
         generation = deepcopy(generation_config) or load_generation_config(location.folder)
-        setting = "host_memory" if own_memory(target) == "host" else "device_memory"
-        total = total_budget(asked[setting], target)
+        totals = {each: total_budget(budget, each) for each, budget in asked.items()}
         encoded = prepared.staged.stored(location.encoded(codec))
-        budgets = asked | {setting: total}
+        budgets = Budgets(totals, total_budget(host, HOST), max_seq_len)
         plain = {} if delete_original else location.plain_in_place()
-        staged, plan = place_as_asked(
-            encoded, target, max_seq_len, shared, measure=roads_of, plain=plain, **budgets
-        )
-        room = make_room(staged, plan, setting, asked[setting], total, target)
+        sharing = Sharing(roads_of, plain) if shared else None
+        staged, plan = place_on(encoded, budgets, targets.fewest, sharing)
+        rooms = make_rooms(staged, plan, asked, totals)
         read_again = bool(plan.moving("disk"))
         codec = location.worth_encoding(codec, bool(plan.moving("disk", "host")))
         located = location.locate(layer_shards_saving_path, delete_original, codec)
         located = dict(located) | plain_entries(staged, plan, plain)
         progress = read_again if show_layer_progress is None else show_layer_progress
-        options = Options(prefetching, progress, profiling_mode, room.admit)
+        options = Options(prefetching, progress, profiling_mode, rooms.admit)
         pipeline = stream(model, staged.stages, located, plan, target, options)
-        if room.ceiling:
-            blocks = (stage for stage in staged.stages if not stage.pinned)
-            room.ceiling.watch(stage.modules[0] for stage in blocks)
+        rooms.watch(staged.stages, plan)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = model.config.name_or_path = os.fspath(pretrained_model_name_or_path)
-        model.attach(plan, pipeline, room, location.folder, target, trust_remote_code)
+        model.attach(plan, pipeline, rooms, location.folder, target, trust_remote_code)
         if adapter:
             model.load_adapter(str(adapter.folder))
         if output_loading_info:

@@ -19,7 +19,7 @@ from rabbitllm.streaming.kept import borrow, keep
 from rabbitllm.streaming.meter import Limits
 from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.plan import Plan
-from rabbitllm.streaming.room import Room
+from rabbitllm.streaming.room import Rooms
 from rabbitllm.streaming.working import Work
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class StreamedModel(_Stock):
     checkpoint_folder: Path
     _streaming_device: torch.device
     _pipeline: Pipeline
-    _room: Room
+    _rooms: Rooms
     _trust_remote_code: bool
     _loaded: "weakref.WeakSet[nn.Module]"
 
@@ -67,7 +67,7 @@ class StreamedModel(_Stock):
         self,
         plan: Plan,
         pipeline: Pipeline,
-        room: Room,
+        rooms: Rooms,
         folder: Path,
         device: torch.device,
         trust_remote_code: bool,
@@ -76,10 +76,12 @@ class StreamedModel(_Stock):
         self.streaming_plan = plan
         self.checkpoint_folder = folder
         self._pipeline = pipeline
-        self._room = room
+        self._rooms = rooms
         self._streaming_device = device
         self._trust_remote_code = trust_remote_code
         self._loaded = weakref.WeakSet(self.modules())
+        if len(plan.device_bytes) > 1:  # by which transformers and peft know that there are several
+            self.hf_device_map = {name: place.device for name, place in plan.places.items()}
 
     @property
     def device(self) -> torch.device:
@@ -136,12 +138,12 @@ class StreamedModel(_Stock):
             copies = max(option("num_beams") or 1, option("num_return_sequences") or 1)
             new = ids.shape[1]
             logits = 1 if "logits_to_keep" in inspect.signature(self.forward).parameters else new
-            if chunk := self._room.chunk(Work(ids.shape[0] * copies, new, logits=logits)):
+            if chunk := self._rooms.chunk(Work(ids.shape[0] * copies, new, logits=logits)):
                 kwargs["prefill_chunk_size"] = chunk
         drafting: AbstractContextManager[None] = nullcontext()
         if option("use_mtp"):
             size = head_bytes(self, self.checkpoint_folder)
-            drafting = self._room.without(size, "The multi-token head of use_mtp")
+            drafting = self._rooms.without(size, "The multi-token head of use_mtp")
         with drafting:
             return super().generate(inputs, generation_config, *args, **kwargs)
 

@@ -2,19 +2,20 @@
 
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, PretrainedConfig
 from transformers.integrations.accelerate import check_and_set_device_map
 
 from rabbitllm.errors import nearest
-from rabbitllm.streaming.placement import pick_device
+from rabbitllm.streaming.picking import DeviceLike, pick_device, pick_devices
+from rabbitllm.streaming.plan import own_memory
 
-ONE_DEVICE = (
-    "One device computes and layers come to it: device= names it, device_memory= and host_memory= "
+STREAMS = (
+    "Devices compute and layers come to them: device= names them, device_memory= and host_memory= "
     "say what may lie where."
 )
 KERNELS = "attn_implementation= chooses the kernels of attention."
@@ -84,9 +85,9 @@ ARGUMENTS: dict[str, str | Refused] = {
     "adapter_name": Refused(ADAPTERS, (None, "default")),
     "allow_all_kernels": Refused(KERNELS),
     "code_revision": Refused("Code comes with the checkpoint: revision= chooses that of both."),
-    "device_mesh": Refused(ONE_DEVICE),
+    "device_mesh": Refused(STREAMS),
     "disable_mmap": Refused("Copy the checkpoint to a local disk, where mapped files are safe."),
-    "distributed_config": Refused(ONE_DEVICE),
+    "distributed_config": Refused(STREAMS),
     "from_flax": Refused(SAVED),
     "from_tf": Refused(SAVED),
     "fusion_config": Refused("The model computes as its class does, unfused."),
@@ -104,8 +105,8 @@ ARGUMENTS: dict[str, str | Refused] = {
     "proxies": Refused("huggingface_hub heeds the environment variables HTTPS_PROXY and NO_PROXY."),
     "quantization_config": Refused(PRECISION),
     "state_dict": Refused("Weights are read from files: " + SAVED[0].lower() + SAVED[1:], (None,)),
-    "tp_plan": Refused(ONE_DEVICE),
-    "tp_size": Refused(ONE_DEVICE, (None, 1)),
+    "tp_plan": Refused(STREAMS),
+    "tp_size": Refused(STREAMS, (None, 1)),
     "tqdm_class": Refused("huggingface_hub shows its own progress; HF_HUB_DISABLE_PROGRESS_BARS."),
     "use_auth_token": Refused("It is token= now."),
     "use_flash_attention_2": Refused("attn_implementation='flash_attention_2' asks for it."),
@@ -140,7 +141,10 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 """Of what types an argument may be, and in words."""
 
 WHOLE = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Values of `device_map` that leave the choice; layers stream to one device whichever it is."""
+"""Values of `device_map` that leave the choice; blocks are dealt out the same whichever it is."""
+
+Memory = int | str
+"""A budget, as users write it."""
 
 
 def accept_stock(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,47 +195,73 @@ def pick_one(asked: Mapping[str, Any]) -> Any:
     return next(iter(given.values()), "auto")
 
 
-def device_of(device: str | torch.device, device_map: Any) -> torch.device:
-    """The one device that the arguments of these names mean.
+class Targets(NamedTuple):
+    """The devices that compute.
+
+    Attributes:
+        devices: the first takes the inputs.
+        fewest: nobody named them: the first alone does where all fits there.
+    """
+
+    devices: tuple[torch.device, ...]
+    fewest: bool = False
+
+
+def targets_of(device: DeviceLike, device_map: Any) -> Targets:
+    """The devices that the arguments of these names mean.
 
     Raises:
-        ValueError: they mean several devices, none, or one that is not there.
+        ValueError: they contradict each other, or mean none, or one that is not there.
         RuntimeError: torch's default device is the meta device, which can hold no weights.
     """
     wanted = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     if len({str(place) for place in wanted}) > 1 or "disk" in wanted:
         raise ValueError(
-            f"device_map={device_map!r} places modules one by one. {ONE_DEVICE} What fits neither "
+            f"device_map={device_map!r} places modules one by one. {STREAMS} What fits neither "
             "stays on disk."
         )
     place = wanted[0] if wanted and wanted[0] not in WHOLE else None
+    unnamed = isinstance(device, str) and device == "auto"
     if place is None:
         # In a `with torch.device(...)`, or after `torch.set_default_device`, that one, as in stock.
         default: Any = check_and_set_device_map(None) or {"": "auto"}
-        return pick_device(default[""] if device == "auto" else device)
+        chosen = default[""] if unnamed else device
+        return Targets(pick_devices(chosen), unnamed and str(chosen) == "auto")
     try:
         mapped = pick_device(f"cuda:{place}" if isinstance(place, int) else place)
     except ValueError as error:
         raise ValueError(f"device_map={device_map!r} is understood as device=. {error}") from error
-    if device == "auto":
-        return mapped
-    return torch.device(pick_one({"device": pick_device(device), "device_map": mapped}))
+    if not unnamed and pick_devices(device) != (mapped,):
+        raise ValueError(
+            f"device={device!r} and device_map={device_map!r} contradict each other. Pass one of "
+            "them."
+        )
+    return Targets((mapped,))
 
 
 def budgets_of(
-    device_memory: int | str,
-    host_memory: int | str,
-    max_memory: Mapping[int | str, int | str] | None,
-    device: torch.device,
-) -> dict[str, int | str]:
-    """`device_memory` and `host_memory`, which `max_memory` may give as well.
+    device_memory: Memory | Sequence[Memory],
+    host_memory: Memory,
+    max_memory: Mapping[int | str, Memory] | None,
+    devices: Sequence[torch.device],
+) -> tuple[dict[torch.device, Memory], Memory]:
+    """The budget of each device, and that of the host, which `max_memory` may give as well.
 
-    What it allows on other devices than the one that computes is not used.
+    What it allows on other devices than those that compute is not used.
+
+    Args:
+        device_memory: one for each device, or the same for all.
+        host_memory: which is that of the device where it is the CPU.
+        max_memory: as stock's `from_pretrained` takes it.
+        devices: that compute.
 
     Raises:
-        ValueError: it names no device, or another size than the argument itself.
+        ValueError: it names no device, or another size than the argument itself; or there are more
+            or fewer budgets than devices.
     """
-    asked: dict[str, int | str] = {"device_memory": device_memory, "host_memory": host_memory}
+    each = _each(device_memory, devices)
+    on_host = own_memory(devices[0]) == "host"
+    asked = dict(zip(devices, [host_memory] if on_host else each, strict=True))
     for place, size in (max_memory or {}).items():
         if place == "disk":
             continue
@@ -242,11 +272,27 @@ def budgets_of(
                 f"max_memory names {place!r}, which is no device. Its keys are indices of GPUs, "
                 "'cpu' and 'disk'."
             ) from error
+        given = f"max_memory[{place!r}]"
         if named.type == "cpu":
-            setting = "host_memory"
-        elif (named.type, named.index or 0) == (device.type, device.index):
-            setting = "device_memory"
-        else:
-            continue
-        asked[setting] = pick_one({setting: asked[setting], f"max_memory[{place!r}]": size})
-    return asked
+            host_memory = pick_one({"host_memory": host_memory, given: size})
+            asked |= {device: host_memory for device in devices if on_host}
+        for device in devices:
+            if (named.type, named.index or 0) == (device.type, device.index):
+                asked[device] = pick_one({"device_memory": asked[device], given: size})
+    return asked, host_memory
+
+
+def _each(
+    device_memory: Memory | Sequence[Memory], devices: Sequence[torch.device]
+) -> list[Memory]:
+    """A budget for each device; raises ValueError if there is another number of them."""
+    if isinstance(device_memory, str) and "," in device_memory:
+        device_memory = [size.strip() for size in device_memory.split(",")]
+    if isinstance(device_memory, int | str):
+        return [device_memory] * len(devices)
+    if len(device_memory) != len(devices):
+        raise ValueError(
+            f"device_memory={device_memory!r} has {len(device_memory)} budgets, and device= means "
+            f"{len(devices)}: {', '.join(map(str, devices))}. Give one for each, or one for all."
+        )
+    return list(device_memory)

@@ -83,7 +83,7 @@ def in_turns(model: Any, reference: Any, run: Run, turns: int) -> dict[str, Any]
 def limits(folder: Path) -> dict[str, Any]:
     """The link: copies as large as the largest stage."""
     gpu = DEVICE.type == "cuda"
-    copies = copy_bandwidth(DEVICE, max(prepared(folder).staged.sizes.values())) if gpu else {}
+    copies = copy_bandwidth([DEVICE], max(prepared(folder).staged.sizes.values())) if gpu else {}
     name = torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}"
     return {"scenario": "limits", "device_name": name} | copies
 

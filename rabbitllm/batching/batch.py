@@ -23,11 +23,9 @@ from rabbitllm.errors import BudgetError
 from rabbitllm.model import StreamedModel
 from rabbitllm.streaming.working import Work, read_geometry
 
-PASS_TOKENS = {"cpu": 256, "cuda": 4096}
+PASS_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a pass, padding included, that cost little beside the weights' way, or on a CPU seconds
 at most; what a prompt may hold others up by."""
-PASS_LOGITS = 256
-"""Rows of logits that a pass computes, or two for each sequence where these are more."""
 LEAST_CHUNK = 8
 """Tokens of a prompt in a pass, however many rows there are."""
 HEADROOM = 256
@@ -139,7 +137,6 @@ class Batch:
 
     def _join(self) -> None:
         """Lets in who is next, as long as there is room: nobody overtakes who waits for more."""
-        before = len(self.running)
         while self.waiting and len(self.running) < self._most:
             row = self.waiting[0]
             if row.answer.done():  # given up
@@ -151,19 +148,17 @@ class Batch:
                 break
             self.waiting.popleft()
             if row.begin():
-                self.running.append(row)
-        self._make_places(before)
+                self._enter(row)
 
     def _can_share(self, row: Row) -> bool:
         return self.shares and (self._bound is None or row.longest <= self._bound)
 
-    def _make_places(self, before: int) -> None:
-        """Has the cache hold those that came behind so many others."""
-        coming = len(self.running) - before
-        if coming and self._held is None:
+    def _enter(self, row: Row) -> None:
+        if self._held is None:
             self._held = RowsCache(self.model.config.get_text_config(decoder=True))
-        elif coming and self._held:
-            self._held.select([*range(before), *[0] * coming])
+        elif self.running:
+            self._held.select([*range(len(self.running)), 0])
+        self.running.append(row)
 
     def _leave(self) -> None:
         """Takes out who is answered or has given up."""
@@ -193,7 +188,7 @@ class Batch:
         while not self._fits(self.running, width, 0) and len(self.running) > 1:
             self._put_back()
             width = self._width()
-        new = self._new(width)
+        new = [min(width, row.pending) for row in self.running]
         try:
             with torch.no_grad():
                 logits = self._forward(new, max(new))
@@ -228,8 +223,7 @@ class Batch:
             mask[i, held.columns - row.past : held.columns + count] = 1
         counts, pasts = torch.tensor(new), torch.tensor([row.past for row in rows])
         positions = pasts[:, None] + torch.minimum(torch.arange(width), counts[:, None] - 1)
-        ending = (n - 1 for row, n in zip(rows, new, strict=True) if n == row.pending)
-        last = sorted({*ending}) or [width - 1]
+        last = sorted({count - 1 for count in new})
         device = self.model.device
         arguments: dict[str, Any] = {"attention_mask": mask.to(device)}
         if self._positions:
@@ -254,20 +248,6 @@ class Batch:
         logits: torch.Tensor = output.logits[through, at]
         return logits
 
-    def _new(self, width: int) -> list[int]:
-        """Tokens of each in the next pass, `width` at most.
-
-        Logits are computed of the same places in all rows. So that they are few, a prompt that
-        would end at yet another place keeps its last token for the pass after.
-        """
-        new = [min(width, row.pending) for row in self.running]
-        ends = {n for row, n in zip(self.running, new, strict=True) if n == row.pending}
-        places = {1, *sorted(ends, reverse=True)[: places_of(len(self.running)) - 1]}
-        return [
-            n - 1 if n == row.pending and n not in places else n
-            for row, n in zip(self.running, new, strict=True)
-        ]
-
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """Gives each of the rows its next token, from logits [rows, vocabulary]."""
         likeliest = logits.argmax(-1).tolist()
@@ -287,34 +267,12 @@ class Batch:
     def _fits(self, rows: Sequence[Row], width: int, more: int) -> bool:
         """Whether there is memory for these rows, `more` tokens further on than they are now."""
         longest = max(min(row.longest, row.past + row.pending + more) for row in rows)
-        room = self.model._room
-        work = work_of_rows(len(rows), width, max(width, longest), self._picks)
-        needed = room.needed(work) + self._slack(work)
-        if needed <= room.nbytes or room.free is None:
-            return needed <= room.nbytes
+        work = Work(len(rows), width, max(0, longest - width), logits=min(width, len(rows)))
         held = Work(len(self.running), 0, self.held_columns)
-        return needed <= room.taken(held) + self._slack(held) + room.free()
+        return self.model._rooms.fits(work, held, self._slack)
 
     def _slack(self, work: Work) -> int:
         return slack_bytes(self._geometry, self.model.dtype, work)
-
-
-def places_of(rows: int) -> int:
-    """Places of so many rows whose logits a pass may be asked for."""
-    return max(2, PASS_LOGITS // rows)
-
-
-def work_of_rows(rows: int, width: int, tokens: int, picks: bool = True) -> Work:
-    """What a pass is given.
-
-    Args:
-        rows: sequences.
-        width: new tokens of each, padding included.
-        tokens: of each in all.
-        picks: the model computes logits of those places alone that it is asked for.
-    """
-    logits = min(width, places_of(rows)) if picks else width
-    return Work(rows, width, tokens - width, logits)
 
 
 def can_share(model: StreamedModel) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from transformers import PretrainedConfig
 
-from rabbitllm.batching.batch import LEAST_CHUNK, PASS_TOKENS, work_of_rows
+from rabbitllm.batching.batch import LEAST_CHUNK, PASS_TOKENS
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
 STEP = 64
@@ -26,7 +26,8 @@ def max_seq_len_for(
     """
     geometry = read_geometry(config)
     width = min(tokens, max(LEAST_CHUNK, PASS_TOKENS[device.type] // rows))
-    needed = working_bytes(geometry, dtype, device, work_of_rows(rows, width, tokens))
+    work = Work(rows, width, tokens - width, logits=min(width, rows))
+    needed = working_bytes(geometry, dtype, device, work)
     least, above = 0, 1
     while working_bytes(geometry, dtype, device, Work(1, above * STEP)) < needed:
         least, above = above, above * 2

@@ -76,9 +76,10 @@ def answer_aloud(
 def placement(model: StreamedModel) -> str:
     """What is resident, and what streams from where."""
     plan = model.streaming_plan
-    parts = plan.places.keys() - {REST}
+    devices = [str(device) for device in plan.device_bytes]
+    parts = plan.places.keys() - {REST, *devices}
     resident = len(parts.intersection(plan.resident()))
-    kept = f"{resident} of {len(parts)} parts resident on {model.device}"
+    kept = f"{resident} of {len(parts)} parts resident on {' and '.join(devices)}"
     if encoded := len(plan.away("encoded")):
         kept += f", and {encoded} as they are stored"
     hosted, on_disk = len(plan.moving("host")), len(plan.moving("disk"))

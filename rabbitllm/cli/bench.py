@@ -2,17 +2,27 @@
 
 The table reads as llama-bench's: pp128 is a prompt of 128 tokens, tg32 are 32 tokens after it.
 Where the whole model fits, stock transformers runs as well. GB/s are weights that moved; the limit
-is the slowest of the wires they took, and of the memory that computing reads them from.
+is the slowest of the wires they took, and of the memory that computing reads them from. "Plan's" is
+what `rabbitllm plan` expects: before it ran, by what is to move.
 """
 
 import argparse
 import gc
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rabbitllm.cli.options import add_model_arguments, load, positive, prepare_only
+from rabbitllm.cli.options import (
+    add_model_arguments,
+    budgets_from,
+    load,
+    positive,
+    prepare_only,
+    sharing_from,
+)
 from rabbitllm.cli.tables import FORMATS, render
 
 if TYPE_CHECKING:
@@ -55,36 +65,35 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the sub-command; returns its exit status."""
     from rabbitllm.checkpoint.tensors import files_of
     from rabbitllm.measure.limits import measure_limits
-    from rabbitllm.measure.roads import roads_of
-    from rabbitllm.streaming.placement import pick_device
-    from rabbitllm.streaming.sharing import accept_host_compute, place_as_asked
+    from rabbitllm.measure.prediction import predict
+    from rabbitllm.streaming.picking import pick_devices
+    from rabbitllm.streaming.several import place_on
 
-    device = pick_device(arguments.device)
+    devices = pick_devices(arguments.device)
     _check_picture(arguments.picture)
-    prepared = prepare_only(arguments, device, arguments.attn_implementation)
+    prepared = prepare_only(arguments, devices[0], arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
     location = prepared.location
     staged = prepared.staged.stored(location.encoded(arguments.compression))
-    _, plan = place_as_asked(
+    placed, plan = place_on(
         staged,
-        device,
-        arguments.max_seq_len,
-        accept_host_compute(arguments.host_compute, device),
-        arguments.device_memory,
-        arguments.host_memory,
-        roads_of,
-        location.plain_in_place(),
+        budgets_from(arguments, devices),
+        arguments.device == "auto",
+        sharing_from(arguments, devices, location),
     )
+    used = list(plan.device_bytes)
     codec = location.worth_encoding(arguments.compression, bool(plan.moving("disk", "host")))
     located = location.locate(arguments.store, False, codec)
     files = sorted(files_of(located.values()))
-    limits = measure_limits(device, prepared.staged.dtype, files)
-    print(f"Limits on {_name(device)}: {limits.describe()}", file=sys.stderr)
-    results = _measure(load(arguments), "streamed", arguments, prepared, limits)
-    _free_memory(device)
-    if not arguments.no_stock and _stock_fits(prepared, device):
-        results += _measure(_stock(prepared, device), "stock", arguments, prepared, limits)
-    print(_shown(results, arguments.format, limits, device))
+    limits = measure_limits(used, prepared.staged.dtype, files)
+    print(f"Limits on {_names(used)}: {limits.describe()}", file=sys.stderr)
+    expected = predict(placed, plan, limits).seconds
+    results = _measure(load(arguments), "streamed", arguments, prepared, limits, expected)
+    _free_memory(used[0])
+    if not arguments.no_stock and _stock_fits(prepared, used[0]):
+        stock = _stock(prepared, used[0])
+        results += _measure(stock, "stock", arguments, prepared, limits.of(1, len(used)))
+    print(_shown(results, arguments.format, limits, used))
     if arguments.picture:
         _draw(arguments)
     return 0
@@ -120,9 +129,23 @@ def _check_length(tokens: int, prepared: "Prepared") -> None:
 
 
 def _measure(
-    model: Any, runs: str, arguments: argparse.Namespace, prepared: "Prepared", limits: "Limits"
+    model: Any,
+    runs: str,
+    arguments: argparse.Namespace,
+    prepared: "Prepared",
+    limits: "Limits",
+    expected: float = 0.0,
 ) -> "list[tuple[dict[str, str], Throughput]]":
-    """Both tests of a model, each with what it is called."""
+    """Both tests of a model, each with what it is called.
+
+    Args:
+        model: a streamed or a stock one.
+        runs: which of the two.
+        arguments: the parsed ones.
+        prepared: the model without its weights.
+        limits: of the wires that its weights take.
+        expected: seconds that a token is predicted to take; 0 if nothing is predicted.
+    """
     from rabbitllm.measure.throughput import Workload, measure_throughput
 
     print(f"Running {arguments.model}, {runs}", file=sys.stderr)
@@ -132,7 +155,8 @@ def _measure(
         "runs": runs,
         "attention": str(model.config._attn_implementation),
     }
-    tests = measure_throughput(model, work, limits, prepared.staged.computed_bytes)
+    computed = prepared.staged.computed_bytes
+    tests = measure_throughput(model, work, limits, computed, expected)
     return [(labels, test) for test in tests]
 
 
@@ -140,7 +164,7 @@ def _shown(
     results: "list[tuple[dict[str, str], Throughput]]",
     form: str,
     limits: "Limits",
-    device: "torch.device",
+    devices: "Sequence[torch.device]",
 ) -> str:
     if form == "md":
         return render([labels | _cells(test) for labels, test in results], form)
@@ -150,7 +174,7 @@ def _shown(
         | {
             "tokens_per_second": test.tokens_per_second,
             "sd": test.deviation,
-            "device": _name(device),
+            "device": _names(devices),
             "limits": asdict(limits),
         }
         for labels, test in results
@@ -160,20 +184,23 @@ def _shown(
 
 def _cells(test: "Throughput") -> dict[str, str]:
     mean, limit = test.tokens_per_second, test.limit_tokens_per_second
+    planned = test.planned_tokens_per_second
     return {
         "test": test.test,
         "t/s": f"{mean:.2f} ± {test.deviation:.2f}",
         "GB/s": f"{test.gb_per_second:.2f}" if test.gb_per_second else "-",
         "% of limit": f"{mean / limit:.0%}" if limit else "-",
+        "% of plan's": f"{mean / planned:.0%}" if planned else "-",
     }
 
 
-def _name(device: "torch.device") -> str:
+def _names(devices: "Sequence[torch.device]") -> str:
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, threads: {torch.get_num_threads()}"
+    if devices[0].type != "cuda":
+        return f"CPU, threads: {torch.get_num_threads()}"
+    names = Counter(map(torch.cuda.get_device_name, devices))
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
 
 
 def _free_memory(device: "torch.device") -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     import torch
 
     from rabbitllm import StreamedModel
+    from rabbitllm.checkpoint.location import Location
     from rabbitllm.prepare import Prepared
+    from rabbitllm.streaming.several import Budgets, Sharing
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +29,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--device-memory",
         default="auto",
         metavar="SIZE",
-        help="budget for a CUDA device: 4GiB, 50%% of its memory, bytes, min or auto (%(default)s)",
+        help="budget for each CUDA device: 4GiB, 50%% of its memory, bytes, min or auto; several, "
+        "with commas between, are one for each (%(default)s)",
     )
     parser.add_argument(
         "--host-memory",
@@ -48,7 +52,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="have the CPU compute MLPs where they wait in host memory, while the link brings "
         "other layers: quicker for one sequence, and other last bits",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda:0 or auto (%(default)s)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda:0, several GPUs as in cuda:0,cuda:1, or auto: the first GPU if the model "
+        "fits there, or else all (%(default)s)",
+    )
     parser.add_argument(
         "--attn-implementation",
         default="auto",
@@ -115,7 +124,8 @@ def check_model_arguments(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a budget is no size, or as `check_checkpoint_arguments`.
     """
-    _check_budget("--device-memory", arguments.device_memory)
+    for size in arguments.device_memory.split(","):
+        _check_budget("--device-memory", size.strip())
     _check_budget("--host-memory", arguments.host_memory)
     check_checkpoint_arguments(arguments)
 
@@ -168,12 +178,12 @@ def load_shared(arguments: argparse.Namespace) -> "StreamedModel":
     import torch
 
     from rabbitllm.batching.keeping import max_seq_len_for
-    from rabbitllm.streaming.placement import pick_device
+    from rabbitllm.streaming.picking import pick_devices
 
     torch.backends.cuda.enable_cudnn_sdp(False)
     if arguments.cache_tokens is None:
         return load(arguments)
-    device = pick_device(arguments.device)
+    device = pick_devices(arguments.device)[0]
     prepared = prepare_only(arguments, device, arguments.attn_implementation)
     each = -(-arguments.cache_tokens // arguments.sequences)
     kept = max_seq_len_for(
@@ -202,6 +212,31 @@ def prepare_only(
         attn_implementation,
         arguments.trust_remote_code,
     )
+
+
+def budgets_from(arguments: argparse.Namespace, devices: "Sequence[torch.device]") -> "Budgets":
+    """What the arguments of `add_model_arguments` allow on these devices and the host."""
+    from rabbitllm.stock_arguments import budgets_of
+    from rabbitllm.streaming.picking import HOST
+    from rabbitllm.streaming.placement import total_budget
+    from rabbitllm.streaming.several import Budgets
+
+    each, host = budgets_of(arguments.device_memory, arguments.host_memory, None, devices)
+    totals = {device: total_budget(asked, device) for device, asked in each.items()}
+    return Budgets(totals, total_budget(host, HOST), arguments.max_seq_len)
+
+
+def sharing_from(
+    arguments: argparse.Namespace, devices: "Sequence[torch.device]", location: "Location"
+) -> "Sharing | None":
+    """By what `--host-compute` shares out; None where it was not asked for, or does nothing."""
+    from rabbitllm.measure.roads import roads_of
+    from rabbitllm.streaming.several import Sharing
+    from rabbitllm.streaming.sharing import accept_host_compute
+
+    if not accept_host_compute(arguments.host_compute, devices[0]):
+        return None
+    return Sharing(roads_of, location.plain_in_place())
 
 
 def positive(text: str) -> int:

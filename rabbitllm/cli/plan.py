@@ -2,18 +2,21 @@
 
 Reads the config and the headers of the checkpoint, not its weights; of a hub repository nothing
 else is fetched. The speeds are the best that this machine's wires allow; they are measured on the
-spot, which takes about two seconds.
+spot, which takes about two seconds. Of several GPUs, also what fewer of them would do.
 """
 
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rabbitllm.cli.options import add_model_arguments, prepare_only
+from rabbitllm.cli.options import add_model_arguments, budgets_from, prepare_only, sharing_from
+from rabbitllm.errors import BudgetError
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from rabbitllm.checkpoint.location import Location
     from rabbitllm.measure.limits import Limits
     from rabbitllm.streaming.plan import Plan
+    from rabbitllm.streaming.several import Sharing
     from rabbitllm.streaming.staged import StagedModel
 
 EXAMPLE = "  rabbitllm plan Qwen/Qwen2.5-72B-Instruct --device-memory 16GiB --host-memory 64GiB"
@@ -55,28 +59,29 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     """Prints the plan of a folder, of which the weights may be on the hub still."""
     from rabbitllm.cli.tables import table
     from rabbitllm.measure.limits import Limits, measure_limits
-    from rabbitllm.streaming.placement import pick_device
-    from rabbitllm.streaming.sharing import accept_host_compute
+    from rabbitllm.streaming.picking import pick_devices
 
-    device = pick_device(arguments.device)
-    shared = accept_host_compute(arguments.host_compute, device)
-    if shared and arguments.no_measure:
-        raise ValueError("--host-compute shares out by measured rates: leave --no-measure out.")
-    prepared = prepare_only(arguments, device, arguments.attn_implementation)
+    devices = pick_devices(arguments.device)
+    prepared = prepare_only(arguments, devices[0], arguments.attn_implementation)
     location = prepared.location
+    sharing = sharing_from(arguments, devices, location)
+    if sharing and arguments.no_measure:
+        raise ValueError("--host-compute shares out by measured rates: leave --no-measure out.")
     staged = prepared.staged.stored(location.encoded(arguments.compression))
-    plans = list(_plans(staged, device, arguments, shared, location.plain_in_place()))
-    print(_model(staged, device))
+    plans = list(_plans(staged, devices, arguments, sharing))
+    used = list(plans[0][2].device_bytes)
+    print(_model(staged, plans[0][2]))
     read_again = bool(plans[0][2].moving("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
     print(_disk(location, staged, arguments.store, fetched, codec))
     limits = Limits()
     if not arguments.no_measure:
         files = sorted({entry.file for entry in location.entries.values()})
-        limits = measure_limits(device, staged.dtype, files if fetched else _cache())
+        limits = measure_limits(used, staged.dtype, files if fetched else _cache())
         print(f"Measured here: {limits.describe()}")
     print()
-    print(table([_row(*plan, limits, shared) for plan in plans]))
+    scaled = ((*plan, limits.of(len(plan[2].device_bytes), len(used))) for plan in plans)
+    print(table([_row(*plan, sharing is not None) for plan in scaled]))
 
 
 def _cache() -> Path:
@@ -87,14 +92,15 @@ def _cache() -> Path:
     return next(path for path in (cache, *cache.parents) if path.is_dir())
 
 
-def _model(staged: "StagedModel", device: "torch.device") -> str:
+def _model(staged: "StagedModel", plan: "Plan") -> str:
     from rabbitllm.utils.memory import format_size
 
     streaming = sum(not stage.pinned for stage in staged.stages)
     return (
         f"{type(staged.model).__name__}, {str(staged.dtype).removeprefix('torch.')}: "
         f"{format_size(staged.nbytes)} in {streaming} parts and "
-        f"{format_size(staged.pinned_nbytes)} that is always resident; runs on {device} with "
+        f"{format_size(staged.pinned_nbytes)} that is always resident; runs on "
+        f"{', '.join(map(str, plan.device_bytes))} with "
         f"{staged.model.config._attn_implementation} attention"
     )
 
@@ -133,55 +139,52 @@ def _free(folder: Path) -> str:
 
 def _plans(
     staged: "StagedModel",
-    device: "torch.device",
+    devices: "tuple[torch.device, ...]",
     arguments: argparse.Namespace,
-    shared: bool,
-    plain: Collection[str] = (),
+    sharing: "Sharing | None" = None,
 ) -> Iterator[tuple[str, "StagedModel", "Plan"]]:
-    """Placements for the asked budget, the least, and parts of the weights, each with its name.
+    """Placements for the asked budget, the least, and others to choose from, each with its name.
+
+    Where one device computes, these are budgets of parts of the weights; where several do, fewer of
+    them.
 
     Args:
         staged: the model.
-        device: that computes.
+        devices: that may compute.
         arguments: the command's.
-        shared: whether the CPU may compute for another device.
-        plain: the weights that lie on disk as they compute.
+        sharing: see `rabbitllm.streaming.several.place_on`.
     """
-    from rabbitllm.measure.roads import roads_of
-    from rabbitllm.streaming.placement import HOST, total_budget
     from rabbitllm.streaming.plan import own_memory
     from rabbitllm.streaming.planning import make_plan
-    from rabbitllm.streaming.sharing import place_as_asked, share_out
+    from rabbitllm.streaming.several import place_on
+    from rabbitllm.streaming.sharing import share_out
 
-    on_host = own_memory(device) == "host"
-    budgets = {"device_memory": arguments.device_memory, "host_memory": arguments.host_memory}
-    key = "host_memory" if on_host else "device_memory"
-    least = {key: "min"}
-    for chosen in (budgets,) if budgets[key] == "min" else (budgets, budgets | least):
-        placed = place_as_asked(
-            staged,
-            device,
-            arguments.max_seq_len,
-            shared,
-            measure=roads_of,
-            plain=plain,
-            **chosen,
-        )
-        yield str(chosen[key]), *placed
-    host = None if on_host else total_budget(arguments.host_memory, HOST)
+    budgets = budgets_from(arguments, devices)
+    on_host = own_memory(devices[0]) == "host"
+    name = str(arguments.host_memory if on_host else arguments.device_memory)
+    placed = place_on(staged, budgets, arguments.device == "auto", sharing)
+    yield name, *placed
+    used = list(placed[1].device_bytes)
+    for count in range(len(used) - 1, 0, -1):
+        fewer = replace(budgets, totals={device: budgets.totals[device] for device in used[:count]})
+        with suppress(BudgetError):
+            yield f"{name} on {count} of {len(used)}", *place_on(staged, fewer, sharing=sharing)
+    if name != "min":
+        least = replace(budgets, totals=dict.fromkeys(used, "min"))
+        yield "min", *place_on(staged, least, sharing=sharing)
 
     def planned(
-        model: "StagedModel", planner: Callable[..., "Plan"], budget: int
+        model: "StagedModel", planner: "Callable[..., Plan]", budget: int
     ) -> "tuple[StagedModel, Plan]":
-        return model, planner(model.stages, device, budget, host)
+        return model, planner(model.stages, used[0], budget, None if on_host else budgets.host)
 
-    for share in SHARES:
+    for share in SHARES if len(used) == 1 else ():
         budget = int(share * staged.nbytes)
         if budget > staged.minimum_bytes:
             placed = planned(staged, make_plan, budget)
-            if shared:
+            if sharing:
                 again = partial(planned, budget=budget)
-                placed = share_out(staged, device, placed, again, roads_of, plain)
+                placed = share_out(staged, used[0], placed, again, *sharing)
             yield f"{share:.0%} of the weights", *placed
 
 
@@ -201,25 +204,18 @@ def _row(
         limits: of the machine.
         shared: whether the CPU may compute for another device.
     """
-    from rabbitllm.measure.roads import roads_of
+    from rabbitllm.measure.prediction import predict
     from rabbitllm.streaming.plan import own_memory
-    from rabbitllm.streaming.sharing import seconds_of
     from rabbitllm.utils.memory import format_size
 
     sizes = staged.sizes
-    (device,) = plan.device_bytes
-    on_host = own_memory(device) == "host"
+    on_host = own_memory(next(iter(plan.device_bytes))) == "host"
 
     def held(names: list[str]) -> str:
         return f"{format_size(sum(map(sizes.__getitem__, names)))} ({len(names)})" if names else "-"
 
     moved, hosted = staged.moved_sizes, plan.on_host()
-    read = sum(moved[name] for name in plan.moving("disk"))
-    copying = set() if on_host else set(plan.moving("host", "disk")).difference(hosted)
-    copied = sum(moved[name] for name in copying)
-    seconds = limits.seconds(read, copied, staged.computed_bytes)
-    if hosted:
-        seconds = max(seconds, seconds_of(plan, staged, roads_of(device, staged.dtype)))
+    expected = predict(staged, plan, limits)
     pinned = {stage.name for stage in staged.stages if stage.pinned}
     row = {
         "budget": budget,
@@ -235,9 +231,9 @@ def _row(
     row |= {
         "disk": held(plan.away("disk")),
         f"weights in {'host' if on_host else 'device'} memory, at most": format_size(
-            plan.device_bytes[device]
+            max(plan.device_bytes.values())
         ),
-        "moved a token": format_size(max(read, copied)),
-        "tokens/s, at best": f"{1 / seconds:.2f}" if seconds else "?",
+        "moved a token": format_size(expected.moved),
+        "tokens/s, at best": f"{1 / expected.seconds:.2f}" if expected.seconds else "?",
     }
     return row

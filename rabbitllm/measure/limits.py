@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,8 +33,8 @@ class Limits:
 
     Attributes:
         disk: direct reads of the checkpoint's files.
-        pinned: copies from pinned host memory to the CUDA device.
-        pageable: copies from ordinary host memory to the CUDA device.
+        pinned: copies from pinned host memory to all the CUDA devices at once, in sum.
+        pageable: copies from ordinary host memory to them.
         compute: weights that matrix-vector products get through, as in decoding a batch of one.
     """
 
@@ -54,6 +54,12 @@ class Limits:
         loads = ((from_disk, self.disk), (to_device, self.pinned), (computed, self.compute))
         return max(nbytes / rate / 1e9 if rate else 0.0 for nbytes, rate in loads)
 
+    def of(self, devices: int, measured: int) -> "Limits":
+        """Those of so many of the devices that were measured."""
+        links = {"pinned": self.pinned, "pageable": self.pageable}
+        shares = {name: rate * devices / measured for name, rate in links.items() if rate}
+        return replace(self, **shares)
+
     def describe(self) -> str:
         """Those that were measured, as in "disk 1.43 GB/s, compute 12.00 GB/s"."""
         rates = {name: rate for name, rate in vars(self).items() if rate is not None}
@@ -61,47 +67,52 @@ class Limits:
 
 
 def measure_limits(
-    device: torch.device, dtype: torch.dtype, files: Sequence[Path] | Path
+    devices: Sequence[torch.device], dtype: torch.dtype, files: Sequence[Path] | Path
 ) -> Limits:
     """Measures all of them, in two to three seconds.
 
     Args:
-        device: where the model runs.
+        devices: where the model runs, of one type.
         dtype: of its weights.
         files: what lies on the disk in question, or a folder on it.
     """
-    copies = copy_bandwidth(device, 1 << 28, seconds=0.3) if device.type == "cuda" else {}
+    cuda = devices[0].type == "cuda"
+    copies = copy_bandwidth(devices, 1 << 28, seconds=0.3) if cuda else {}
     disk = (
         folder_bandwidth(files)
         if isinstance(files, Path)
         else direct_read_bandwidth(files, seconds=1.0)
     )
-    return Limits(disk, **copies, compute=decode_bandwidth(device, dtype))
+    return Limits(disk, **copies, compute=decode_bandwidth(devices[0], dtype))
 
 
 def copy_bandwidth(
-    device: torch.device, nbytes: int = 1 << 29, seconds: float = 3.0
+    devices: Sequence[torch.device], nbytes: int = 1 << 29, seconds: float = 3.0
 ) -> dict[str, float]:
-    """GB/s of host-to-device copies of `nbytes`, from pinned and from pageable memory.
+    """GB/s of copies of `nbytes` to each device at once, from pinned and from pageable memory.
 
     A link's pace wanders by some percent within a second: what a run is held against is sustained.
 
     Args:
-        device: a CUDA device.
+        devices: CUDA devices.
         nbytes: of one copy.
         seconds: of copying from pinned memory; from pageable memory there is one burst.
     """
-    target = torch.empty(nbytes, dtype=torch.uint8, device=device)
+    targets = [torch.empty(nbytes, dtype=torch.uint8, device=device) for device in devices]
+
+    def copy(source: torch.Tensor, count: int) -> None:
+        for _ in range(count):
+            for target in targets:
+                target.copy_(source, non_blocking=True)
+        for device in devices:
+            torch.cuda.synchronize(device)
 
     def rate(source: torch.Tensor, seconds: float) -> float:
-        target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize(device)
+        copy(source, 1)
         begun, count = time.perf_counter(), 0
         while count == 0 or time.perf_counter() - begun < seconds:
-            for _ in range(BURST):
-                target.copy_(source, non_blocking=True)
-            torch.cuda.synchronize(device)
-            count += BURST
+            copy(source, BURST)
+            count += BURST * len(devices)
         return count * nbytes / (time.perf_counter() - begun) / 1e9
 
     pageable = torch.ones(nbytes, dtype=torch.uint8, device="cpu")

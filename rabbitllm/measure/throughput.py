@@ -39,12 +39,14 @@ class Throughput:
         samples: tokens/s of each repetition.
         gb_per_second: weights that moved in the mean repetition; None if none did.
         limit_tokens_per_second: what the limits allow; None if none of them applies.
+        planned_tokens_per_second: what was predicted of the plan; None if nothing was.
     """
 
     test: str
     samples: list[float]
     gb_per_second: float | None
     limit_tokens_per_second: float | None
+    planned_tokens_per_second: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -58,7 +60,11 @@ class Throughput:
 
 
 def measure_throughput(
-    model: Any, work: Workload, limits: Limits, computed_bytes: float
+    model: Any,
+    work: Workload,
+    limits: Limits,
+    computed_bytes: float,
+    planned_seconds: float = 0.0,
 ) -> list[Throughput]:
     """Both tests of a model, after a warm-up: the prompt, then the tokens after it.
 
@@ -67,6 +73,7 @@ def measure_throughput(
         work: what it is timed at.
         limits: of the wires that its weights take.
         computed_bytes: of weights that one token is multiplied with.
+        planned_seconds: that a token is predicted to take; 0 if nothing is predicted.
     """
     tokens, new_tokens = work.prompt_tokens, work.new_tokens
     prompt = random_prompt(model, tokens)
@@ -78,7 +85,7 @@ def measure_throughput(
     read, copied = ((after[key] - before[key]) / forwards for key in MOVED)
 
     def throughput(
-        test: str, samples: list[float], tokens_each: int, computed: float
+        test: str, samples: list[float], tokens_each: int, computed: float, planned: float
     ) -> Throughput:
         """One test, of which each forward handles `tokens_each` tokens."""
         forwards_per_second = statistics.mean(samples) / tokens_each
@@ -88,13 +95,14 @@ def measure_throughput(
             samples=samples,
             gb_per_second=max(read, copied) * forwards_per_second / 1e9 or None,
             limit_tokens_per_second=tokens_each / least if least else None,
+            planned_tokens_per_second=tokens_each / planned if planned else None,
         )
 
     prefill = [tokens / timing.prefill_seconds for timing in timings]
     decoding = [timing.tokens_per_second() for timing in timings]
     return [
-        throughput(f"pp{tokens}", prefill, tokens, 0.0),
-        throughput(f"tg{new_tokens}", decoding, 1, computed_bytes),
+        throughput(f"pp{tokens}", prefill, tokens, 0.0, 0.0),
+        throughput(f"tg{new_tokens}", decoding, 1, computed_bytes, planned_seconds),
     ]
 
 

@@ -4,16 +4,18 @@ What computing itself needs comes off a budget first; what is left is for weight
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 
 from rabbitllm.streaming.ceiling import Ceiling
+from rabbitllm.streaming.crossing import homes_of
 from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.picking import HOST
 from rabbitllm.streaming.plan import Budget, Plan, own_memory
-from rabbitllm.streaming.planning import make_plan, too_small
-from rabbitllm.streaming.room import Room
+from rabbitllm.streaming.planning import make_plan, minimum_bytes, too_small
+from rabbitllm.streaming.room import Room, Rooms
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes
 from rabbitllm.utils.glibc import map_large_allocations
@@ -25,34 +27,6 @@ DEFAULT_SEQ_LEN = 4096
 """Tokens that budgets keep room for when no `max_seq_len` is given."""
 FREE_SHARE = 0.9
 """Fraction of the free memory that "auto" takes: others need to breathe."""
-HOST = torch.device("cpu")
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device that an argument means: "auto" is CUDA when there is one.
-
-    Raises:
-        ValueError: neither CPU nor CUDA, or not there.
-    """
-    if device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device={device!r} is not understood. Use 'auto', 'cpu' or 'cuda:0'."
-        ) from error
-    if target.type not in DEVICES:
-        raise ValueError(f"device={device!r} is not supported. Use 'auto', 'cpu' or 'cuda:0'.")
-    if own_memory(target) == "host":
-        return HOST
-    index, count = target.index or 0, DEVICES[target.type].count()
-    if index >= count:
-        raise ValueError(
-            f"device={device!r} is not there: {count} {target.type.upper()} devices. Use 'auto' or "
-            "'cpu'."
-        )
-    return torch.device(target.type, index)
 
 
 def total_budget(asked: int | str, device: torch.device) -> Budget:
@@ -167,25 +141,33 @@ def _split_to_fit(staged: StagedModel, room: int) -> StagedModel:
     return best
 
 
-def make_room(
+def make_rooms(
     placed: StagedModel,
     plan: Plan,
-    setting: str,
-    asked: int | str,
-    total: Budget,
-    device: torch.device,
-) -> Room:
+    asked: Mapping[torch.device, int | str],
+    totals: Mapping[torch.device, Budget],
+) -> Rooms:
     """What forwards may take beside the weights as they were placed.
 
     Args:
-        placed: the model, as `place` gave it back.
+        placed: the model, as it was placed.
         plan: where its weights are.
-        setting: the argument that budgets the device that computes.
-        asked: its value.
-        total: the bytes that it means, or "min".
-        device: where the model runs.
+        asked: device -> its budget, as the user gave it.
+        totals: device -> the bytes that it means, or "min".
     """
+    used = plan.device_bytes
+    return Rooms([_room(placed, plan, device, asked[device], totals[device]) for device in used])
+
+
+def _room(
+    placed: StagedModel, plan: Plan, device: torch.device, asked: int | str, total: Budget
+) -> Room:
+    """That of one device."""
+    on_host = own_memory(device) == "host"
+    homes = homes_of(placed.model, placed.stages, plan, next(iter(plan.device_bytes)))
+    parts = [stage for stage in placed.stages if plan.places[stage.name].device == device]
     geometry, dtype = read_geometry(placed.model.config), placed.dtype
+    geometry = geometry.only([home == device for home in homes.values()])
     decoding = DEVICES[device.type].decoding_bytes(placed.unit)
     sized = asked not in ("auto", "min")
     ceiling = None
@@ -193,12 +175,13 @@ def make_room(
         most = total - DEVICES[device.type].outside
         ceiling = Ceiling(device, most, plan.device_bytes[device], geometry, dtype)
     return Room(
-        setting,
+        "host_memory" if on_host else "device_memory",
         0 if total == "min" else total - plan.device_bytes[device] - decoding,
-        placed.minimum_bytes + decoding,
+        minimum_bytes(parts) + decoding,
         lambda work: working_bytes(geometry, dtype, device, work),
         lambda work: taken_bytes(geometry, dtype, device, work),
         None if sized else partial(free_bytes, device),
         ceiling,
-        map_large_allocations if own_memory(device) == "host" else lambda: None,
+        map_large_allocations if on_host else lambda: None,
+        where=f" on {device}" if len(plan.device_bytes) > 1 else "",
     )

@@ -6,8 +6,8 @@ chunks before that: stock transformers' own way for long prompts.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.ceiling import Ceiling
+from rabbitllm.streaming.plan import Plan
+from rabbitllm.streaming.weights import Stage
 from rabbitllm.streaming.working import Work
 from rabbitllm.utils.memory import format_size
 
@@ -43,6 +45,7 @@ class Room:
         free: bytes that may be taken beyond the budget; None where the budget is a size.
         ceiling: of what torch may hold; None where the budget is no size, and on CPU.
         near: called before a forward that comes near the budget.
+        where: what to say of the device behind the argument, where there are several.
     """
 
     setting: str
@@ -53,6 +56,7 @@ class Room:
     free: Callable[[], int] | None = None
     ceiling: Ceiling | None = None
     near: Callable[[], None] = lambda: None
+    where: str = ""
     _told: bool = field(default=False, init=False)
 
     @contextmanager
@@ -98,10 +102,23 @@ class Room:
         asking = " with the logits of all" if work.logits == work.new > 1 else ""
         raise BudgetError(
             f"{work.sequences} x {work.new} tokens{cached}{asking} need {format_size(needed)} "
-            f"beside the weights, and {self.setting} leaves {format_size(max(0, most))}. Give the "
-            f"model fewer at a time, or load it with max_seq_len={tokens} and "
-            f"{self.setting}={total} ({format_size(total)}) or more."
+            f"beside the weights, and {self.setting} leaves {format_size(max(0, most))}"
+            f"{self.where}. Give the model fewer at a time, or load it with max_seq_len={tokens} "
+            f"and {self.setting}={total} ({format_size(total)}) or more."
         )
+
+    def fits(self, work: Work, held: Work, beside: Callable[[Work], int] = lambda _: 0) -> bool:
+        """Whether there is memory for a forward with this work.
+
+        Args:
+            work: what it is given.
+            held: what the cache holds already.
+            beside: bytes that work takes beside what it is known to.
+        """
+        needed = self.needed(work) + beside(work)
+        if needed <= self.nbytes or self.free is None:
+            return needed <= self.nbytes
+        return needed <= self.taken(held) + beside(held) + self.free()
 
     def chunk(self, work: Work) -> int | None:
         """How many tokens of a prompt to take at a time; None if all, or if that would not help."""
@@ -151,6 +168,46 @@ class Room:
                 (middle, above) if self.needed(Work(1, middle * STEP)) < needed else (least, middle)
             )
         return above * STEP
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What a model may take on each of its devices: a forward must have room on all of them.
+
+    Attributes:
+        each: the devices' rooms.
+    """
+
+    each: Sequence[Room]
+
+    def watch(self, stages: Iterable[Stage], plan: Plan) -> None:
+        """Keeps to the ceilings in every forward.
+
+        Args:
+            stages: of the model.
+            plan: says which device computes which.
+        """
+        blocks = [stage for stage in stages if not stage.pinned]
+        for ceiling in filter(None, (room.ceiling for room in self.each)):
+            here = (each for each in blocks if plan.places[each.name].device == ceiling.device)
+            ceiling.watch(stage.modules[0] for stage in here)
+
+    def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+        """See `Room.admit`."""
+        for room in self.each:
+            room.admit(arguments, keywords)
+
+    def without(self, nbytes: int, what: str) -> AbstractContextManager[None]:
+        """See `Room.without`; it is on the first device."""
+        return self.each[0].without(nbytes, what)
+
+    def fits(self, work: Work, held: Work, beside: Callable[[Work], int] = lambda _: 0) -> bool:
+        """See `Room.fits`."""
+        return all(room.fits(work, held, beside) for room in self.each)
+
+    def chunk(self, work: Work) -> int | None:
+        """See `Room.chunk`."""
+        return min((chunk for room in self.each if (chunk := room.chunk(work))), default=None)
 
 
 def work_of(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Work:

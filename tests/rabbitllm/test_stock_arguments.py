@@ -23,14 +23,15 @@ from rabbitllm.stock_arguments import (
     OWN,
     WHOLE,
     Refused,
+    Targets,
     accept_stock,
     budgets_of,
-    device_of,
     pick_one,
+    targets_of,
 )
 
 CPU = torch.device("cpu")
-GPU = torch.device("cuda", 0)
+GPU, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 OLD, NEW = "1" * 40, "2" * 40
 REFUSED = {name: rule for name, rule in ARGUMENTS.items() if isinstance(rule, Refused)}
 
@@ -135,33 +136,48 @@ def test_a_value_of_another_type_is_named(name: str, checkpoint: Callable[..., P
     "device_map", [None, "cpu", CPU, {"": "cpu"}, {"": CPU}, {"model": "cpu", "lm_head": "cpu"}]
 )
 def test_a_device_map_that_means_one_device_is_that(device_map: Any) -> None:
-    assert device_of("cpu", device_map) == CPU
-    assert device_map is None or device_of("auto", device_map) == CPU
+    assert targets_of("cpu", device_map) == Targets((CPU,))
+    assert device_map is None or targets_of("auto", device_map) == Targets((CPU,))
 
 
 @pytest.mark.parametrize("device_map", [*WHOLE, {"": "auto"}, {}])
 def test_a_device_map_that_leaves_the_choice_leaves_it(device_map: Any) -> None:
-    assert device_of("cpu", device_map) == CPU
-    assert device_of("auto", device_map) == device_of("auto", None)
+    assert targets_of("cpu", device_map) == Targets((CPU,))
+    assert targets_of("auto", device_map) == targets_of("auto", None)
 
 
 def test_an_index_is_a_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for device_map in (1, "cuda:1", torch.device("cuda:1"), {"": 1}, {"model": 1, "lm_head": 1}):
-        assert device_of("auto", device_map) == torch.device("cuda", 1)
-    assert device_of("auto", "cuda") == GPU
+        assert targets_of("auto", device_map) == Targets((SECOND,))
+    assert targets_of("auto", "cuda") == Targets((GPU,))
     with pytest.raises(ValueError, match=r"device=.* and device_map=.* contradict each other"):
-        device_of("cpu", 1)
+        targets_of("cpu", 1)
     with pytest.raises(ValueError, match=r"^device_map=2 is understood as device=\. .*not there"):
-        device_of("auto", 2)
+        targets_of("auto", 2)
+
+
+def test_several_gpus_are_taken_as_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device in (["cuda:1", "cuda:0"], "cuda:1,cuda:0", "cuda:1, cuda", (SECOND, GPU)):
+        assert targets_of(device, None) == Targets((SECOND, GPU))
+    with pytest.raises(ValueError, match=r"device=.* and device_map=0 contradict each other"):
+        targets_of("cuda:0,cuda:1", 0)
+
+
+def test_unless_named_all_gpus_are_taken_or_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert targets_of("auto", None) == targets_of("auto", "balanced")
+    assert targets_of("auto", None) == Targets((GPU, SECOND), fewest=True)
 
 
 def test_torchs_default_device_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     found = {"": torch.device("cuda:1")}  # what stock finds after set_default_device("cuda:1")
     monkeypatch.setattr("rabbitllm.stock_arguments.check_and_set_device_map", lambda _: found)
-    assert device_of("auto", None) == device_of("auto", "auto") == torch.device("cuda:1")
-    assert device_of("cpu", None) == CPU
+    assert targets_of("auto", None) == targets_of("auto", "auto") == Targets((SECOND,))
+    assert targets_of("cpu", None) == Targets((CPU,))
 
 
 def test_a_model_does_not_load_onto_the_meta_device(checkpoint: Callable[..., Path]) -> None:
@@ -196,13 +212,13 @@ def test_another_default_device_changes_nothing(
 )
 def test_a_device_map_that_places_modules_is_refused(device_map: Any) -> None:
     with pytest.raises(ValueError, match=r"places modules one by one.*device_memory="):
-        device_of("auto", device_map)
+        targets_of("auto", device_map)
 
 
 @pytest.mark.parametrize("device_map", ["mps", "meta", "best", {"": "tpu"}])
 def test_a_device_map_that_means_no_device_here_is_named(device_map: Any) -> None:
     with pytest.raises(ValueError, match=r"^device_map=.* is understood as device="):
-        device_of("auto", device_map)
+        targets_of("auto", device_map)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +237,24 @@ def test_max_memory_is_the_budgets(
     max_memory: Any, device: torch.device, expected: tuple[Any, Any]
 ) -> None:
     device_memory, host_memory = expected
-    found = budgets_of("auto", "auto", max_memory, device)
-    assert found == {"device_memory": device_memory, "host_memory": host_memory}
+    each, host = budgets_of("auto", "auto", max_memory, (device,))
+    assert host == host_memory
+    assert each == {device: host_memory if device == CPU else device_memory}
+
+
+def test_each_gpu_has_its_budget() -> None:
+    both = GPU, SECOND
+    assert budgets_of("4GiB", "1GB", None, both) == (dict.fromkeys(both, "4GiB"), "1GB")
+    for memory in (["4GiB", 10**9], ("4GiB", 10**9)):
+        assert budgets_of(memory, "auto", None, both) == ({GPU: "4GiB", SECOND: 10**9}, "auto")
+    assert budgets_of("4GiB, min", "auto", None, both)[0] == {GPU: "4GiB", SECOND: "min"}
+    found = budgets_of("auto", "auto", {0: "1GiB", 1: "2GiB", 2: "3GiB", "cpu": "4GiB"}, both)
+    assert found == ({GPU: "1GiB", SECOND: "2GiB"}, "4GiB")
+    for memory in (["4GiB"], "1GiB,2GiB,3GiB"):
+        with pytest.raises(ValueError, match=r"has [13] budgets, and device= means 2: cuda:0, c"):
+            budgets_of(memory, "auto", None, both)
+    with pytest.raises(ValueError, match=r"device_memory='4GiB' and max_memory\[1\]='1GiB'"):
+        budgets_of("4GiB", "auto", {1: "1GiB"}, both)
 
 
 def test_max_memory_bounds_what_is_loaded(checkpoint: Callable[..., Path]) -> None:
@@ -233,7 +265,7 @@ def test_max_memory_bounds_what_is_loaded(checkpoint: Callable[..., Path]) -> No
     with pytest.raises(ValueError, match=r"max_memory names 'gpu', which is no device"):
         AutoModel.from_pretrained(checkpoint(), device="cpu", max_memory={"gpu": "1GB"})
     with pytest.raises(ValueError, match=r"host_memory='min' and max_memory\['cpu'\]='1GB'"):
-        budgets_of("auto", "min", {"cpu": "1GB"}, CPU)
+        budgets_of("auto", "min", {"cpu": "1GB"}, (CPU,))
 
 
 def test_of_two_names_one_may_be_given() -> None:

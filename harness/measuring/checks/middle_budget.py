@@ -12,7 +12,7 @@ from harness.measuring.checks import Outcome
 from harness.measuring.contract import text_blocks
 from harness.measuring.parity import TOLERANCE, close
 from harness.measuring.subject import Subject
-from rabbitllm.streaming.placement import pick_device
+from rabbitllm.streaming.picking import pick_device
 from rabbitllm.streaming.routed import find_routed
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 

@@ -80,7 +80,7 @@ def limit(subject: Subject, figures: dict[str, Any]) -> float:
     files = weight_files(subject.folder)
     disk = max(direct_read_bandwidth(files, seconds=READING) or 0.0 for _ in range(READS))
     cuda = subject.device.type == "cuda"
-    copies = copy_bandwidth(subject.device, COPY, READING) if cuda else {}
+    copies = copy_bandwidth([subject.device], COPY, READING) if cuda else {}
     seconds = Limits(disk, **copies).seconds(
         figures["bytes_from_disk_per_forward"], figures["bytes_to_device_per_forward"], 0
     )

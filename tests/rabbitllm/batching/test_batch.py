@@ -25,7 +25,6 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts come in chunks of 6 tokens, and of 3 beside many."""
     monkeypatch.setitem(module.PASS_TOKENS, "cpu", 16)
     monkeypatch.setattr(module, "LEAST_CHUNK", 3)
-    monkeypatch.setattr(module, "PASS_LOGITS", 4)
     monkeypatch.setattr(module, "SLACK", 6)
     monkeypatch.setattr(held, "SLACK", 6)
 
@@ -114,28 +113,6 @@ def test_who_comes_later_has_a_part_in_the_next_pass(model: StreamedModel) -> No
     second = batch.add([7, 8], max_new_tokens=2)
     batch.step()
     assert (len(first.tokens), len(second.tokens)) == (2, 1)
-
-
-def test_logits_are_asked_of_a_few_places_whatever_lengths_prompts_have(
-    model: StreamedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PASS_LOGITS", 12)
-    asked: list[int] = []
-
-    def note(_: object, __: object, keywords: dict[str, Any]) -> None:
-        kept = keywords["logits_to_keep"]
-        asked.append(kept if isinstance(kept, int) else len(kept))
-
-    model.register_forward_pre_hook(note, with_kwargs=True)
-    batch = Batch(model)
-    rows = [batch.add(p, max_new_tokens=4, do_sample=False) for p in prompts([5, 9, 14, 20])]
-    batch.step()
-    assert [row.pending for row in rows] == [1, 1, 1, 1]
-    assert [len(row.tokens) for row in rows] == [0, 0, 1, 1]
-    batch.run()
-    assert asked == [2, 1, 1, 1, 1]
-    for row in rows:
-        assert row.tokens == alone(model, row.prompt, 4)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -337,9 +314,9 @@ def test_an_empty_prompt_and_one_beyond_the_context_are_refused(model: StreamedM
 
 def tight(model: StreamedModel, rows: int, columns: int, width: int = 8) -> None:
     """Leaves room for so many rows of so many columns."""
-    room = model._room
+    (room,) = model._rooms.each
     room.free = None
-    room.nbytes = room.needed(module.work_of_rows(rows, width, columns))
+    room.nbytes = room.needed(module.Work(rows, width, columns - width, logits=rows))
 
 
 def test_who_does_not_fit_waits(model: StreamedModel) -> None:
@@ -349,7 +326,8 @@ def test_who_does_not_fit_waits(model: StreamedModel) -> None:
     most = 0
     while batch.step():
         most = max(most, len(batch.running))
-        assert model._room.needed(work(batch)) <= model._room.nbytes
+        (room,) = model._rooms.each
+        assert room.needed(work(batch)) <= room.nbytes
     assert 1 < most < 5
     for row in rows:
         assert row.tokens == alone(model, row.prompt, 10)
@@ -370,7 +348,7 @@ def test_what_a_window_keeps_beyond_itself_counts(load: Callable[..., StreamedMo
     geometry, behind = module.read_geometry(model.config), work(batch)
     stock = geometry.cached(behind) * model.dtype.itemsize
     assert stock < held <= stock + held_beyond(geometry, model.dtype, behind)
-    room = model._room
+    (room,) = model._rooms.each
     room.free = None
     room.nbytes = room.needed(replace(behind, past=behind.past + 1))
     assert not batch._fits(batch.running, 1, 0)

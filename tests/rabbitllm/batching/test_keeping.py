@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rabbitllm.batching.batch import LEAST_CHUNK, PASS_TOKENS, work_of_rows
+from rabbitllm.batching.batch import LEAST_CHUNK, PASS_TOKENS
 from rabbitllm.batching.keeping import STEP, max_seq_len_for
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
@@ -25,6 +25,6 @@ def test_what_is_kept_for_one_sequence_is_room_for_the_batch(
 
     kept = max_seq_len_for(config, torch.float32, CPU, rows, tokens)
     width = min(tokens, max(LEAST_CHUNK, PASS_TOKENS["cpu"] // rows))
-    batch = needed(work_of_rows(rows, width, tokens))
+    batch = needed(Work(rows, width, tokens - width, logits=min(width, rows)))
     assert needed(Work(1, kept)) >= batch
     assert kept == STEP or needed(Work(1, kept - STEP)) < batch

@@ -13,6 +13,7 @@ from rabbitllm.cli import plan as plan_module
 from rabbitllm.measure.limits import Limits
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming.roads import Roads
+from rabbitllm.streaming.several import Sharing
 from rabbitllm.utils.memory import format_size
 
 Command = Callable[..., tuple[int, str, str]]
@@ -139,9 +140,9 @@ def test_on_a_gpu_host_memory_is_another(checkpoint: Callable[..., Path]) -> Non
     layer = staged.sizes["model.layers.0"]
     cuda = torch.device("cuda:0")
     arguments = argparse.Namespace(
-        device_memory="min", host_memory=str(6 * layer), max_seq_len=None
+        device="cuda", device_memory="min", host_memory=str(6 * layer), max_seq_len=None
     )
-    plans = {budget: plan for budget, _, plan in plan_module._plans(staged, cuda, arguments, False)}
+    plans = {budget: plan for budget, _, plan in plan_module._plans(staged, (cuda,), arguments)}
     assert next(iter(plans)) == "min"
     assert "100% of the weights" in plans
     least = plans["min"]
@@ -161,14 +162,16 @@ def test_what_the_cpu_computes_for_a_gpu_is_shown_and_expected(
     checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roads = Roads(link=1e6, host={1: 1e6}, threads=1, crossing=0.0)
-    monkeypatch.setattr("rabbitllm.measure.roads.roads_of", lambda *_: roads)
+    monkeypatch.setattr("rabbitllm.measure.prediction.roads_of", lambda *_: roads)
     staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
     cuda = torch.device("cuda:0")
-    arguments = argparse.Namespace(device_memory="min", host_memory=1 << 30, max_seq_len=None)
+    arguments = argparse.Namespace(
+        device="cuda", device_memory="min", host_memory=1 << 30, max_seq_len=None
+    )
     limits, alone, shown = Limits(pinned=1e-3), [], []
-    for shared, found in ((False, alone), (True, shown)):
-        plans = list(plan_module._plans(staged, cuda, arguments, shared))
-        found += [plan_module._row(*plan, limits, shared) for plan in plans]
+    for sharing, found in ((None, alone), (Sharing(lambda *_: roads), shown)):
+        plans = list(plan_module._plans(staged, (cuda,), arguments, sharing))
+        found += [plan_module._row(*plan, limits, sharing is not None) for plan in plans]
     least, quarter, *_ = shown
     assert [row["budget"] for row in shown] == [row["budget"] for row in alone]
     assert "of it the CPU computes" not in alone[0]
@@ -190,3 +193,27 @@ def test_sharing_out_needs_a_gpu_and_rates(
     status, _, err = command("plan", checkpoint(), *CPU, "--host-compute", "--no-measure")
     assert status == 2
     assert "leave --no-measure out" in err
+
+
+def test_of_several_gpus_the_plan_says_what_fewer_would_do(
+    checkpoint: Callable[..., Path],
+) -> None:
+    staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
+    devices = torch.device("cuda", 0), torch.device("cuda", 1)
+    arguments = argparse.Namespace(
+        device="cuda:0,cuda:1", device_memory="min", host_memory="1GiB", max_seq_len=None
+    )
+    plans = list(plan_module._plans(staged, devices, arguments))
+    assert [name for name, *_ in plans] == ["min", "min on 1 of 2"]
+    limits = Limits(pinned=2e-3, compute=1e9)
+    both, one = (plan_module._row(*each, limits, False) for each in plans)
+    slowest = max(
+        sum(
+            staged.sizes[n] for n in plans[0][2].moving("host") if plans[0][2].places[n].device == d
+        )
+        for d in devices
+    )
+    expected = 1 / (2 * slowest / 2e6)  # each link carries half of what both do
+    assert float(both["tokens/s, at best"]) == pytest.approx(expected, abs=0.01)
+    assert len(plans[1][2].device_bytes) == 1
+    assert one["moved a token"] != both["moved a token"]

@@ -59,7 +59,7 @@ def test_a_head_that_does_not_fit_is_refused_with_what_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, ids = streamed(with_head), prompt[:1]
-    room = model._room
+    (room,) = model._rooms.each
     before = room.nbytes
     model.generate(ids, use_mtp=True, **GREEDY)
     assert room.nbytes == before

@@ -63,7 +63,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 def test_the_cpu_has_a_disk_and_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"x" * 1000)
     monkeypatch.setattr(limits, "MATRIX", 64)
-    found = measure_limits(torch.device("cpu"), torch.bfloat16, [tmp_path / "file"])
+    found = measure_limits([torch.device("cpu")], torch.bfloat16, [tmp_path / "file"])
     assert found.disk
     assert found.compute
     assert found.pinned is None

@@ -11,8 +11,8 @@ import pytest
 import torch
 from typing_extensions import override
 
-from rabbitllm import auto
-from rabbitllm.streaming import engine, placement, plan, planning, sharing, working
+from rabbitllm import stock_arguments
+from rabbitllm.streaming import engine, placement, plan, planning, several, sharing, working
 from rabbitllm.streaming.buffers import host_buffer
 from rabbitllm.streaming.devices import DEVICES, CudaTransfer, cuda
 
@@ -72,10 +72,13 @@ def _using(_: Stream) -> Iterator[None]:
     yield
 
 
-def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on device="cpu" is such a device."""
-    for module in (auto, engine, placement, plan, planning, sharing, working):
+def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
+    """From here on device="cpu" is such a device, or so many of them."""
+    for module in (engine, placement, plan, planning, several, sharing, stock_arguments, working):
         monkeypatch.setattr(module, "own_memory", lambda _: "device")
+    if count > 1:
+        devices = tuple(torch.device("cpu", number) for number in range(count))
+        monkeypatch.setattr(stock_arguments, "pick_devices", lambda _: devices)
     monkeypatch.setitem(DEVICES, "cpu", Simulated)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)

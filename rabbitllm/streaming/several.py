@@ -1,0 +1,271 @@
+"""Where weights go where several devices compute: each has its blocks, and a budget of its own.
+
+What is outside of the blocks, such as embedding, head and norms, is the first device's.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.dealing import Moved, deal
+from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.placement import (
+    DEFAULT_SEQ_LEN,
+    place,
+    weights_budget,
+)
+from rabbitllm.streaming.plan import Budget, own_memory
+from rabbitllm.streaming.planning import make_shared_plan, minimum_bytes, too_small
+from rabbitllm.streaming.sharing import Measure, Placed, place_as_asked
+from rabbitllm.streaming.staged import StagedModel
+from rabbitllm.streaming.stages import REST, block_of, find_blocks
+from rabbitllm.streaming.weights import Stage, lay_out
+from rabbitllm.streaming.working import Work, read_geometry, working_bytes
+
+logger = logging.getLogger(__name__)
+
+Homes = Mapping[str, torch.device]
+"""Block -> the device that computes it."""
+
+
+class Unit(NamedTuple):
+    """Blocks that are on one device.
+
+    Attributes:
+        blocks: their paths. As a rule one; those that share a weight or a module are together.
+        nbytes: of their stages.
+    """
+
+    blocks: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What may be taken.
+
+    Attributes:
+        totals: device -> bytes for everything on it, or "min"; the first is that of the inputs.
+        host: bytes in host memory, which all devices share, or "min"; not used where the CPU is
+            the device.
+        max_seq_len: tokens that automatic budgets keep room for.
+    """
+
+    totals: Mapping[torch.device, Budget]
+    host: Budget
+    max_seq_len: int | None
+
+    @property
+    def first(self) -> torch.device:
+        """The device of what is in no block."""
+        return next(iter(self.totals))
+
+
+class Sharing(NamedTuple):
+    """What computing on the CPU beside a device is shared out by; see `sharing.place_as_asked`.
+
+    Attributes:
+        measure: finds what the roads carry.
+        plain: the weights that lie on disk as they compute.
+    """
+
+    measure: Measure
+    plain: Collection[str] = ()
+
+
+def place_on(
+    staged: StagedModel, budgets: Budgets, fewest: bool = False, sharing: Sharing | None = None
+) -> Placed:
+    """Places the stages on one device or several; raises as `rabbitllm.streaming.placement.place`.
+
+    Args:
+        staged: the model; it comes back with the stages that were placed.
+        budgets: of the devices.
+        fewest: the first device alone is taken where all fits there.
+        sharing: the CPU may compute for one device.
+    """
+    alone = replace(budgets, totals={budgets.first: budgets.totals[budgets.first]})
+    if len(budgets.totals) == 1:
+        return _place_on_one(staged, alone, sharing)
+    if fewest:
+        try:
+            placed = _place_on_one(staged, alone, None)
+        except BudgetError:
+            pass  # together they may hold it
+        else:
+            if not placed[1].away("host", "disk", "encoded"):
+                return placed
+    if sharing:
+        logger.warning("host_compute='auto' does nothing here: several devices compute.")
+    return _place_on_several(staged, budgets)
+
+
+def _place_on_one(staged: StagedModel, budgets: Budgets, sharing: Sharing | None) -> Placed:
+    total = budgets.totals[budgets.first]
+    host = total if own_memory(budgets.first) == "host" else budgets.host
+    if not sharing:
+        return place(staged, budgets.first, total, host, budgets.max_seq_len)
+    return place_as_asked(staged, budgets.first, budgets.max_seq_len, True, total, host, *sharing)
+
+
+def _place_on_several(staged: StagedModel, budgets: Budgets) -> Placed:
+    """The coarsest stages that every device has room for, beside what computing takes, if any."""
+    tried = (
+        _tried(candidate, budgets, spacious)
+        for spacious in (True, False)
+        for candidate in _candidates(staged)
+    )
+    for placed in tried:
+        if isinstance(placed, BudgetError):
+            refused = placed
+        else:
+            return placed
+    raise refused
+
+
+def _tried(staged: StagedModel, budgets: Budgets, spacious: bool) -> Placed | BudgetError:
+    try:
+        return _deal_out(staged, budgets, spacious)
+    except BudgetError as error:
+        return error
+
+
+def _candidates(staged: StagedModel) -> Iterator[StagedModel]:
+    """The same in smaller and smaller stages."""
+    yield staged
+    finer: StagedModel | None = staged.with_fewest_rows()
+    while finer is not None:
+        yield finer
+        finer = finer.with_largest_split()
+
+
+def _deal_out(staged: StagedModel, budgets: Budgets, spacious: bool) -> Placed:
+    """The dealing of these stages that makes a pass quickest; raises BudgetError."""
+    units, devices, sizes = find_units(staged), list(budgets.totals), staged.moved_sizes
+
+    def homes(dealt: Sequence[int]) -> dict[str, torch.device]:
+        pairs = zip(units, dealt, strict=True)
+        return {block: devices[number] for unit, number in pairs for block in unit.blocks}
+
+    def moved(dealt: Sequence[int]) -> Moved:
+        _, plan = _plan(staged, homes(dealt), budgets, spacious)
+        by_link = dict.fromkeys(devices, 0)
+        for name in plan.moving("host", "disk"):
+            by_link[plan.places[name].device] += sizes[name]
+        return Moved(tuple(by_link.values()), sum(sizes[name] for name in plan.moving("disk")))
+
+    dealt = deal([unit.nbytes for unit in units], len(devices), moved)
+    return _plan(staged, homes(dealt), budgets, spacious, warn=True)
+
+
+def _plan(
+    staged: StagedModel, homes: Homes, budgets: Budgets, spacious: bool, warn: bool = False
+) -> Placed:
+    """The stages with these blocks at home, and their plan.
+
+    Args:
+        staged: the model.
+        homes: of its blocks.
+        budgets: of the devices.
+        spacious: every budget must have room for what computing takes.
+        warn: of one that has not.
+
+    Raises:
+        BudgetError: a budget is too small.
+    """
+    staged = at_home(staged, homes, budgets.first)
+    blocks = find_blocks(staged.model)
+    geometry = read_geometry(staged.model.config)
+    work = Work(1, budgets.max_seq_len or DEFAULT_SEQ_LEN)
+    by_stage = {stage.name: _home_of(stage.name, homes, blocks, budgets) for stage in staged.stages}
+    for_weights: dict[torch.device, Budget] = {}
+    for device, total in budgets.totals.items():
+        parts = [stage for stage in staged.stages if by_stage[stage.name] == device]
+        if not parts:
+            continue
+        mine = [homes.get(block, budgets.first) == device for block in blocks]
+        working = working_bytes(geometry.only(mine), staged.dtype, device, work)
+        working += DEVICES[device.type].decoding_bytes(staged.unit)
+        least = minimum_bytes(parts)
+        if total != "min" and total < least + (working if spacious else 0):
+            raise BudgetError(f"{device}: {too_small(total, least)}")
+        for_weights[device] = (
+            weights_budget(total, least, working)
+            if warn or total == "min"
+            else max(least, total - working)
+        )
+    return staged, make_shared_plan(staged.stages, by_stage, for_weights, budgets.host)
+
+
+def at_home(staged: StagedModel, homes: Homes, first: torch.device) -> StagedModel:
+    """The same with what is small in blocks, and always resident, on the blocks' own devices.
+
+    Args:
+        staged: the model.
+        homes: of its blocks.
+        first: the device of what is in no block.
+    """
+    stages: list[Stage] = []
+    for stage in staged.stages:
+        if stage.name != REST:
+            stages.append(stage)
+            continue
+        weights = defaultdict(list)
+        for weight in stage.weights:
+            weights[homes.get(block_of(weight.name, homes), first)].append(weight)
+        stages += [
+            replace(stage, name=REST if device == first else str(device), weights=lay_out(some))
+            for device, some in weights.items()
+        ]
+    return replace(staged, stages=stages)
+
+
+def find_units(staged: StagedModel) -> list[Unit]:
+    """What can be dealt out, in the order of the forward.
+
+    A block that shares a weight or a module with what is outside of all blocks is left out: it is
+    on the first device.
+    """
+    blocks = find_blocks(staged.model)
+    within: dict[nn.Module, set[str]] = defaultdict(set)
+    for path, block in blocks.items():
+        for inner in block.modules():
+            within[inner].add(path)
+    weights = (weight for stage in staged.stages for weight in stage.weights)
+    owners = (set().union(*(within.get(o.module, {""}) for o in w.owners)) for w in weights)
+    leader = _leaders(["", *blocks], [*within.values(), *owners])
+    members: dict[str, list[str]] = defaultdict(list)
+    for path in blocks:
+        members[leader[path]].append(path)
+    members.pop("", None)
+    nbytes = dict.fromkeys(blocks, 0)
+    for stage in staged.stages:
+        if not stage.pinned and (path := block_of(stage.name, blocks)):
+            nbytes[path] += stage.nbytes
+    return [Unit(tuple(each), sum(nbytes[path] for path in each)) for each in members.values()]
+
+
+def _leaders(names: Sequence[str], shared: Iterable[Iterable[str]]) -> dict[str, str]:
+    """Name -> the first of those that it is together with, directly or by way of others."""
+    order = {name: place for place, name in enumerate(names)}
+    leader = {name: name for name in names}
+    for group in shared:
+        heads = {leader[name] for name in group}
+        if len(heads) > 1:
+            first = min(heads, key=order.__getitem__)
+            leader = {name: first if head in heads else head for name, head in leader.items()}
+    return leader
+
+
+def _home_of(
+    stage: str, homes: Homes, blocks: Mapping[str, nn.Module], budgets: Budgets
+) -> torch.device:
+    """The device of a stage: its block's, or what a part of the rest is named by."""
+    named = {str(device): device for device in budgets.totals}
+    return named.get(stage) or homes.get(block_of(stage, blocks), budgets.first)
