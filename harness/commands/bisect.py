@@ -22,8 +22,10 @@ from harness.judging.expected_failures import entries_for, load_expected
 from harness.matrix import ROOT, load_matrix
 from harness.records import Record, Store, read_all
 from harness.running.run import Work, run_cells
-from harness.upgrading.bisection import BISECTED, Found, between, bisect, ends, is_bad, is_good
-from harness.upgrading.package_index import ask_index, of_its_time
+from harness.upgrading.bisection import BISECTED, bisect, ends, is_bad, is_good
+from rabbitllm.releases.bisection import Found
+from rabbitllm.releases.index import ask_index, of_its_time
+from rabbitllm.releases.selection import between
 
 EXAMPLE = "  tox -e harness -- bisect gemma2/sdpa"
 
@@ -52,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     return 0 if isinstance(found, Found) else 1
 
 
-def search(good: Record, bad: Record, releases: list[str], results: Path) -> Found | str:
+def search(good: Record, bad: Record, releases: list[str], results: Path) -> Found[Record] | str:
     """Where the cell broke, or why it was no release that broke it.
 
     The two ends are measured again first, with the dependencies of their time.
@@ -92,7 +94,7 @@ def differing(one: Record, other: Record) -> str:
     return ", ".join(f"{n} {a} -> {b}" for n, a, b in pairs if a != b) or "none that is known"
 
 
-def in_words(found: Found) -> list[str]:
+def in_words(found: Found[Record]) -> list[str]:
     """What was found, in lines."""
     good, bad = found.good, found.bad
     entries = entries_for(bad, load_expected())

@@ -16,9 +16,9 @@ from harness.matrix import load_matrix
 from harness.records import write_atomically
 from harness.render.comparison import as_markdown
 from harness.running.environments import OrchestrationError
-from harness.upgrading.package_index import ask_index
 from harness.upgrading.target import parse_target
 from harness.upgrading.upgrade import Check, advice, upgrade
+from rabbitllm.releases.index import ask_index
 
 EXAMPLE = "  tox -e canary -- --issue canary.md"
 

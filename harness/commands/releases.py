@@ -10,8 +10,8 @@ import argparse
 
 from harness.matrix import MATRIX
 from harness.records import write_atomically
-from harness.upgrading.package_index import ask_index
 from harness.upgrading.releases import changes, newest_patches, updated
+from rabbitllm.releases.index import ask_index
 
 EXAMPLE = "  tox -e releases -- --check"
 

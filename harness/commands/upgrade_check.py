@@ -9,9 +9,9 @@ from harness.commands import add_selection
 from harness.judging.comparison import EXIT_STATUS
 from harness.matrix import load_matrix
 from harness.render.comparison import as_text
-from harness.upgrading.package_index import ask_index
 from harness.upgrading.target import parse_target
 from harness.upgrading.upgrade import Check, advice, upgrade
+from rabbitllm.releases.index import ask_index
 
 EXAMPLE = """\
   tox -e upgrade-check -- 5.24.0

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from packaging.version import Version
 
 from harness.judging.changes import state
 from harness.records import Record
+from rabbitllm.releases.bisection import Found
+from rabbitllm.releases.bisection import bisect as halve
 
 BISECTED = "bisected"
 """Folder, in that of the records, for those made with the packages of each release's day."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where a cell broke.
-
-    Attributes:
-        good: record of the newest release before the first bad one that could be measured.
-        bad: record of the first bad one.
-        skipped: releases between the two that could not be measured.
-    """
-
-    good: Record
-    bad: Record
-    skipped: tuple[str, ...]
 
 
 def is_good(record: Record) -> bool:
@@ -68,33 +54,13 @@ def ends(records: Iterable[Record], last: str = "") -> tuple[Record, Record]:
     return good[-1], first
 
 
-def between(versions: Iterable[str], good: str, bad: str) -> list[str]:
-    """The releases after `good` and before `bad`, patches and pre-releases too, in order."""
-    low, high = Version(good), Version(bad)
-    return [str(version) for version in sorted(map(Version, versions)) if low < version < high]
+def verdict(record: Record) -> bool | None:
+    """Whether a cell works; None if that cannot be told."""
+    return is_good(record) if is_good(record) or is_bad(record) else None
 
 
 def bisect(
     releases: Sequence[str], good: Record, bad: Record, measure: Callable[[str], Record]
-) -> Found:
-    """Where a cell broke.
-
-    Args:
-        releases: between the two, in order. One that is neither good nor bad is passed over, and
-            one beside it is measured instead.
-        good: record of a release before all of these.
-        bad: record of one after all of them.
-        measure: measures the cell in a release.
-    """
-    unknown, skipped = list(releases), []
-    while unknown:
-        middle = len(unknown) // 2
-        record = measure(unknown[middle])
-        if is_good(record):
-            good, unknown = record, unknown[middle + 1 :]
-        elif is_bad(record):
-            bad, unknown = record, unknown[:middle]
-        else:
-            skipped.append(unknown.pop(middle))
-    low, high = Version(good.release), Version(bad.release)
-    return Found(good, bad, tuple(r for r in skipped if low < Version(r) < high))
+) -> Found[Record]:
+    """Where a cell broke; as `rabbitllm.releases.bisection.bisect`."""
+    return halve(releases, good, bad, measure, verdict)

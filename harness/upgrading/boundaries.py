@@ -19,8 +19,8 @@ from harness.records.store import BOUNDARIES
 from harness.running.freshness import NEVER
 from harness.running.outcome import Outcome
 from harness.running.run import Work, run_cells, say
-from harness.upgrading.bisection import between
-from harness.upgrading.package_index import PACKAGE, ask_index
+from rabbitllm.releases.index import PACKAGE, ask_index
+from rabbitllm.releases.selection import between
 
 
 @dataclass(frozen=True)

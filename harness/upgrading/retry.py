@@ -15,7 +15,7 @@ from harness.matrix import Cell, load_matrix
 from harness.records import Record, Store
 from harness.records.provenance import check_hash, engine_hash
 from harness.running.run import Work, run_cells
-from harness.upgrading.package_index import PACKAGE
+from rabbitllm.releases.index import PACKAGE
 
 
 def retry(changes: Sequence[Change]) -> list[Change]:

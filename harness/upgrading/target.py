@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from harness.upgrading.package_index import PACKAGE
+from rabbitllm.releases.index import PACKAGE
 
 VERSION_FILE = Path("src") / PACKAGE / "__init__.py"
 

@@ -30,7 +30,7 @@ def pip(monkeypatch):
             answer = json.dumps({"name": "transformers", "versions": list(versions)})
             return subprocess.CompletedProcess(command, int(bool(error)), answer, error)
 
-        monkeypatch.setattr("harness.upgrading.package_index.subprocess.run", run)
+        monkeypatch.setattr("rabbitllm.releases.index.subprocess.run", run)
         return commands
 
     return stand_in

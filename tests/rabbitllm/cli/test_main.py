@@ -16,7 +16,7 @@ from rabbitllm import __version__, cli
 from rabbitllm.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
-NAMES = ["run", "chat", "plan", "split", "cache", "doctor", "bench", "serve", "batch"]
+NAMES = ["run", "chat", "plan", "split", "cache", "doctor", "bench", "serve", "batch", "bisect"]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from harness.upgrading import package_index
+from rabbitllm.releases import index
 
 LOCKED = """\
 [[packages]]
@@ -25,24 +25,24 @@ def uv(monkeypatch):
         locked = "pylock.toml" in command
         return subprocess.CompletedProcess(command, 0, LOCKED if locked else "a==1\nb==2\n", "")
 
-    monkeypatch.setattr(package_index.subprocess, "run", run)
+    monkeypatch.setattr(index.subprocess, "run", run)
     return commands
 
 
 def test_a_release_comes_with_the_packages_of_its_last_upload_s_day(uv):
-    assert package_index.of_its_time("5.21.0") == ("2026-10-27", "a==1\nb==2")
+    assert index.of_its_time("5.21.0") == ("2026-10-27", "a==1\nb==2")
     assert uv[1][uv[1].index("--exclude-newer") + 1] == "2026-10-27"
 
 
 def test_an_index_that_does_not_answer_is_an_error_with_what_uv_said(monkeypatch):
     failed = subprocess.CompletedProcess((), 2, "", "error: no\n  connection\n")
-    monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ValueError, match=r"transformers==5\.21\.0.*error: no connection"):
-        package_index.upload_date("5.21.0")
+        index.upload_date("5.21.0")
 
 
 def test_an_index_without_dates_is_an_error(monkeypatch):
     silent = subprocess.CompletedProcess((), 0, "[[packages]]\n", "")
-    monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: silent)
+    monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: silent)
     with pytest.raises(ValueError, match=r"does not say when transformers 5\.21\.0 came out"):
-        package_index.upload_date("5.21.0")
+        index.upload_date("5.21.0")

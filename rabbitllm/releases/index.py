@@ -10,6 +10,10 @@ import sys
 PACKAGE = "transformers"
 
 
+class NoDateError(ValueError):
+    """The index has a release, but does not say when it came out."""
+
+
 def ask_index(pre: bool) -> list[str]:
     """Every version of transformers on the package index that pip is configured for.
 
@@ -37,12 +41,13 @@ def upload_date(version: str) -> str:
     """The day when a release of transformers came out, such as "2026-10-26".
 
     Raises:
+        NoDateError: the index tells no dates.
         ValueError: the index was not reached, or has no such release.
     """
     locked = _compile(version, "--no-deps", "--format", "pylock.toml")
     days = re.findall(r"upload-time = (\d{4}-\d\d-\d\d)T", locked)
     if not days:
-        raise ValueError(f"The index does not say when {PACKAGE} {version} came out.")
+        raise NoDateError(f"The index does not say when {PACKAGE} {version} came out.")
     return str(max(days))
 
 
@@ -52,6 +57,7 @@ def of_its_time(version: str) -> tuple[str, str]:
     Those are its own dependencies; torch is none of them and stays the one of all environments.
 
     Raises:
+        NoDateError: the index tells no dates.
         ValueError: the index was not reached, or has no such release.
     """
     day = upload_date(version)

@@ -1,0 +1,172 @@
+"""Find the first transformers release in which a command fails.
+
+The command runs in an environment of each release that is tried, with the dependencies of the day
+when that release came out, and torch and pytest beside it. Environments are made by uv, and kept.
+Exit status 0 of the command is good and any other bad, but 125 says that it cannot be told, and the
+release is passed over. pytest and python are those of the environment.
+
+exit status: 0 if the release was found, 1 if no release between the two broke the command (it fails
+in A, or works in B), 2 if the question is wrong or cannot be put: no such release or command, an
+end that cannot be tried, an index that does not answer
+"""
+
+import argparse
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rabbitllm.releases.bisection import Found
+    from rabbitllm.releases.environments import Environments
+    from rabbitllm.releases.trial import Trial
+
+EXAMPLE = """\
+  rabbitllm bisect --releases 5.0..newest -- pytest tests/test_wrapper.py
+  rabbitllm bisect --releases 5.12.1..5.13.1 --with peft --with-editable . -- python script.py"""
+LINES = 30
+"""Of an output, those that are shown."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's arguments."""
+    parser.add_argument(
+        "--releases",
+        required=True,
+        metavar="A..B",
+        help="a release that is good and a later one that is bad; 5.12, newest and main will do",
+    )
+    parser.add_argument("--pre", action="store_true", help="try pre-releases, too")
+    add_environments(parser)
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="what is run, after --")
+
+
+def add_environments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the environments of releases hold, and where they are kept."""
+    parser.add_argument(
+        "--with",
+        dest="extra",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="install this beside each release, such as peft or 'peft==0.18.0' (repeatable)",
+    )
+    parser.add_argument(
+        "--with-editable",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="install the project in this folder, as it is (repeatable)",
+    )
+    parser.add_argument(
+        "--environments",
+        metavar="FOLDER",
+        help="where they are kept (RABBITLLM_ENVIRONMENTS, or ~/.cache/rabbitllm-environments)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the sub-command; returns its exit status.
+
+    Raises:
+        ValueError: the question is wrong, or cannot be put.
+    """
+    from rabbitllm.releases.bisection import bisect
+    from rabbitllm.releases.index import ask_index
+    from rabbitllm.releases.selection import MAIN, between, ends
+    from rabbitllm.releases.trial import attempt
+
+    environments = environments_of(arguments)
+    begun = time.monotonic()
+    known = ask_index(pre=arguments.pre)
+    first, last = ends(arguments.releases, known)
+    inside = between(known, first, "9999" if last == MAIN else last)
+
+    def measure(release: str) -> "Trial":
+        return said(release, lambda: attempt(release, arguments.command, environments))
+
+    try:
+        good, bad = measure(first), measure(last)
+        if problem := _problem(good, bad):
+            print(problem)
+            return 1
+        steps = len(inside).bit_length()
+        between_them = f"{len(inside)} releases lie between {first} and {last}"
+        print(f"{between_them}: {steps} more to try, at most", file=sys.stderr)
+        found = bisect(inside, good, bad, measure, lambda trial: trial.works)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error  # of the question, not of this machine
+    print(in_words(found))
+    print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
+    return 0
+
+
+def environments_of(arguments: argparse.Namespace) -> "Environments":
+    """What `add_environments` declared.
+
+    Raises:
+        ImportError: the harness extra is not installed.
+        ValueError: a folder to install holds no project.
+    """
+    from rabbitllm.releases.environments import Environments, default_root
+
+    if find_spec("uv") is None:
+        raise ImportError("This needs uv: python -m pip install 'rabbitllm[harness]'")
+    lacking = [f for f in arguments.with_editable if not _is_project(Path(f))]
+    if lacking:
+        raise ValueError(f"{lacking[0]} holds no project: no pyproject.toml or setup.py is there.")
+    editable = [f"-e {Path(folder).resolve()}" for folder in arguments.with_editable]
+    root = Path(arguments.environments).expanduser() if arguments.environments else default_root()
+    return Environments(root.absolute(), (*arguments.extra, *editable))
+
+
+def said(release: str, measure: "Callable[[], Trial]") -> "Trial":
+    """Measures a release, and says on stderr that it does, and what came of it."""
+    begun = time.monotonic()
+    print(f"{release}: ", end="", file=sys.stderr, flush=True)
+    trial = measure()
+    where = trial.environment
+    packages = f", with the packages of {where.day}" if where and where.day else ""
+    note = f" ({where.note})" if where and where.note else ""
+    why = f": {trial.output}" if where is None else ""
+    seconds = time.monotonic() - begun
+    print(f"{trial.verdict}{packages}{note}, {seconds:.0f} s{why}", file=sys.stderr, flush=True)
+    return trial
+
+
+def _is_project(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("pyproject.toml", "setup.py"))
+
+
+def _problem(good: "Trial", bad: "Trial") -> str:
+    """Why it was no release between the two that broke the command; empty if it may have been.
+
+    Raises:
+        ValueError: an end tells nothing.
+    """
+    for trial in (good, bad):
+        if trial.works is None:
+            raise ValueError(f"{trial.release} {trial.verdict}: {trial.output.strip()}")
+    if not good.works:
+        return f"The command fails in {good.release} already:\n{_tail(good.output)}"
+    if bad.works:
+        hint = "If it fails before, name that release."
+        return f"The command works in {bad.release}. {hint}\n{_tail(bad.output)}"
+    return ""
+
+
+def in_words(found: "Found[Trial]") -> str:
+    """What was found, with what the command printed in both releases."""
+    good, bad = found.good, found.bad
+    skipped = [f"could not be told: {release}" for release in found.skipped]
+    outputs = [f"--- {t.release}: {t.verdict}\n{_tail(t.output)}" for t in (good, bad)]
+    return "\n".join([f"last good: {good.release}, first bad: {bad.release}", *skipped, *outputs])
+
+
+def _tail(output: str) -> str:
+    lines = output.rstrip().splitlines() or ["(no output)"]
+    left = len(lines) - LINES
+    return "\n".join([*([f"... {left} lines before"] if left > 0 else []), *lines[-LINES:]])
