@@ -12,7 +12,16 @@ import torch
 from typing_extensions import override
 
 from rabbitllm import stock_arguments
-from rabbitllm.streaming import engine, placement, plan, planning, several, sharing, working
+from rabbitllm.streaming import (
+    engine,
+    picking,
+    placement,
+    plan,
+    planning,
+    several,
+    sharing,
+    working,
+)
 from rabbitllm.streaming.buffers import host_buffer
 from rabbitllm.streaming.devices import DEVICES, CudaTransfer, cuda
 
@@ -74,7 +83,8 @@ def _using(_: Stream) -> Iterator[None]:
 
 def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
     """From here on device="cpu" is such a device, or so many of them."""
-    for module in (engine, placement, plan, planning, several, sharing, stock_arguments, working):
+    asking = engine, picking, placement, plan, planning, several, sharing, stock_arguments, working
+    for module in asking:
         monkeypatch.setattr(module, "own_memory", lambda _: "device")
     if count > 1:
         devices = tuple(torch.device("cpu", number) for number in range(count))
