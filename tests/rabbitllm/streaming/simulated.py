@@ -88,7 +88,11 @@ def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
         monkeypatch.setattr(module, "own_memory", lambda _: "device")
     if count > 1:
         devices = tuple(torch.device("cpu", number) for number in range(count))
-        monkeypatch.setattr(stock_arguments, "pick_devices", lambda _: devices)
+        monkeypatch.setattr(
+            stock_arguments,
+            "pick_devices",
+            lambda asked: tuple(asked) if isinstance(asked, list) else devices,
+        )
     monkeypatch.setitem(DEVICES, "cpu", Simulated)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)

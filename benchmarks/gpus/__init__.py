@@ -1,0 +1,1 @@
+"""What several GPUs of one host give."""
