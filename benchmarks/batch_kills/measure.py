@@ -1,10 +1,11 @@
 """`rabbitllm batch`, ended by kill -9 at many moments: whether a line is lost, doubled or other.
 
-    python -m benchmarks.batch_kills MODEL --kills 20
+    python -m benchmarks.batch_kills MODEL --kills 20 --dtype float32
 
 Every fifth kill falls into the start of the process, at a drawn time; the others some milliseconds
 after some more lines were written, so that they fall into passes and into writing, too. In the end
-the command runs through, and its answers are held against those of a run that nobody disturbed.
+the command runs through, and its answers are held against those of a run that nobody disturbed: in
+float32, for in bfloat16 answers can part by who shares passes (`benchmarks.agreement`).
 """
 
 import argparse
@@ -61,7 +62,9 @@ def kill(command: Sequence[str], out: Path, number: int, draw: random.Random) ->
         time.sleep(longer / 1e3)
         passed = time.monotonic() - begun
         moment = f"{longer:.0f} ms behind {more} more lines, {passed:.1f} s after its start"
-    if process.poll() is not None:
+    if (status := process.poll()) is not None:
+        if status:
+            raise RuntimeError(f"{' '.join(command)} failed by itself, with status {status}")
         return None
     process.send_signal(signal.SIGKILL)
     process.wait()
