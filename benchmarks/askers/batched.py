@@ -75,11 +75,10 @@ def measure_offloaded(model: Any, prompts: Sequence[list[int]]) -> dict[str, Any
 
 def fixed_sizes(model: Any, new_tokens: int, most: int) -> Iterator[int]:
     """The largest batch of the longest prompts that the budget has room for, and half of it."""
-    room = model._room
 
     def fits(rows: int) -> bool:
         work = Work(rows, 1, LONGEST + new_tokens - 1)
-        return bool(room.needed(work) <= max(room.nbytes, room.free() if room.free else 0))
+        return bool(model._rooms.fits(work, Work(0, 0)))
 
     largest = max((rows for rows in range(1, most + 1) if fits(rows)), default=1)
     yield from sorted({largest, max(1, largest // 2)}, reverse=True)
