@@ -41,7 +41,11 @@ class Ceiling:
             block.register_forward_pre_hook(lambda *_: self.keep())
 
     def begin(self, work: Work) -> None:
-        """Finds out whether a forward with this work may come near the budget."""
+        """Finds out whether a forward with this work may come near the budget.
+
+        What is not in use goes back first where it is in the way. As a rule that is enough for many
+        forwards: to ask the allocator before each block takes the host 0.2 ms (torch 2.11).
+        """
         self._limit = None
         self._coming = passing_bytes(self.geometry, self.dtype, self.device, work)
         behind = self.geometry.cached(work) * self.dtype.itemsize
@@ -49,7 +53,10 @@ class Ceiling:
             return
         cached = self.geometry.cached(replace(work, new=0)) * self.dtype.itemsize
         allocated = torch.cuda.memory_allocated(self.device)
-        self._limit = self.nbytes + max(0, allocated - self.weights - cached)
+        limit = self._limit = self.nbytes + max(0, allocated - self.weights - cached)
+        self.keep()
+        if torch.cuda.memory_reserved(self.device) + self._coming + behind <= limit:
+            self._limit = None
 
     def keep(self) -> None:
         """Gives back what is not in use, if what a block takes could make it too much.

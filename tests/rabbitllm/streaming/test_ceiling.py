@@ -73,6 +73,18 @@ def test_a_forward_that_cannot_come_near_asks_the_allocator_once(
     ours.keep()
 
 
+def test_what_is_not_in_use_goes_back_once_if_that_is_enough(
+    allocator: Allocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = ceiling()
+    allocator.reserved = LIMIT
+    ours.begin(Work(1, 1))
+    assert allocator.emptied == 1
+    monkeypatch.delattr(torch.cuda, "memory_reserved")
+    ours.keep()
+    assert allocator.emptied == 1
+
+
 def test_what_is_in_use_cannot_go_back(allocator: Allocator) -> None:
     ours = ceiling()
     allocator.allocated = allocator.reserved = LIMIT + 1
@@ -97,8 +109,9 @@ def test_every_block_that_is_watched_is_asked(allocator: Allocator) -> None:
     blocks = [nn.Identity(), nn.Identity()]
     ours = ceiling()
     ours.watch(blocks)
-    allocator.reserved = LIMIT
-    ours.begin(Work(1, 1))
+    work = Work(1, 1)
+    allocator.reserved = LIMIT - passing(work)
+    ours.begin(work)
     for block in blocks:
         allocator.reserved = LIMIT
         block(torch.ones(1))
