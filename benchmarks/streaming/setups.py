@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.peers.engines import stores_of
 from rabbitllm import AutoModel
@@ -64,9 +64,16 @@ class Setup:
 
 
 def stock(folder: Path) -> Any:
-    """The stock model, fully on the device."""
+    """The stock model, fully on the device, and dequantised."""
+    config = AutoConfig.from_pretrained(folder)
+    if quantised := getattr(config, "quantization_config", None):
+        config.quantization_config = quantised | {"dequantize": True}
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", device_map={"": DEVICE}, attn_implementation=ATTENTION
+        folder,
+        config=config,
+        dtype="auto",
+        device_map={"": DEVICE},
+        attn_implementation=ATTENTION,
     )
 
 
