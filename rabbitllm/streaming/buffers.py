@@ -14,6 +14,8 @@ HUGE_PAGE = 2 << 20
 PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for every device, not just the current one
 (https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html)."""
+MAPPED = 2
+"""cudaHostRegisterMapped: kernels can read the memory."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:
     """
     buffer = _huge_pages(nbytes)
     runtime = torch.cuda.cudart()
-    code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, PORTABLE))
+    code = int(runtime.cudaHostRegister(buffer.data_ptr(), nbytes, PORTABLE | MAPPED))
     if code:
         raise BudgetError(
             f"CUDA could not page-lock {nbytes:,} bytes (error {code}). Lower host_memory, or "

@@ -134,9 +134,9 @@ class Foresight:
             counted = Counter(guess.flatten().tolist())
             self._rows.foresee([number for number, _ in counted.most_common()])
 
-    def begin_all(self) -> None:
-        """Has all rows come."""
-        self._rows.foresee_all()
+    def begin_all(self, running: bool) -> bool:
+        """See `gather.Ahead`."""
+        return self._rows.foresee_all(running)
 
 
 def _without_hooks(module: nn.Module, but: str = "") -> nn.Module:

@@ -48,6 +48,17 @@ class Rows(Protocol):
             IndexError: there is no such row.
         """
 
+    def look_up(self, asked: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """The same for rows whose numbers need not be known here.
+
+        Args:
+            asked: the numbers, integers in any shape.
+
+        Returns:
+            For each number the position of its row, in the same shape, and the weights, of as many
+            rows as there are numbers. None where that cannot be.
+        """
+
     def ran(self, numbers: Sequence[int]) -> None:
         """The module's forward with them is launched to its end."""
 
@@ -61,8 +72,15 @@ class Ahead(Protocol):
     def begin(self) -> None:
         """Has those come that were found: what this module needs is on its way."""
 
-    def begin_all(self) -> None:
-        """Has all rows come: this module, which is launched to its end, has needed nearly all."""
+    def begin_all(self, running: bool) -> bool:
+        """Has all rows come: this module needs nearly all.
+
+        Args:
+            running: it is not launched to its end yet, so its rows must stay.
+
+        Returns:
+            Whether they come.
+        """
 
 
 class Gather:
@@ -99,6 +117,7 @@ class Gather:
         counts = counts_of(module) if stage.least_rows else {}
         known = vars(module)
         self._whole = counts | ({PADDING: known[PADDING]} if PADDING in known else {})
+        self._even = set(self._whole.values()) == {self._count}
         run_by(module, self._run)
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -110,6 +129,10 @@ class Gather:
         if not all(idle) or self._rows.whole or self._by_all(call.arguments):
             # Or beside weights of the user's, which have all rows, or columns for all of them.
             return self._run_with(forward, call, list(range(self._count)))
+        if self._even and (found := self._rows.look_up(asked)):
+            call.arguments[self._by], tensors = found
+            counted = dict.fromkeys(self._whole, asked.numel())
+            return self._run_bound(forward, call, tensors, counted)
         if self._ahead and asked.numel() <= self._count * GUESSED:
             self._ahead.guess(next(iter(call.arguments.values())))
         numbers, positions = torch.unique(asked.cpu(), return_inverse=True)
@@ -146,23 +169,37 @@ class Gather:
         numbers: list[int],
         rowwise: bool = False,
     ) -> Any:
+        there, counted = numbers, dict[str, Any]()
+        if rowwise:
+            counted = self._counted(numbers)
+            if self._rows.most is not None:
+                # Some models send a token to no expert by a number behind the last.
+                there = [number for number in numbers if number < self._count]
+        nearly_all = len(there) >= self._count * ALL and not torch.is_grad_enabled()
+        tensors = self._rows.bring(there)
+        if self._ahead:
+            self._ahead.begin()
+        come = bool(self._ahead and nearly_all and self._ahead.begin_all(running=True))
+        output = self._run_bound(forward, call, tensors, counted)
+        self._rows.ran(there)
+        if self._ahead and nearly_all and not come:
+            self._ahead.begin_all(running=False)
+        return output
+
+    def _run_bound(
+        self,
+        forward: Forward,
+        call: inspect.BoundArguments,
+        tensors: Sequence[torch.Tensor],
+        counted: Mapping[str, Any],
+    ) -> Any:
+        """Runs it on these weights, with these numbers of rows."""
         module = self._module()
         assert module is not None, "who calls its forward holds it"
-        there = numbers
-        if rowwise and self._rows.most is not None:
-            # Some models send a token to no expert by a number behind the last.
-            there = [number for number in numbers if number < self._count]
         try:
-            bind(self._bindings, self._rows.bring(there))
-            if rowwise:
-                vars(module).update(self._counted(numbers))
-            if self._ahead:
-                self._ahead.begin()
-            output = forward(*call.args, **call.kwargs)
-            self._rows.ran(there)
-            if self._ahead and len(there) >= self._count * ALL and not torch.is_grad_enabled():
-                self._ahead.begin_all()
-            return output
+            bind(self._bindings, tensors)
+            vars(module).update(counted)
+            return forward(*call.args, **call.kwargs)
         finally:
             bind(self._bindings, self._idle)
             vars(module).update(self._whole)

@@ -7,8 +7,9 @@ then, so that nothing waits for being timed.
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -112,16 +113,36 @@ class Stats:
         }
 
 
+class RowCount(NamedTuple):
+    """Rows that a device looked up by itself.
+
+    Attributes:
+        name: of their stage.
+        asked: how many were asked for.
+        brought: how many of these had to come.
+        nbytes: that came.
+    """
+
+    name: str
+    asked: int
+    brought: int
+    nbytes: int
+
+
 class Meter:
     """Counts what happens, in `stats`.
 
     Args:
         profiling: take the times of every stage too.
+
+    Attributes:
+        counting: called for what devices counted since the last time; it waits for them.
     """
 
     def __init__(self, profiling: bool = False) -> None:
         self.stats = Stats()
         self.profiling = profiling
+        self.counting: list[Callable[[], Iterable[RowCount]]] = []
         # Names, not what to call: that would hold this meter, and its events, for ever.
         self._pending: deque[tuple[Mark, Mark, str, str]] = deque()
         self._settling = threading.Lock()
@@ -179,6 +200,10 @@ class Meter:
 
     def settle(self, wait: bool = False) -> None:
         """Reads the times of what the device has passed; of everything, if it is to wait for it."""
+        for count in self.counting if wait else ():
+            for name, asked, brought, nbytes in count():
+                self.rows(asked, brought, 0)
+                self.load(name, to_device=nbytes, rows=True)
         if not self._pending:  # no lock then: one that a fork left behind stays locked
             return
         with self._settling:

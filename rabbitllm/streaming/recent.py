@@ -1,7 +1,11 @@
 """Which rows lie in which slots, and which of them to give up for others."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Mapping
+from typing import TypeAlias
+
+Contents: TypeAlias = Mapping[str, Mapping[int, int]]
+"""Stage -> its rows, each with its slot: those first that were asked for longest ago."""
 
 
 class Recent:
@@ -19,11 +23,22 @@ class Recent:
     def __init__(self, slots: range) -> None:
         self._slots = slots
         self._free = list(reversed(slots))
-        self._kept: dict[Hashable, OrderedDict[int, int]] = {}
+        self._kept: dict[str, OrderedDict[int, int]] = {}
 
     def __len__(self) -> int:
         """How many rows there are."""
         return sum(map(len, self._kept.values()))
+
+    @property
+    def contents(self) -> Contents:
+        """All rows that are there."""
+        return self._kept
+
+    def take(self, contents: Contents) -> None:
+        """These rows are there from now on, and no others."""
+        self._kept = {stage: OrderedDict(rows) for stage, rows in contents.items()}
+        used = {slot for kept in self._kept.values() for slot in kept.values()}
+        self._free = [slot for slot in reversed(self._slots) if slot not in used]
 
     def use(self, slots: range) -> None:
         """Takes these slots from now on; rows in others are given up."""
@@ -35,18 +50,18 @@ class Recent:
         used = {slot for kept in self._kept.values() for slot in kept.values()}
         self._slots, self._free = slots, [slot for slot in reversed(slots) if slot not in used]
 
-    def has(self, stage: Hashable, number: int) -> bool:
+    def has(self, stage: str, number: int) -> bool:
         """Whether a row is there; that it was asked for does not count."""
         return number in self._kept.get(stage, ())
 
-    def find(self, stage: Hashable, number: int) -> int | None:
+    def find(self, stage: str, number: int) -> int | None:
         """The slot that a row lies in, which is the one that was used last now."""
         kept = self._kept.setdefault(stage, OrderedDict())
         if number in kept:
             kept.move_to_end(number)
         return kept.get(number)
 
-    def make_room(self, stage: Hashable, using: Collection[int]) -> int | None:
+    def make_room(self, stage: str, using: Collection[int]) -> int | None:
         """A slot for one more row of a stage, which is nobody's until `keep` says so.
 
         Args:
@@ -66,6 +81,6 @@ class Recent:
             return None
         return giver.pop(oldest)
 
-    def keep(self, stage: Hashable, number: int, slot: int) -> None:
+    def keep(self, stage: str, number: int, slot: int) -> None:
         """A row lies in a slot that `make_room` gave."""
         self._kept.setdefault(stage, OrderedDict())[number] = slot

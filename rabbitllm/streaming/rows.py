@@ -35,6 +35,9 @@ class DiskRows:
         rows = (self.reader.read_rows(name, ids).to(self.device) for name in self.names)
         return [marked(nn.Parameter(each, requires_grad=False)) for each in rows]
 
+    def look_up(self, asked: torch.Tensor) -> None:
+        """The host reads them: it has to know which."""
+
     def ran(self, numbers: Sequence[int]) -> None:
         """They go with the parameters."""
 
@@ -70,6 +73,10 @@ class ShelfRows:
                 raise IndexError(f"{self.name} has no row {number}: it has {self.count}")
         return self.shelf.lay_out(self.name, numbers)
 
+    def look_up(self, asked: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """See `Rows`."""
+        return self.shelf.look_up(self.name, asked)
+
     def ran(self, numbers: Sequence[int]) -> None:
         """Those that others may ask for again are kept."""
         self.shelf.keep(self.name, numbers)
@@ -78,6 +85,6 @@ class ShelfRows:
         """Has rows come that may be asked for next, the likeliest first."""
         self.shelf.foresee(self.name, numbers)
 
-    def foresee_all(self) -> None:
-        """Has all rows come, which are going to be asked for next."""
-        self.shelf.foresee_all(self.name, self.count)
+    def foresee_all(self, running: bool) -> bool:
+        """Has all rows come, which are going to be asked for next: see `RowShelf.foresee_all`."""
+        return self.shelf.foresee_all(self.name, self.count, running)

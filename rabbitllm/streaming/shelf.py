@@ -2,8 +2,8 @@
 
 Its first slots are the table: the rows that the stage which runs was asked for, in the order of
 their numbers, as that stage's parameters. Behind it come rows that the next stage may ask for, and
-behind these lie rows that were asked for before, as many as there is room for. A stage that is
-asked for all rows has the first slots of all as its table.
+behind these lie rows that were asked for before, as many as there is room for. Where all rows of
+the next stage come, they become the table where they are, so that two take turns.
 """
 
 from bisect import bisect_left
@@ -16,6 +16,7 @@ import torch
 
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import View, as_held
+from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.recent import Recent
 from rabbitllm.streaming.weights import Stage, Weight
@@ -28,11 +29,15 @@ class Foreseen(NamedTuple):
         name: of their stage.
         slots: number of a row -> its slot.
         arrived: those that are there behind the next call that brings rows; it grows till then.
+        base: the first slot of the table, if they are to be the table where they are.
+        whole: they are all rows.
     """
 
     name: str
     slots: Mapping[int, int]
     arrived: Collection[int]
+    base: int = 0
+    whole: bool = False
 
     def usable(self, name: str, numbers: Sequence[int]) -> dict[int, int]:
         """The slots of those that a stage asks for and that filling its table does not overwrite.
@@ -43,7 +48,8 @@ class Foreseen(NamedTuple):
         """
         asked = numbers if name == self.name else ()
         slots = {number: self.slots[number] for number in asked if number in self.arrived}
-        return {n: slot for n, slot in slots.items() if slot >= len(numbers) or slot == n}
+        places = {n: slot - self.base for n, slot in slots.items()}
+        return {n: slots[n] for n, at in places.items() if at >= len(numbers) or at == n}
 
 
 NOTHING = Foreseen("", {}, ())
@@ -88,10 +94,15 @@ class RowShelf:
         self._recent = Recent(range(len(slots)))
         self._asked = deque([0], maxlen=max(1, len(stages)))
         self.watched = False
-        self._foreseen, self._whole = NOTHING, False
+        self._foreseen = NOTHING
+        self._base = 0  # the table's first slot
         self._unsettled = False  # rows may be on their way that nothing has waited for
         self._new: list[tuple[int, int]] = []  # (slot, row): what the table alone has
         self._laid_out: tuple[str, tuple[int, ...]] = ("", ())
+        self._counts = {stage.name: stage.rows for stage in stages if _even(stage)}
+        self._lookup: Lookup | None = None
+        self._tried_lookup = False  # only once all rows are where they are to be
+        self._looks_up = False  # the lookup knows what is kept, and `_recent` does not
         self._views: dict[tuple[object, ...], torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -111,17 +122,20 @@ class RowShelf:
         Raises:
             CheckpointError: a file is not what it was, or what is encoded in it is damaged.
         """
+        self._know_here()
         self._new, self._laid_out = [], ("", ())
         if self._unsettled:
             self._transfer.end_foresight()
         self._unsettled = True
-        foreseen = self._foreseen
-        self._foreseen, self._whole = NOTHING, False
+        foreseen, self._foreseen = self._foreseen, NOTHING
+        if foreseen.name != name or torch.is_grad_enabled():  # a graph looks for rows at the front
+            foreseen = NOTHING
+        self._base = base = foreseen.base
         self._make_table(len(numbers))
         kept = {number: self._recent.find(name, number) for number in numbers}
         ahead = foreseen.usable(name, numbers)
         absent, moved = [], []
-        for place, number in enumerate(numbers):
+        for place, number in enumerate(numbers, base):
             slot = kept[number]
             if slot is None:
                 slot = ahead.get(number)
@@ -139,6 +153,49 @@ class RowShelf:
         if torch.is_grad_enabled() and not self.watched:
             return [marked(as_held(weights[0], view.detach().clone())) for view in views]
         return views
+
+    def look_up(
+        self, name: str, asked: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """Makes rows the table of which only the device knows the numbers.
+
+        Args:
+            name: their stage's.
+            asked: numbers of rows, integers on the device in any shape.
+
+        Returns:
+            For each of the numbers the place of its row in the table, and the stage's weights, in
+            its order, of as many rows as there can be. None if the host has to know the numbers.
+        """
+        count = asked.numel()  # a graph keeps rows by their numbers
+        if torch.is_grad_enabled() or not 0 < count < self._counts.get(name, 0):
+            return None
+        if 2 * count > len(self) or not (lookup := self._find_lookup()):
+            return None
+        if self._unsettled:
+            self._transfer.end_foresight()
+        self._unsettled, self._foreseen, self._base = False, NOTHING, 0
+        self._new, self._laid_out = [], ("", ())
+        if not self._looks_up or lookup.table < count:
+            self._know_here()
+            lookup.begin(self._recent.contents, count)
+            self._looks_up = True
+        places = lookup.run(name, asked)
+        return places, [self._view(weight, count) for weight in self._rows[name].weights]
+
+    def _find_lookup(self) -> "Lookup | None":
+        if not self._tried_lookup:
+            self._lookup = self._transfer.lookup(self._memory, list(self._rows))
+            self._tried_lookup = True
+        return self._lookup
+
+    def _know_here(self) -> None:
+        """Has `_recent` know what is kept."""
+        if self._looks_up and self._lookup:
+            kept = self._lookup.end()
+            self._recent.use(range(self._lookup.table, len(self._slots)))
+            self._recent.take(kept)
+            self._looks_up = False
 
     def save(self, tensor: torch.Tensor) -> "SavedRows | None":
         """What a graph has to keep of a tensor that it needs; None if it is none of the table."""
@@ -177,14 +234,29 @@ class RowShelf:
 
     def comes_whole(self, name: str) -> bool:
         """Whether all rows of a stage are in the table, or on their way there."""
-        return self._whole and self._foreseen.name == name
+        return self._foreseen.whole and self._foreseen.name == name
 
-    def foresee_all(self, name: str, count: int) -> None:
-        """Has all rows of a stage come, which is going to ask for them, if the table holds them."""
-        if count <= len(self._slots):
-            self._make_table(count)  # nothing that is kept may lie in it
-            rows = (number for number in range(count) if not self._recent.has(name, number))
-            self._start(name, {number: number for number in rows}, whole=True)
+    def foresee_all(self, name: str, count: int, running: bool = False) -> bool:
+        """Has all rows of a stage come, which is going to ask for them, if there is room.
+
+        Args:
+            name: the stage's.
+            count: how many rows there are.
+            running: what is in the table has yet to be computed with.
+
+        Returns:
+            Whether they come.
+        """
+        if count > len(self._slots):
+            return False
+        self._make_table(count)  # nothing that is kept may lie in it
+        two = self._room_ahead >= count
+        if running and not two:
+            return False
+        base = self._behind_table if two and not self._base else 0
+        rows = (number for number in range(count) if not self._recent.has(name, number))
+        self._start(name, {number: base + number for number in rows}, base, whole=True)
+        return True
 
     def _move(self, moved: Sequence[tuple[int, int]]) -> None:
         """Copies rows from slots to others, each of which is read from before it is written to."""
@@ -200,12 +272,14 @@ class RowShelf:
     def _of(self, slots: Iterable[int]) -> list[torch.Tensor]:
         return [self._words[slot] for slot in slots]
 
-    def _start(self, name: str, slots: Mapping[int, int], whole: bool = False) -> None:
+    def _start(
+        self, name: str, slots: Mapping[int, int], base: int = 0, whole: bool = False
+    ) -> None:
         self._unsettled, self._laid_out = True, ("", ())
         rows = [(number, self._slots[slot]) for number, slot in slots.items()]
         arrived = self._transfer.foresee_rows(self._rows[name], rows)
         self._transfer.meter.foresee(len(rows))
-        self._foreseen, self._whole = Foreseen(name, slots, arrived), whole
+        self._foreseen = Foreseen(name, slots, arrived, base, whole)
 
     def _make_table(self, count: int) -> None:
         """Makes so many of the first slots the table; what is kept, or ahead, lies behind it."""
@@ -224,7 +298,7 @@ class RowShelf:
 
     def _view(self, weight: Weight, count: int) -> torch.Tensor:
         """A weight of which the table has so many rows; as it is in a row's stage."""
-        key = weight.dtype, weight.offset, weight.shape, count
+        key = weight.dtype, weight.offset, weight.shape, count, self._base
         if (view := self._views.get(key)) is None:
             view = self._make_view(weight, count)
             if weight.shape[0] == 1:
@@ -233,7 +307,13 @@ class RowShelf:
 
     @torch.inference_mode(False)
     def _make_view(self, weight: Weight, count: int) -> torch.Tensor:
-        memory = self._memory[:count, weight.offset : weight.offset + weight.nbytes]
+        table = self._memory[self._base : self._base + count]
+        memory = table[:, weight.offset : weight.offset + weight.nbytes]
         rows = memory.view(weight.dtype).view(count, *weight.shape)
         # Of a common matrix of all experts, which has no gaps, a row is several: that is a copy.
         return marked(as_held(weight, rows.flatten(0, 1)))
+
+
+def _even(stage: Stage) -> bool:
+    """Whether all its weights have as many rows."""
+    return all(weight.rows == stage.rows for weight in stage.weights)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
+from importlib.util import find_spec
 from itertools import accumulate, pairwise
 
 import torch
@@ -17,6 +18,7 @@ from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
 from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
 from rabbitllm.streaming.devices.encoded import Encoded, encode, encode_rows, largest_unit, room_for
 from rabbitllm.streaming.devices.host_rows import HostRows
+from rabbitllm.streaming.devices.lookup import Kernels, Lookup
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import Memory, Shelf
@@ -49,6 +51,7 @@ class CudaTransfer(Transfer):
         self._rows: dict[tuple[str, int], Encoded] = {}
         self._pinned_rows: dict[tuple[str, int], torch.Tensor] = {}
         self._rows_free, self._rows_copied = torch.cuda.Event(), torch.cuda.Event()
+        self._rows_cut_off = False  # an interrupt left copies that `_rows_copied` does not cover
         self._host_rows: HostRows | None = None
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
@@ -144,6 +147,22 @@ class CudaTransfer(Transfer):
         return self.allocate(shelf.total).view(shelf.slots, shelf.nbytes)
 
     @override
+    def lookup(self, memory: torch.Tensor, names: Sequence[str]) -> Lookup | None:
+        rows: dict[str, list[torch.Tensor]]
+        rows = {name: [] for name in names if (name, 0) in self._rows}
+        for (name, number), encoded in self._rows.items():
+            source = self._pinned_rows.get((name, number))
+            if source is None or not encoded.plain:
+                return None
+            rows[name].append(source)
+        kernels = row_kernels()
+        if not rows or kernels is None:
+            return None
+        lookup = Lookup(memory, rows, kernels)
+        self.meter.counting.append(lookup.counted)
+        return lookup
+
+    @override
     def bring_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
         if not rows:
             return
@@ -158,7 +177,12 @@ class CudaTransfer(Transfer):
     @override
     def end_foresight(self) -> None:
         super().end_foresight()
-        torch.cuda.current_stream(self.device).wait_event(self._rows_copied)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(self._rows_copied)
+        if self._rows_cut_off:
+            for event in self._decoder.enqueued():
+                computing.wait_event(event)
+            self._rows_cut_off = False
 
     @override
     def foresee_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> set[int]:
@@ -192,7 +216,9 @@ class CudaTransfer(Transfer):
             return
         to_device = sum(each.encoded.nbytes for each in filled)
         self.meter.load(stage.name, from_disk, to_device, rows=True)
+        self._rows_cut_off = True
         self._decoder.bring(filled, self._rows_free, self._rows_copied)
+        self._rows_cut_off = False
 
     def _encode(self, stage: Stage) -> Encoded:
         if stage.name not in self._encoded:
@@ -279,6 +305,15 @@ class CudaTransfer(Transfer):
         self._decoder.bring(filled, free, done, (stage.name, id(slot), source.data_ptr()))
         if begun is not None:
             self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
+
+
+def row_kernels() -> Kernels | None:
+    """By which a CUDA device looks rows up; None where there is no Triton."""
+    if not find_spec("triton"):
+        return None
+    from rabbitllm.streaming.devices import row_kernels as kernels
+
+    return kernels
 
 
 _DONE: Future[None] = Future()

@@ -179,6 +179,10 @@ class Decoder:
                 decoded[number] = _recorded(self._decoding)
         return decoded
 
+    def enqueued(self) -> list[torch.cuda.Event]:
+        """When all that is enqueued now has run."""
+        return [_recorded(self.copying), _recorded(self._decoding)]
+
     def close(self) -> None:
         """Ends; on return all that was enqueued has run."""
         self._recording.close()

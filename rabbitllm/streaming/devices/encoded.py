@@ -64,6 +64,12 @@ class Encoded:
     reads: tuple[tuple[Sequence[Cut], int], ...]
     portions: tuple[Portion, ...]
 
+    @property
+    def plain(self) -> bool:
+        """Whether it lies there as it will on the device."""
+        whole = slice(0, self.nbytes)
+        return self.portions == (Portion(whole, (), whole),)
+
 
 def encode(stage: Stage, entries: Mapping[str, WeightEntry]) -> Encoded:
     """Lays a stage's stored bytes out; what is stored plain lies as it will on the device.

@@ -15,6 +15,7 @@ from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import views
+from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import SLOTS, Memory, Shelf
 from rabbitllm.streaming.weights import Stage
@@ -239,6 +240,15 @@ class Transfer(ABC):
         Returns:
             uint8 [slots, bytes], each slot aligned.
         """
+
+    def lookup(self, memory: torch.Tensor, names: Sequence[str]) -> Lookup | None:
+        """What looks rows up on the device itself; None if the host has to bring them.
+
+        Args:
+            memory: what `shelf` gave.
+            names: of the stages whose rows it is for.
+        """
+        return None
 
     def bring_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
         """Fills buffers with rows of weights; whatever is computed from now on sees them.

@@ -26,13 +26,16 @@ class Table:
 
 
 class Tables:
-    """Brings rows of tables, no more than so many at a time."""
+    """Brings rows of tables, no more than so many at a time, or those that are looked up."""
 
     whole = False
 
-    def __init__(self, tables: dict[str, Table], most: int | None = None) -> None:
+    def __init__(
+        self, tables: dict[str, Table], most: int | None = None, looks_up: bool = False
+    ) -> None:
         self.tables = tables
         self.most = most
+        self.looks_up = looks_up
         self.running: Sequence[int] = ()
 
     def bring(self, numbers: Sequence[int]) -> list[torch.Tensor]:
@@ -44,11 +47,26 @@ class Tables:
             for table in self.tables.values()
         ]
 
+    def look_up(self, asked: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
+        """As many rows as numbers: what is behind the distinct ones has no meaning."""
+        if not self.looks_up:
+            return None
+        numbers, places = torch.unique(asked, return_inverse=True)
+        tensors = []
+        for table in self.tables.values():
+            table.asked.append(numbers.tolist())
+            rows = table.rows.new_full((asked.numel(), *table.rows.shape[1:]), torch.nan)
+            rows[: len(numbers)] = table.rows[numbers]
+            tensors.append(marked(nn.Parameter(rows, requires_grad=False)))
+        return places, tensors
+
     def ran(self, numbers: Sequence[int]) -> None:
         assert numbers == self.running
 
 
-def gathered(module: nn.Module, by: int, most: int | None = None) -> dict[str, Table]:
+def gathered(
+    module: nn.Module, by: int, most: int | None = None, looks_up: bool = False
+) -> dict[str, Table]:
     """Takes the module's weights away, and has it gather their rows."""
     tables = {name: Table(weight.detach()) for name, weight in module.named_parameters()}
     for name, table in tables.items():
@@ -58,7 +76,7 @@ def gathered(module: nn.Module, by: int, most: int | None = None) -> dict[str, T
         for name, t in tables.items()
     ]
     stage = Stage("asked", (module,), tuple(weights), least_rows=by)
-    Gather(module, stage, by, Tables(tables, most))
+    Gather(module, stage, by, Tables(tables, most, looks_up))
     return tables
 
 
@@ -123,6 +141,7 @@ def test_a_row_that_is_not_there_is_refused_and_the_weights_are_away() -> None:
     check_away(embedding)
 
 
+@pytest.mark.parametrize("looks_up", [False, True], ids=["brought", "looked-up"])
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_experts_give_stocks_bits_from_the_rows_that_tokens_are_sent_to(
@@ -131,6 +150,7 @@ def test_experts_give_stocks_bits_from_the_rows_that_tokens_are_sent_to(
     prompt: torch.Tensor,
     architecture: str,
     implementation: str,
+    looks_up: bool,
 ) -> None:
     model = stock(checkpoint(architecture))
     if not hasattr(model, "set_experts_implementation"):
@@ -139,7 +159,7 @@ def test_experts_give_stocks_bits_from_the_rows_that_tokens_are_sent_to(
     inputs = [prompt, prompt[:1, :1]]
     expected = [model(ids).logits for ids in inputs]
     mixtures = {module: module.num_experts for module in experts_of(model)}
-    tables = {module: gathered(module, 1) for module in mixtures}
+    tables = {module: gathered(module, 1, looks_up=looks_up) for module in mixtures}
     for ids, logits in zip(inputs, expected, strict=True):
         assert torch.equal(model(ids).logits, logits)
     assert mixtures

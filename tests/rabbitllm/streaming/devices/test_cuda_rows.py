@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
-from rabbitllm.streaming.devices import CudaTransfer
+from rabbitllm.streaming.devices import CudaTransfer, cuda
+from rabbitllm.streaming.devices.lookup import Found, Known, Lookup
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import EMPTY, Memory, Shelf
 from rabbitllm.streaming.shelf import RowShelf
@@ -24,10 +30,12 @@ from tests.rabbitllm.streaming.devices.test_cuda_order import (
     Simulated,
     device,
 )
+from tests.rabbitllm.streaming.devices.test_lookup import look_up
 
 __all__ = ["device"]
 
 ROWS = 5
+KINDS = ("plain", "coded")
 WHERE = pytest.mark.parametrize(
     ("memory", "host"), [("host", 0), ("disk", 2), ("disk", 4)], ids=["host", "disk", "kept"]
 )
@@ -41,19 +49,21 @@ class FromFile(Simulated):
 
 
 class Mixture:
-    """Two stages of experts, each with a plain weight and an encoded one."""
+    """Two stages of experts, each with a plain weight and another one, encoded as a rule."""
 
-    def __init__(self, folder: Path, memory: Memory, host: int, slots: int) -> None:
+    def __init__(
+        self, folder: Path, memory: Memory, host: int, slots: int, other: Codec | None = None
+    ) -> None:
         self.truth: dict[str, torch.Tensor] = {}
         entries, stages = {}, []
         for name in "ab":
             module, weights = nn.Module(), []
-            for kind, codec in (("plain", PLAIN), ("coded", Inverse())):
+            for kind, codec in (("plain", PLAIN), ("coded", other or Inverse())):
                 key = f"{name}.{kind}"
                 values = self.truth[key] = torch.randn(ROWS, WIDTH, WIDTH)
                 data = values.view(torch.uint8).reshape(-1)
                 file = folder / key
-                file.write_bytes((~data if kind == "coded" else data).numpy().tobytes())
+                file.write_bytes((~data if isinstance(codec, Inverse) else data).numpy().tobytes())
                 place = Extent(file, 0, data.numel())
                 entries[key] = TensorEntry((place,), values.dtype, tuple(values.shape), codec)
                 owners = (Owner(module, kind),)
@@ -71,8 +81,29 @@ class Mixture:
     @torch.no_grad()
     def ask(self, device: Device, name: str, numbers: Sequence[int]) -> None:
         """The device checks the rows when it gets there."""
-        views = self.shelf.lay_out(name, numbers)
-        due = [self.truth[f"{name}.{kind}"][list(numbers)] for kind in ("plain", "coded")]
+        self._compute(device, name, numbers, self.shelf.lay_out(name, numbers))
+        self.shelf.keep(name, numbers)
+
+    @torch.inference_mode()
+    def look_up(self, device: Device, name: str, numbers: Sequence[Sequence[int]]) -> None:
+        """The same, and the device finds the rows itself."""
+        found = self.shelf.look_up(name, torch.tensor(numbers))
+        assert found is not None
+        places, views = found
+
+        def compute() -> None:
+            with torch._C.DisableTorchFunctionSubclass():
+                for kind, held in zip(KINDS, views, strict=True):
+                    assert torch.equal(
+                        held[places], self.truth[f"{name}.{kind}"][torch.tensor(numbers)]
+                    )
+
+        device.default.add(compute)
+
+    def _compute(
+        self, device: Device, name: str, numbers: Sequence[int], views: Sequence[torch.Tensor]
+    ) -> None:
+        due = [self.truth[f"{name}.{kind}"][list(numbers)] for kind in KINDS]
 
         def compute() -> None:
             with torch._C.DisableTorchFunctionSubclass():
@@ -80,7 +111,6 @@ class Mixture:
                     assert torch.equal(held, values), (name, numbers)
 
         device.default.add(compute)
-        self.shelf.keep(name, numbers)
 
 
 @WHERE
@@ -112,4 +142,139 @@ def test_what_the_host_keeps_is_read_once(device: Device, tmp_path: Path) -> Non
     rows = sum(values.nbytes for values in mixture.truth.values())
     assert mixture.meter.stats.bytes_from_disk == rows
     assert mixture.meter.stats.bytes_to_device > 2 * rows
+    mixture.moving.close()
+
+
+class Later:
+    """What the kernels do, as work of the current stream."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def look_up(self, asked: torch.Tensor, known: Known, found: Found) -> None:
+        self._add(partial(look_up, asked.clone(), known, found))
+
+    def copy_rows(self, found: Found, table: torch.Tensor) -> None:
+        def copy() -> None:
+            size = table.shape[1]
+            rows = zip(found.sources.tolist(), table, found.keeping.tolist(), strict=True)
+            for source, row, kept in rows:
+                for target in (row.data_ptr(), kept) if source else ():
+                    if target:
+                        ctypes.memmove(target, source, size)
+
+        self._add(copy)
+
+    def _add(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            with torch._C.DisableTorchFunctionSubclass():
+                work()
+
+        self.device.current().add(run)
+
+
+@pytest.fixture
+def looks_up(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """A device that can look rows up: what it does for that is work of the current stream."""
+    end, counted = Lookup.end, Lookup.counted
+
+    def behind(call: Callable[[Lookup], Any]) -> Callable[[Lookup], Any]:
+        def wait(self: Lookup) -> Any:
+            device.default.synchronize()
+            with torch._C.DisableTorchFunctionSubclass():
+                return call(self)
+
+        return wait
+
+    monkeypatch.setattr(Lookup, "end", behind(end))
+    monkeypatch.setattr(Lookup, "counted", behind(counted))
+    monkeypatch.setattr(cuda, "row_kernels", lambda: Later(device))
+    return device
+
+
+ASKED = [[[0, 3]], [[1, 3]], [[4, 0]], [[2, 3]], [[3, 4]], [[0, 3]], [[1, 2]], [[0, 0]]]
+
+
+@pytest.mark.parametrize("slots", [5, 8, 12])
+def test_what_a_device_looks_up_is_right_beside_what_the_host_brings(
+    looks_up: Device, tmp_path: Path, slots: int
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, slots, PLAIN)
+    for turn in range(3):
+        for numbers in ASKED:
+            for name in "ab":
+                mixture.look_up(looks_up, name, numbers)
+        mixture.ask(looks_up, "a", range(ROWS) if turn else [1, 4])
+        mixture.shelf.foresee_all("b", ROWS)
+        mixture.ask(looks_up, "b", range(ROWS))
+    looks_up.default.synchronize()
+    mixture.meter.settle(wait=True)
+    distinct = sum(len(set(each[0])) for each in ASKED)
+    stats = mixture.meter.stats
+    assert stats.rows_asked == 6 * distinct + 2 + 5 * ROWS
+    assert stats.rows_brought < stats.rows_asked
+    assert stats.bytes_of_rows == stats.bytes_to_device
+    mixture.moving.close()
+
+
+def test_what_a_device_has_looked_up_it_keeps_and_the_host_knows(
+    looks_up: Device, tmp_path: Path
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, 12, PLAIN)
+    for _ in range(4):
+        for name in "ab":
+            for numbers in ([[0, 1]], [[2, 3]], [[4, 4]]):
+                mixture.look_up(looks_up, name, numbers)
+    mixture.meter.settle(wait=True)
+    assert mixture.meter.stats.rows_brought == 2 * ROWS
+    mixture.ask(looks_up, "a", [4])
+    assert mixture.meter.stats.rows_brought == 2 * ROWS
+    mixture.moving.close()
+
+
+@pytest.mark.parametrize(("memory", "host", "codec"), [("disk", 2, PLAIN), ("host", 0, None)])
+def test_the_host_brings_what_a_device_cannot_look_up(
+    looks_up: Device, tmp_path: Path, memory: Memory, host: int, codec: Codec | None
+) -> None:
+    mixture = Mixture(tmp_path, memory, host, 12, codec)
+    with torch.no_grad():
+        assert mixture.shelf.look_up("a", torch.tensor([[0, 1]])) is None
+    mixture.moving.close()
+
+
+@pytest.mark.parametrize("asked", [[[0, 1, 2, 3, 4]], [[0, 1], [1, 2]], []])
+def test_the_host_brings_what_leaves_no_room_or_is_nearly_all(
+    looks_up: Device, tmp_path: Path, asked: Any
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, 7, PLAIN)
+    with torch.no_grad():
+        assert mixture.shelf.look_up("a", torch.tensor(asked)) is None
+    with torch.enable_grad():  # a graph keeps rows by their numbers
+        assert mixture.shelf.look_up("a", torch.tensor([[0]])) is None
+    with torch.no_grad():
+        assert mixture.shelf.look_up("a", torch.tensor([[0]])) is not None
+    mixture.moving.close()
+
+
+def test_an_interrupt_of_any_call_leaves_the_next_one_right(
+    looks_up: Device, tmp_path: Path
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, 8, PLAIN)
+    for call in count(1):
+        looks_up.calls, looks_up.interrupt_at = 0, call
+        try:
+            for name in "ab":
+                mixture.look_up(looks_up, name, [[0, 3]])
+            mixture.ask(looks_up, "a", [1, 2, 3])
+            mixture.shelf.foresee_all("b", ROWS)
+            mixture.ask(looks_up, "b", range(ROWS))
+        except KeyboardInterrupt:
+            looks_up.interrupt_at = -1
+            mixture.ask(looks_up, "b", [0, 1])
+            mixture.look_up(looks_up, "b", [[4, 2]])
+            mixture.look_up(looks_up, "a", [[0, 3]])
+            looks_up.default.synchronize()
+        else:
+            break
+    assert call > 20
     mixture.moving.close()

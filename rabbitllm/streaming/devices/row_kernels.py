@@ -1,0 +1,128 @@
+"""Kernels of Triton's by which a device looks rows up: see `lookup.Kernels`."""
+
+import torch
+import triton
+import triton.language as tl
+
+from rabbitllm.streaming.devices.lookup import NEVER, Found, Known
+
+PROGRAMS = 32
+"""That copy a row. With eight rows, four reach the link's pace (50.5 GB/s, where the copy engine
+makes 53.3); within the device 16 make 1,030 GB/s, and 64 make 1,270 (H100, PCIe 5)."""
+WORDS = 1024
+"""That one copies at a time."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _look_up(
+    asked,
+    numbers,
+    home,
+    place,
+    slot,
+    held,
+    used,
+    counts,
+    now,
+    places,
+    sources,
+    keeping,
+    no_row,
+    no_slot,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    NEVER: tl.constexpr,
+):
+    time = tl.load(now) + 1
+    row, at = tl.arange(0, ROWS), tl.arange(0, SLOTS)
+    held_at = tl.load(held + at, mask=at < no_slot, other=-1)
+    used_at = tl.load(used + at, mask=at < no_slot, other=NEVER)
+    present = tl.zeros([ROWS], tl.int32)
+    for i in range(numbers):
+        number = tl.load(asked + i)
+        present = tl.where(row == number, 1, present)
+        used_at = tl.where(held_at == number, time, used_at)
+    behind = tl.cumsum(present, 0) - 1
+    for i in range(numbers):
+        number = tl.load(asked + i)
+        tl.store(places + i, tl.sum(tl.where(row == number, behind, 0), 0))
+
+    in_slot = tl.load(place + row, mask=row < no_row, other=-1)
+    hit = (present == 1) & (in_slot >= 0)
+    absent = tl.where((present == 1) & (in_slot < 0), 1, 0)
+    kept = tl.load(slot + in_slot, mask=hit, other=0)
+    far = tl.load(home + row, mask=row < no_row, other=0)
+    tl.store(sources + behind, tl.where(hit, kept, far), mask=present == 1)
+
+    rank, missing = tl.cumsum(absent, 0) - 1, tl.sum(absent, 0)
+    keeps = tl.zeros([ROWS], tl.int64)
+    for i in range(missing):
+        number = tl.sum(tl.where((absent == 1) & (rank == i), row, 0), 0)
+        oldest = tl.min(used_at, 0)
+        free = oldest < time  # else all slots have rows that were asked for now
+        victim = tl.min(tl.where(used_at == oldest, at, SLOTS), 0)
+        was = tl.sum(tl.where(at == victim, held_at, 0), 0)
+        tl.store(place + was, -1, mask=free)
+        tl.store(place + number, victim, mask=free)
+        address = tl.load(slot + victim, mask=free, other=0)
+        keeps = tl.where((row == number) & free, address, keeps)
+        held_at = tl.where((at == victim) & free, number, held_at)
+        used_at = tl.where((at == victim) & free, time, used_at)
+    tl.store(keeping + behind, keeps, mask=present == 1)
+    found = tl.sum(present, 0)
+    rest = (row >= found) & (row < numbers)
+    tl.store(sources + row, 0, mask=rest)
+    tl.store(keeping + row, 0, mask=rest)
+    tl.store(held + at, held_at, mask=at < no_slot)
+    tl.store(used + at, used_at, mask=at < no_slot)
+    tl.store(counts, tl.load(counts) + found)
+    tl.store(counts + 1, tl.load(counts + 1) + missing)
+    tl.store(now, time)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _copy_rows(sources, keeping, table, words, width, WORDS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    source, kept = tl.load(sources + row), tl.load(keeping + row)
+    if source != 0:
+        read = source.to(tl.pointer_type(tl.int64))
+        keep = kept.to(tl.pointer_type(tl.int64))
+        write = table + row * width
+        step = tl.num_programs(1) * WORDS
+        for first in range(tl.program_id(1) * WORDS, words, step):
+            word = first + tl.arange(0, WORDS)
+            values = tl.load(read + word, mask=word < words)
+            tl.store(write + word, values, mask=word < words)
+            tl.store(keep + word, values, mask=(word < words) & (kept != 0))
+
+
+def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
+    """See `lookup.Kernels`."""
+    no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
+    _look_up[1,](
+        asked,
+        len(asked),
+        known.home,
+        known.place,
+        known.slot,
+        known.held,
+        known.used,
+        known.counts,
+        known.now,
+        found.places,
+        found.sources,
+        found.keeping,
+        no_row,
+        no_slot,
+        ROWS=triton.next_power_of_2(max(no_row, len(asked))),
+        SLOTS=triton.next_power_of_2(no_slot),
+        NEVER=NEVER,
+    )
+
+
+def copy_rows(found: Found, table: torch.Tensor) -> None:
+    """See `lookup.Kernels`."""
+    words = table.view(torch.int64)
+    _copy_rows[len(words), PROGRAMS](
+        found.sources, found.keeping, words, words.shape[1], words.stride(0), WORDS=WORDS
+    )

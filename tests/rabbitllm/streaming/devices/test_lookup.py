@@ -1,0 +1,119 @@
+"""What a device does to look rows up: the kernel, where there is a GPU, and its double."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from rabbitllm.streaming.devices.cuda import row_kernels
+from rabbitllm.streaming.devices.lookup import NEVER, Found, Known
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
+ROWS = 12
+HOME, SLOT = 1000, 2000
+"""Addresses of the first row, and of the first slot."""
+
+
+def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
+    """What the kernel does, by operations of torch's on any device."""
+    count = len(asked)
+    no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
+    present = torch.zeros_like(known.home, dtype=torch.bool).index_fill_(0, asked, True)
+    behind = present.cumsum(0) - 1
+    found.places.copy_(behind[asked])
+    every = torch.arange(no_row + 1, device=asked.device)
+    table = every.new_full((count + 1,), no_row)
+    numbers = table.scatter_(0, torch.where(present, behind, count), every)[:count]
+    place = known.place[numbers]
+    hit, absent = place >= 0, (place < 0) & (numbers < no_row)
+    now = known.now.add_(1).expand(count)
+    known.used.scatter_(0, torch.where(hit, place, no_slot), now)
+    rank = absent.cumsum(0) - 1
+    oldest = known.used[:no_slot].argsort()[rank.clamp(0, no_slot - 1)]
+    keeps = absent & (rank < no_slot) & (known.used[oldest] < now)
+    taken, kept = torch.where(keeps, oldest, no_slot), torch.where(keeps, numbers, no_row)
+    known.place.scatter_(0, known.held[taken], -1)
+    known.place.scatter_(0, kept, torch.where(keeps, oldest, -1))
+    known.held.scatter_(0, taken, kept)
+    known.used.scatter_(0, taken, now)
+    known.counts.add_(torch.stack([present.sum(), absent.sum()]))
+    found.sources.copy_(torch.where(hit, known.slot[place], known.home[numbers]))
+    found.keeping.copy_(torch.where(keeps, known.slot[oldest], 0))
+
+
+def known(slots: int, missing: int, device: str) -> Known:
+    """Nothing is kept yet; the last `missing` of the slots cannot be had."""
+    there = slots - missing
+    none = missing + 1
+    return Known(
+        home=torch.tensor([*range(HOME, HOME + ROWS), 0], device=device),
+        place=torch.full((ROWS + 1,), -1, device=device),
+        slot=torch.tensor([*range(SLOT, SLOT + there), *[0] * none], device=device),
+        held=torch.full((slots + 1,), ROWS, device=device),
+        used=torch.tensor([-1] * there + [NEVER] * none, device=device),
+        counts=torch.zeros(2, dtype=torch.int64, device=device),
+        now=torch.zeros((), dtype=torch.int64, device=device),
+    )
+
+
+class Memory:
+    """What lies where, once copies have been made."""
+
+    def __init__(self) -> None:
+        self.at = {HOME + row: row for row in range(ROWS)}
+
+    def copy(self, sources: Sequence[int], keeping: Sequence[int]) -> list[int]:
+        """The rows in the table."""
+        read = [self.at[source] if source else -1 for source in sources]
+        for row, target in zip(read, keeping, strict=True):
+            if target:
+                assert target >= SLOT
+                self.at[target] = row
+        return read
+
+
+@pytest.mark.parametrize(("slots", "missing"), [(1, 0), (1, 1), (3, 0), (4, 2), (12, 0), (20, 0)])
+@pytest.mark.parametrize("asked", [1, 4, 9, 17])
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_row_that_is_asked_for_is_in_its_place(
+    device: str, slots: int, missing: int, asked: int
+) -> None:
+    look = look_up
+    if device == "cuda":
+        kernels = row_kernels()
+        assert kernels is not None
+        look = kernels.look_up
+    draw = random.Random(slots + asked)
+    state, memory = known(slots, missing, device), Memory()
+    found = Found(*(torch.full((asked,), -1, device=device) for _ in range(3)))
+    total, brought, room = 0, 0, slots - missing
+    held, last = set[int](), dict[int, int]()
+    for turn in range(60):
+        numbers = draw.choices(range(ROWS), k=asked)
+        distinct = sorted(set(numbers))
+        look(torch.tensor(numbers, device=device), state, found)
+        sources = found.sources.tolist()
+        came = [source - HOME for source in sources if HOME <= source < HOME + ROWS]
+        table = memory.copy(sources, found.keeping.tolist())
+        assert table == distinct + [-1] * (len(table) - len(distinct))
+        assert [table[place] for place in found.places.tolist()] == numbers
+        missed = [row for row in distinct if row not in held]
+        assert came == missed
+        total, brought = total + len(distinct), brought + len(missed)
+        assert state.counts.tolist() == [total, brought]
+        now = {row for row in state.held[:-1].tolist() if row < ROWS}
+        assert held & set(distinct) <= now <= held | set(distinct)
+        assert len(now) == min(room, len(held | set(distinct)))
+        given_up = held - now
+        stayed = held & now - set(distinct)
+        assert all(last[row] <= last[other] for row in given_up for other in stayed)
+        held = now
+        last |= dict.fromkeys(distinct, turn)
