@@ -8,7 +8,7 @@ for.
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TypeAlias
 
 import torch
@@ -25,7 +25,7 @@ from rabbitllm.streaming.weights import Stage
 
 logger = logging.getLogger(__name__)
 
-NARROW = (0, 2, 4)
+NARROW = (0, 1, 2, 4)
 """How many slots more are tried for what is smaller than what the CPU may compute. While that
 computes, the link is idle once all slots are full: a few small ones keep it busy."""
 WORTH = 0.97
@@ -189,8 +189,8 @@ class Choices:
         # What is encoded in a store lies plain where the CPU computes with it.
         grown = {stage.name: stage.nbytes - stage.stored_nbytes for stage in stages}
         room = self.least if device_budget == "min" else device_budget
-        for slots in NARROW:
-            plans += self._widened(stages, device, room, host_budget, slots)
+        for head, slots in product((False, True), NARROW):
+            plans += self._widened(stages, device, room, host_budget, head, slots)
 
         def fits(plan: Plan, hosted: Collection[str]) -> bool:
             more = sum(grown[name] for name in hosted)
@@ -221,19 +221,23 @@ class Choices:
         device: torch.device,
         room: int,
         host_budget: Budget | None,
+        head: bool,
         slots: int,
     ) -> Iterator[Plan]:
-        """One with as many narrow stages on the device as fit, and so many narrow slots more."""
+        """One with as many narrow stages on the device as fit, and so many narrow slots more.
+
+        What is wider than all that the CPU can compute, such as a head, is there too, or need not.
+        """
         widest = max((stage.nbytes for stage in stages if stage.name in self.able), default=0)
-        narrow = {
+        others = {
             stage.name: stage.nbytes
             for stage in stages
-            if stage.name not in self.able
-            and not (stage.pinned or stage.slotless)
-            and stage.nbytes < widest
+            if stage.name not in self.able and not (stage.pinned or stage.slotless)
         }
+        narrow = {name: size for name, size in others.items() if size < widest}
+        wide = others.keys() - narrow.keys() if head else set()
         for kept in range(len(narrow), -1, -1):
-            first = spread(list(narrow), kept)
+            first = spread(list(narrow), kept) | wide
             kept_first = [replace(s, pinned=s.pinned or s.name in first) for s in stages]
             moving = [size for name, size in narrow.items() if name not in first]
             extra = (max(moving, default=0),) * min(slots, len(moving))

@@ -305,3 +305,26 @@ def test_what_is_compressed_for_the_link_lies_plain_where_the_cpu_computes(
     tight = shared(folder, host_memory=plan.host_bytes - 1, **stored).streaming_plan
     assert tight.host_bytes <= plan.host_bytes - 1
     assert len(tight.on_host()) < len(on_host)
+
+
+def test_a_lora_adapter_learns_and_answers_as_on_the_stock_model(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+) -> None:
+    peft = pytest.importorskip("peft")
+    folder, ids = checkpoint(), prompt[:1, :2]
+    answers = []
+    for model in (shared(folder), stock(folder, attn_implementation="eager")):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(target_modules=["up_proj"], layers_to_transform=[0, 1, 3])
+        adapted = peft.get_peft_model(model, config)
+        optimiser = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+        for _ in range(2):
+            adapted(ids, labels=ids).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        with torch.no_grad():
+            answers.append(adapted(ids).logits)
+    assert torch.equal(*answers)

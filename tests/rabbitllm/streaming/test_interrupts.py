@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from rabbitllm import AutoModel
-from rabbitllm.streaming import binding, lane, pipeline, ring
+from rabbitllm import AutoModel, auto
+from rabbitllm.streaming import binding, host, landing, lane, pipeline, ring
 from rabbitllm.streaming.devices import cpu, transfer
+from rabbitllm.streaming.roads import Roads
+from tests.rabbitllm.streaming.simulated import simulate
 
 PLACES = {
-    os.path.realpath(module.__file__) for module in (binding, cpu, lane, pipeline, ring, transfer)
+    os.path.realpath(module.__file__)
+    for module in (binding, cpu, host, landing, lane, pipeline, ring, transfer)
 }
 SPACING = {True: 16, False: 128}
 """Of how many lines, and of how many instructions, one is interrupted beside the first of each."""
@@ -129,3 +132,28 @@ def test_a_block_called_by_itself_works_behind_an_interrupt(model: Any) -> None:
     hidden = torch.randn(1, 3, head.in_features)
     run = torch.inference_mode()(lambda: head(hidden))
     assert wrong_behind(run, range(len(places(run)))) == []
+
+
+@pytest.mark.parametrize("tokens", [1, 9], ids=["short", "long"])
+def test_the_answer_behind_an_interrupt_is_right_where_the_cpu_computes_for_a_device(
+    checkpoint: Callable[..., Any],
+    prompt: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+) -> None:
+    simulate(monkeypatch)
+    roads = Roads(link=1e6, host={1: 1e6}, threads=1, crossing=0.0)
+    monkeypatch.setattr(auto, "roads_of", lambda *_: roads)
+    budgets = {"device_memory": "min", "host_memory": 1 << 30}
+    model = AutoModel.from_pretrained(
+        checkpoint("llama"), device="cpu", host_compute="auto", **budgets
+    )
+    first, other = (forward_of(model, prompt[:1, :count]) for count in (tokens, 10 - tokens))
+    seen = places(first)
+    assert ("_compute" in {name for name, _ in seen}) is (tokens == 1)
+    expected = [first(), other()]
+    chosen = {place: at for at, place in reversed(list(enumerate(seen)))}
+    for at in sorted({*chosen.values(), *range(0, len(seen), 8 * SPACING[True])}):
+        if interrupted(first, at):
+            answers = [first(), other()]
+            assert all(map(torch.equal, answers, expected)), seen[at]
