@@ -90,8 +90,9 @@ class Lane:
         return self.ring.ahead(len(self.slots))
 
     def _free(self, stage: Stage, busy: Collection[Slot]) -> list[Slot]:
-        """The slots that are large enough for the stage and not busy."""
-        return [s for s in self.slots if s not in busy and stage.nbytes <= s.buffer.numel()]
+        """The slots that are large enough for the stage and not busy, the smallest first."""
+        free = [s for s in self.slots if s not in busy and stage.nbytes <= s.buffer.numel()]
+        return sorted(free, key=lambda slot: slot.buffer.numel())
 
     def _holder(self, stage: Stage) -> Slot | None:
         return next((slot for slot in self.slots if slot.stage is stage), None)

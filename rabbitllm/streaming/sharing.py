@@ -25,9 +25,11 @@ from rabbitllm.streaming.weights import Stage
 
 logger = logging.getLogger(__name__)
 
-NARROW = (0, 1, 2, 4)
-"""How many slots more are tried for what is smaller than what the CPU may compute. While that
-computes, the link is idle once all slots are full: a few small ones keep it busy."""
+EXTRA = (0, 1, 2, 4)
+"""How many slots more are tried for what is narrow. While the CPU computes, the link is idle once
+all slots are full: a few narrow ones keep it busy."""
+NARROW = 1 / 2
+"""Of what the CPU computes, up to which bytes a stage is narrow: as attention is beside an MLP."""
 WORTH = 0.97
 """Of the time without, what computing on the host must come to: less is not worth other bits."""
 
@@ -122,7 +124,7 @@ def share_out(
         logger.info("host_compute does nothing here: %s.", why)
         return placed
     roads = measure(device, staged.dtype)
-    choices = Choices(able, apart.moved_sizes, roads, plan.device_bytes[device])
+    choices = Choices(able, apart.moved_sizes, roads)
     finer, shared = again(apart, choices.make_plan)
     with_host, without = seconds_of(shared, finer, roads), seconds_of(plan, whole, roads)
     if not shared.on_host() or with_host > WORTH * without:
@@ -165,13 +167,11 @@ class Choices:
         able: the stages that the CPU can compute.
         moved: stage -> bytes that come for one token, where they are not all that are stored.
         roads: what they carry.
-        least: bytes that "min" may take on the device.
     """
 
     able: Collection[str]
     moved: Mapping[str, int]
     roads: Roads
-    least: int
 
     def make_plan(
         self,
@@ -182,15 +182,19 @@ class Choices:
     ) -> Plan:
         """The plan with the quickest passes of one token, of those that are tried.
 
-        What the CPU cannot compute stays on the device first, or not, and there may be more slots.
+        What the CPU cannot compute stays on the device first, or not, and there may be more slots,
+        with "min" as well: it is the least with which both roads are busy.
         Arguments and errors are those of `rabbitllm.streaming.plan.make_plan`.
         """
         plans = [make_plan(stages, device, device_budget, host_budget)]
+        if device_budget == "min":
+            narrow, _ = self._others(stages)
+            plans += (_with_slots(plans[0], device, list(narrow.values()), n) for n in EXTRA)
+        else:
+            for head, slots in product((False, True), EXTRA):
+                plans += self._widened(stages, device, device_budget, host_budget, head, slots)
         # What is encoded in a store lies plain where the CPU computes with it.
         grown = {stage.name: stage.nbytes - stage.stored_nbytes for stage in stages}
-        room = self.least if device_budget == "min" else device_budget
-        for head, slots in product((False, True), NARROW):
-            plans += self._widened(stages, device, room, host_budget, head, slots)
 
         def fits(plan: Plan, hosted: Collection[str]) -> bool:
             more = sum(grown[name] for name in hosted)
@@ -226,30 +230,31 @@ class Choices:
     ) -> Iterator[Plan]:
         """One with as many narrow stages on the device as fit, and so many narrow slots more.
 
-        What is wider than all that the CPU can compute, such as a head, is there too, or need not.
+        What is wide and the CPU cannot compute, such as a head, is there too, or need not be.
         """
+        narrow, wide = self._others(stages)
+        for kept in range(len(narrow), -1, -1):
+            first = spread(list(narrow), kept) | (wide if head else set())
+            kept_first = [replace(s, pinned=s.pinned or s.name in first) for s in stages]
+            moving = [size for name, size in narrow.items() if name not in first]
+            extra = max(moving, default=0) * min(slots, len(moving))
+            try:
+                plan = make_plan(kept_first, device, room - extra, host_budget)
+            except BudgetError:
+                continue
+            yield _with_slots(plan, device, moving, slots)
+            return
+
+    def _others(self, stages: Sequence[Stage]) -> tuple[dict[str, int], set[str]]:
+        """What the CPU cannot compute: narrow stages and their bytes, and wide ones."""
         widest = max((stage.nbytes for stage in stages if stage.name in self.able), default=0)
         others = {
             stage.name: stage.nbytes
             for stage in stages
             if stage.name not in self.able and not (stage.pinned or stage.slotless)
         }
-        narrow = {name: size for name, size in others.items() if size < widest}
-        wide = others.keys() - narrow.keys() if head else set()
-        for kept in range(len(narrow), -1, -1):
-            first = spread(list(narrow), kept) | wide
-            kept_first = [replace(s, pinned=s.pinned or s.name in first) for s in stages]
-            moving = [size for name, size in narrow.items() if name not in first]
-            extra = (max(moving, default=0),) * min(slots, len(moving))
-            try:
-                plan = make_plan(kept_first, device, room - sum(extra), host_budget)
-            except BudgetError:
-                continue
-            if not (extra and plan.streamed("disk")):  # slots for these have staging
-                sizes = (*plan.slot_sizes[device], *extra)
-                taken = plan.device_bytes[device] + sum(extra)
-                yield replace(plan, slot_sizes={device: sizes}, device_bytes={device: taken})
-            return
+        narrow = {name: size for name, size in others.items() if size <= widest * NARROW}
+        return narrow, others.keys() - narrow.keys()
 
     def _seconds(
         self, plan: Plan, stages: Sequence[Stage], hosted: Collection[str], tokens: int = 1
@@ -294,3 +299,13 @@ class Choices:
                 break
             short = tokens
         return short
+
+
+def _with_slots(plan: Plan, device: torch.device, sizes: Sequence[int], count: int) -> Plan:
+    """The same with so many slots more for stages of these sizes, as far as there are as many."""
+    extra = (max(sizes, default=0),) * min(count, len(sizes))
+    if plan.streamed("disk") or not plan.slot_sizes[device]:
+        return plan  # what comes from disk would need staging for each
+    taken = plan.device_bytes[device] + sum(extra)
+    slots = (*plan.slot_sizes[device], *extra)
+    return replace(plan, slot_sizes={device: slots}, device_bytes={device: taken})

@@ -16,7 +16,7 @@ from rabbitllm.streaming import host, landing
 from rabbitllm.streaming.roads import Roads
 from tests.rabbitllm.streaming.simulated import simulate
 
-ROADS = Roads(link=1e6, host={1: 1e6, 2: 1e6, 4: 9e5, 8: 1e4}, threads=1, crossing=0.0)
+ROADS = Roads(link=1e6, host={1: 6e5, 2: 6e5, 4: 6e5, 8: 1e4}, threads=1, crossing=0.0)
 """Of a machine so slow that a tiny model is worth sharing out."""
 
 
@@ -127,8 +127,11 @@ def test_the_stages_behind_a_prompt_are_those_of_a_short_pass(
     streaming = sum(stage.nbytes for stage in model._pipeline._lane_of)
     hosted = set(model.streaming_plan.on_host())
     size = sum(stage.nbytes for stage in model._pipeline._lane_of if stage.name in hosted)
-    # A prompt's stages all come; those of two tokens behind it, but for what the prompt has left.
-    assert moved == streaming + 2 * (streaming - size)
+    # A prompt's stages all come, and the others' for each of two tokens. Behind the last, what a
+    # short pass needs first is on its way; at most as much as there are slots was in vain.
+    slots = sum(slot.buffer.numel() for lane in model._pipeline._lanes for slot in lane.slots)
+    least = streaming + 2 * (streaming - size)
+    assert least <= moved <= least + slots < streaming * 3
 
 
 def test_adapters_and_weights_of_the_users_have_the_module_compute_on_the_device(
