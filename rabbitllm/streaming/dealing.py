@@ -8,31 +8,22 @@ every block, which costs little beside what moves; where nothing moves, devices 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from rabbitllm.errors import BudgetError
 
-LINK = 53e9
-"""Bytes/s of one link to a device, taken for granted until it is measured: PCIe 5."""
-DISK = 1.2e9
-"""Bytes/s of the disk, likewise. Only how many times slower it is than links matters here."""
 
-
-class Moved(NamedTuple):
-    """What a pass of one token moves.
+class Pass(NamedTuple):
+    """A pass of one token with a dealing.
 
     Attributes:
-        by_link: bytes to each device.
-        from_disk: bytes from the disk, which the devices share.
+        seconds: that it is predicted to take.
+        by_link: bytes that come to each device.
     """
 
+    seconds: float
     by_link: tuple[int, ...]
-    from_disk: int
-
-    @property
-    def seconds(self) -> float:
-        """How long the road with most to bring is busy."""
-        return max(max(self.by_link) / LINK, self.from_disk / DISK)
 
     @property
     def cost(self) -> tuple[float, ...]:
@@ -72,16 +63,17 @@ def in_runs(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
     return dealt
 
 
-def deal(sizes: Sequence[int], devices: int, moved: Callable[[Sequence[int]], Moved]) -> list[int]:
+def deal(sizes: Sequence[int], devices: int, predict: Callable[[Sequence[int]], Pass]) -> list[int]:
     """The device of each block, by its number, of the dealing that makes a pass quickest.
 
     Equal shares come first. Then the device whose link has most to bring gives a block's worth to
-    the one whose link has least, as long as that helps.
+    the one whose link has least, as long as that helps. Where blocks differ in size, each is tried
+    on every device last.
 
     Args:
         sizes: bytes of the blocks, in the order of the forward.
         devices: how many there are.
-        moved: what moves with a dealing.
+        predict: what a pass is with a dealing.
 
     Raises:
         BudgetError: equal shares do not fit.
@@ -89,7 +81,7 @@ def deal(sizes: Sequence[int], devices: int, moved: Callable[[Sequence[int]], Mo
     step = sum(sizes) / max(1, len(sizes))
     shares = [sum(sizes) / devices] * devices
     best = in_turns(sizes, shares)
-    least = moved(best)
+    least = predict(best)
     for _ in sizes:
         most, fewest = (
             choose(range(devices), key=least.by_link.__getitem__) for choose in (max, min)
@@ -97,16 +89,32 @@ def deal(sizes: Sequence[int], devices: int, moved: Callable[[Sequence[int]], Mo
         shares[most], shares[fewest] = max(0.0, shares[most] - step), shares[fewest] + step
         dealt = in_turns(sizes, shares)
         try:
-            found = moved(dealt)
+            found = predict(dealt)
         except BudgetError:
             break
         if found.cost >= least.cost:
             break
         best, least = dealt, found
     if any(least.by_link):
-        return best
+        return best if len({*sizes}) == 1 else _settled(best, devices, predict)
     runs = in_runs(sizes, shares)
     try:
-        return best if any(moved(runs).by_link) else runs
+        return best if any(predict(runs).by_link) else runs
     except BudgetError:
         return best
+
+
+def _settled(
+    dealt: Sequence[int], devices: int, predict: Callable[[Sequence[int]], Pass]
+) -> list[int]:
+    """The same, with each block on another device where that helps: sizes may go together."""
+    best, least = list(dealt), predict(dealt).cost
+    for place, device in product(range(1, len(dealt)), range(devices)):
+        other = [*best[:place], device, *best[place + 1 :]]
+        try:
+            cost = predict(other).cost
+        except BudgetError:
+            continue
+        if cost < least:
+            best, least = other, cost
+    return best

@@ -102,7 +102,7 @@ def pass_seconds(
     """
     host = roads.host[tokens]
     free = {device: [0.0] * len(sizes) for device, sizes in slots.items()}
-    busy: dict[tuple[torch.device, Road], float] = {}  # until when a road is
+    busy: dict[torch.device | Road, float] = {}  # until when a device's link is, or the disk
     now = began = 0.0
     for _ in range(LAPS):
         began = now
@@ -111,18 +111,16 @@ def pass_seconds(
                 now += moved / host + roads.crossing
                 continue
             if road == "rows":
-                now = busy[device, "link"] = max(now, busy.get((device, "link"), 0)) + (
-                    moved / roads.link
-                )
+                now = busy[device] = max(now, busy.get(device, 0)) + moved / roads.link
             elif road != "stay":
                 sizes, until = slots[device], free[device]
                 slot = min(
                     (number for number, each in enumerate(sizes) if size <= each),
                     key=lambda number: (until[number], sizes[number]),
                 )
-                rate = roads.link if road == "link" else DISK
-                came = max(busy.get((device, road), 0), until[slot]) + moved / rate
+                way, rate = (device, roads.link) if road == "link" else (road, DISK)
+                came = max(busy.get(way, 0), until[slot]) + moved / rate
                 now = max(now, came)
-                busy[device, road], until[slot] = came, now + TURN
+                busy[way], until[slot] = came, now + TURN
             now += TURN
     return now - began

@@ -4,6 +4,7 @@ What is outside of the blocks, such as embedding, head and norms, is the first d
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from rabbitllm.errors import BudgetError
-from rabbitllm.streaming.dealing import Moved, deal
+from rabbitllm.streaming.dealing import Pass, deal
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.placement import (
     DEFAULT_SEQ_LEN,
@@ -22,6 +23,7 @@ from rabbitllm.streaming.placement import (
 )
 from rabbitllm.streaming.plan import Budget, own_memory
 from rabbitllm.streaming.planning import make_shared_plan, minimum_bytes, too_small
+from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
 from rabbitllm.streaming.sharing import Measure, Placed, place_as_asked
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import REST, block_of, find_blocks
@@ -32,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 Homes = Mapping[str, torch.device]
 """Block -> the device that computes it."""
+
+ROADS = Roads(link=53e9, host={1: math.inf}, threads=0, crossing=0.0)
+"""What links are taken to carry: PCIe 5. How fast they are only matters beside a disk, and beside
+what the host takes to launch."""
 
 
 class Unit(NamedTuple):
@@ -153,14 +159,15 @@ def _deal_out(staged: StagedModel, budgets: Budgets, spacious: bool) -> Placed:
         pairs = zip(units, dealt, strict=True)
         return {block: devices[number] for unit, number in pairs for block in unit.blocks}
 
-    def moved(dealt: Sequence[int]) -> Moved:
-        _, plan = _plan(staged, homes(dealt), budgets, spacious)
+    def predict(dealt: Sequence[int]) -> Pass:
+        placed, plan = _plan(staged, homes(dealt), budgets, spacious)
         by_link = dict.fromkeys(devices, 0)
         for name in plan.moving("host", "disk"):
             by_link[plan.places[name].device] += sizes[name]
-        return Moved(tuple(by_link.values()), sum(sizes[name] for name in plan.moving("disk")))
+        turns = turns_of(plan, placed.stages, sizes, ())
+        return Pass(pass_seconds(turns, plan.slot_sizes, ROADS), tuple(by_link.values()))
 
-    dealt = deal([unit.nbytes for unit in units], len(devices), moved)
+    dealt = deal([unit.nbytes for unit in units], len(devices), predict)
     return _plan(staged, homes(dealt), budgets, spacious, warn=True)
 
 
