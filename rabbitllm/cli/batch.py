@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rabbitllm.cli.options import (
     add_model_arguments,
-    add_sharing_arguments,
-    load_shared,
     name_of,
     positive,
 )
+from rabbitllm.cli.sharing import Demand, add_sharing_arguments, demand_of, load_shared
 
 if TYPE_CHECKING:
     from rabbitllm.serving.lines import Lines
@@ -84,7 +83,7 @@ def main(arguments: argparse.Namespace) -> int:
             job.survey(len)
             answer, unit = _by_ray(arguments), "B"
         else:
-            lines = lines_of(arguments)
+            lines = lines_of(arguments, demand_of(source, arguments.max_new_tokens))
             job.survey(lines.measure)
             answer, unit = lines.answer, "tok"
         begun, tally = time.perf_counter(), job.tally
@@ -104,14 +103,19 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def lines_of(arguments: argparse.Namespace) -> "Lines":
-    """Loads the model that answers lines."""
+def lines_of(arguments: argparse.Namespace, demand: Demand) -> "Lines":
+    """Loads the model that answers lines.
+
+    Args:
+        arguments: of the sub-command.
+        demand: what they ask.
+    """
     from rabbitllm.batching import Batch
     from rabbitllm.cli.answer import placement
     from rabbitllm.serving.lines import Lines
     from rabbitllm.serving.prompts import Prompts
 
-    model = load_shared(arguments)
+    model = load_shared(arguments, demand)
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     name = arguments.name or name_of(arguments.model)
     return Lines(Prompts(model, name, arguments.max_new_tokens), Batch(model, arguments.sequences))
@@ -122,10 +126,11 @@ class Worker:
 
     Args:
         arguments: of the sub-command.
+        demand: what all lines ask.
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._lines = lines_of(arguments)
+    def __init__(self, arguments: argparse.Namespace, demand: Demand) -> None:
+        self._lines = lines_of(arguments, demand)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
         """Answers a block of lines, see `Lines`."""
@@ -144,6 +149,7 @@ def _by_ray(arguments: argparse.Namespace) -> Any:
     given = {
         name: value for name, value in vars(arguments).items() if name not in ("main", "check")
     }
+    demand = demand_of(arguments.source, arguments.max_new_tokens)
     given["name"] = arguments.name or name_of(arguments.model)
     given["model"] = str(folder.resolve()) if folder.is_dir() else arguments.model
 
@@ -166,7 +172,7 @@ def _by_ray(arguments: argparse.Namespace) -> Any:
             items, override_num_blocks=-(-len(items) // size)
         ).map_batches(
             Worker,
-            fn_constructor_args=[argparse.Namespace(**given)],
+            fn_constructor_args=[argparse.Namespace(**given), demand],
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=workers),
             **share,

@@ -169,29 +169,6 @@ def load(arguments: argparse.Namespace, **options: object) -> "StreamedModel":
     return AutoModel.from_pretrained(arguments.model, **asked | options)
 
 
-def load_shared(arguments: argparse.Namespace) -> "StreamedModel":
-    """Loads a model that answers many at once, as `add_sharing_arguments` describes that.
-
-    cuDNN's attention is left out: its plan for a length that is new, and every pass has another
-    one, takes 48 ms of the host on a Hopper GPU (torch 2.11).
-    """
-    import torch
-
-    from rabbitllm.batching.keeping import max_seq_len_for
-    from rabbitllm.streaming.picking import pick_devices
-
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if arguments.cache_tokens is None:
-        return load(arguments)
-    device = pick_devices(arguments.device)[0]
-    prepared = prepare_only(arguments, device, arguments.attn_implementation)
-    each = -(-arguments.cache_tokens // arguments.sequences)
-    kept = max_seq_len_for(
-        prepared.model.config, prepared.staged.dtype, device, arguments.sequences, each
-    )
-    return load(arguments, max_seq_len=max(kept, arguments.max_seq_len or 0))
-
-
 def name_of(model: str) -> str:
     """What clients call a model: its repository, or the last part of its folder."""
     folder = Path(model).expanduser()
@@ -294,28 +271,3 @@ def _number(text: str, most: int) -> float:
     if not 0 <= number <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
     return number
-
-
-def add_sharing_arguments(parser: argparse.ArgumentParser, sequences: int) -> None:
-    """Adds what commands that answer many requests at once take; `sequences` by default."""
-    parser.add_argument(
-        "--sequences",
-        type=positive,
-        default=sequences,
-        metavar="N",
-        help="answers at once, which share passes; fewer where memory is short (%(default)s)",
-    )
-    parser.add_argument(
-        "--cache-tokens",
-        type=positive,
-        metavar="TOKENS",
-        help="tokens of all answers and prompts at once that the budget keeps room for, before "
-        "weights (what --max-seq-len keeps)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=512,
-        metavar="N",
-        help="of a chat answer whose request sets no limit (%(default)s)",
-    )

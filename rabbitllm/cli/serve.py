@@ -13,11 +13,10 @@ import sys
 
 from rabbitllm.cli.options import (
     add_model_arguments,
-    add_sharing_arguments,
-    load_shared,
     name_of,
     port,
 )
+from rabbitllm.cli.sharing import add_sharing_arguments, load_shared
 
 EXAMPLE = """\
   rabbitllm serve Qwen/Qwen2.5-7B-Instruct --port 8000
