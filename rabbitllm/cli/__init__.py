@@ -15,11 +15,11 @@ from types import ModuleType
 from typing_extensions import override
 
 from rabbitllm import __version__
-from rabbitllm.cli import batch, bench, bisect, cache, chat, doctor, plan, run, serve, split
+from rabbitllm.cli import batch, bench, bisect, cache, chat, check, doctor, plan, run, serve, split
 from rabbitllm.cli.failures import EXPECTED, FAILED, INTERRUPTED, explain
 from rabbitllm.cli.parser import Parser
 
-COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve, batch, bisect)
+COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve, batch, check, bisect)
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 STEPS = (
     "rabbitllm.checkpoint.hub",

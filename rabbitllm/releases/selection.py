@@ -68,18 +68,19 @@ def release(text: str, known: Sequence[str], patch: int) -> str:
     raise ValueError(f"The index has no transformers {text}. Near: {', '.join(near)}.")
 
 
-def select(text: str, versions: Iterable[str]) -> list[str]:
+def select(text: str, versions: Iterable[str], pre: bool = False) -> list[str]:
     """The releases that are checked: of a range the newest patch of each minor, and its two ends.
 
     Args:
         text: ranges and releases, joined by commas: "5.0..newest", "5.0,5.12.1,newest,main".
         versions: that there are.
+        pre: whether the newest pre-release is chosen as well, if it is newer than all releases.
 
     Raises:
         ValueError: as `ends`.
     """
     known = in_order(versions)
-    chosen: set[str] = set()
+    chosen = {known[-1]} if pre and known else set()
     for part in filter(None, map(str.strip, text.split(","))):
         if ".." not in part:
             chosen.add(release(part, known, -1))

@@ -16,7 +16,19 @@ from rabbitllm import __version__, cli
 from rabbitllm.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
-NAMES = ["run", "chat", "plan", "split", "cache", "doctor", "bench", "serve", "batch", "bisect"]
+NAMES = [
+    "run",
+    "chat",
+    "plan",
+    "split",
+    "cache",
+    "doctor",
+    "bench",
+    "serve",
+    "batch",
+    "check",
+    "bisect",
+]
 
 
 @pytest.fixture

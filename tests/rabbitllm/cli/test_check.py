@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rabbitllm.releases import checkup, index
+from rabbitllm.releases.environments import Environment
+
+INDEX = ["5.3.0", "5.4.0", "5.4.1", "5.5.0"]
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A folder that only looks like a checkpoint, and the place to be in."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.fixture
+def tokens(model, monkeypatch):
+    """Have each release generate the tokens that the returned dict has for it."""
+    given, asked = {}, []
+
+    def make(environments, release):
+        return Environment(release, Path("/none") / release)
+
+    def reply(question, variables, python):
+        asked.append(question)
+        answer = {
+            "errors": {},
+            "weights": {"missing": [], "mismatched": []},
+            "backend": "sdpa",
+            "input": [1],
+            "watched": [[0]],
+            "logits": {"digest": "a", "largest": 1.0, "values": [[1.0]]},
+            "tokens": given.get(python.parts[2], [1]),
+            "cached": None,
+            "backends": {},
+        }
+        return answer
+
+    monkeypatch.setattr(index, "ask_index", lambda pre: INDEX)
+    monkeypatch.setattr("rabbitllm.releases.environments.Environments.make", make)
+    monkeypatch.setattr(checkup, "ask", reply)
+    reply.given, reply.asked = given, asked
+    return reply
+
+
+def test_a_release_that_gives_other_tokens_is_found_and_named(command, model, tokens):
+    tokens.given |= {"5.4.1": [2], "5.5.0": [2]}
+    status, out, err = command("check", model, "--releases", "5.3,newest", "--reports", "reports")
+    assert status == 1
+    assert "tokens broke in 5.4.1 (last good: 5.4.0)" in out
+    assert "5.5.0: bad" in err
+    assert "commit it" in err
+    assert {file.name for file in Path("reports").iterdir()} == {
+        "badge.json",
+        "check.html",
+        "check.json",
+        "check.md",
+        "issue.md",
+    }
+    assert "5.4.1: new -> bad" in Path("reports/issue.md").read_text()
+    status, _, err = command("check", model, "--releases", "5.3,newest", "--reports", "reports")
+    assert status == 1
+    assert not Path("reports/issue.md").exists()
+    assert "commit it" not in err
+
+
+def test_what_is_right_stays_in_the_file(command, model, tokens):
+    assert command("check", model, "--releases", "5.3")[0] == 0
+    assert json.loads(Path("rabbitllm-golden.json").read_text())["release"] == "5.3.0"
+    tokens.given |= {release: [2] for release in INDEX}
+    assert command("check", model, "--releases", "5.3")[0] == 1
+    (model / "config.json").write_text("{}")
+    status, _, err = command("check", model, "--releases", "5.3")
+    assert status == 2
+    assert "rabbitllm-golden.json is of another checkpoint" in err
+
+
+def test_machines_get_json(command, model, tokens):
+    status, out, _ = command("check", model, "--releases", "5.3", "--format", "json")
+    found = json.loads(out)
+    assert (status, found["status"], found["version"]) == (0, "good", 1)
+
+
+def test_tiny_layers_are_made_in_a_folder_of_their_own(command, model, tokens):
+    status, out, _ = command("check", model, "--releases", "5.3,5.5", "--shrink")
+    assert status == 0
+    assert "Of tiny layers" in out
+    assert [asked["weights"] for asked in tokens.asked] == [True, False]
+    assert model not in {Path(asked["folder"]) for asked in tokens.asked}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--releases", "5.9"), "no transformers 5.9"),
+        (("--releases", "5.5..5.3"), "does not come before"),
+        (("--with-editable", "."), "holds no project"),
+    ],
+)
+def test_wrong_questions_are_refused(command, model, tokens, words, said):
+    status, _, err = command("check", model, *words)
+    assert status == 2
+    assert said in err
+
+
+def test_a_folder_without_a_config_is_refused(command, tokens, tmp_path):
+    status, _, err = command("check", tmp_path, "--releases", "5.3")
+    assert status == 2
+    assert "config.json" in err
+
+
+def test_a_damaged_report_is_refused(command, model, tokens):
+    Path("reports").mkdir()
+    Path("reports/check.json").write_text('{"version": 0}')
+    status, _, err = command("check", model, "--releases", "5.3", "--reports", "reports")
+    assert status == 2
+    assert "another version" in err
