@@ -81,7 +81,10 @@ class StreamedModel(_Stock):
         self._trust_remote_code = trust_remote_code
         self._loaded = weakref.WeakSet(self.modules())
         if len(plan.device_bytes) > 1:  # by which transformers and peft know that there are several
-            self.hf_device_map = {name: place.device for name, place in plan.places.items()}
+            modules = dict(self.named_modules())
+            self.hf_device_map = {
+                name: place.device for name, place in plan.places.items() if name in modules
+            }
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from rabbitllm import AutoModel, StreamedModel
-from rabbitllm.streaming import crossing, several
+from rabbitllm import AutoModel, BudgetError, StreamedModel
+from rabbitllm.prepare import prepare
+from rabbitllm.streaming import crossing, placement, several
+from rabbitllm.streaming.devices import CudaTransfer
 from rabbitllm.streaming.placeholder import Placeholder
+from rabbitllm.streaming.placement import make_rooms
+from rabbitllm.streaming.plan import Plan
+from rabbitllm.streaming.room import Rooms
+from rabbitllm.streaming.several import Budgets, Sharing, find_units, place_on
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.stages import REST, block_of, find_blocks
+from rabbitllm.streaming.stages import REST, block_of, find_blocks, find_stages
+from rabbitllm.streaming.working import Work, read_geometry
 from tests.rabbitllm.streaming.simulated import simulate
 
 ARCHITECTURES = ["llama", "llama-tied", "gemma2", "mixtral", "qwen3_moe", "deepseek_v3"]
@@ -148,3 +156,155 @@ def smallest(staged: StagedModel) -> list[StagedModel]:
     while finer := staged.with_largest_split():
         staged = finer
     return [staged]
+
+
+# placement
+
+GPUS = [torch.device("cuda", number) for number in range(8)]
+ROOMY = 1 << 40
+
+
+def staged_of(folder: Path) -> StagedModel:
+    return prepare(folder, None, torch.device("cpu"), "auto", "eager", False).staged
+
+
+def budgets(*totals: int | str, host: int = ROOMY) -> Budgets:
+    """Of so many devices; host memory for all."""
+    return Budgets(dict(zip(GPUS, totals, strict=False)), host, 64)  # type: ignore[arg-type]
+
+
+def on(placed: StagedModel, plan: Plan, device: torch.device) -> list[str]:
+    return [stage.name for stage in placed.stages if plan.places[stage.name].device == device]
+
+
+@pytest.fixture
+def no_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing takes nothing: budgets are for weights alone."""
+    monkeypatch.setattr(several, "working_bytes", lambda *_: 0)
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 0)
+
+
+@pytest.mark.usefixtures("no_working")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_every_device_keeps_its_budget_and_whole_blocks(
+    architecture: str, count: int, checkpoint: Callable[..., Path]
+) -> None:
+    staged = staged_of(checkpoint(architecture))
+    blocks = find_blocks(staged.model)
+    least = place_on(staged, budgets("min"))[1].device_bytes[GPUS[0]]
+    for total in (least - 1, least, int(1.3 * least)):
+        placed, plan = place_on(staged, budgets(*[total] * count))
+        for device, nbytes in plan.device_bytes.items():
+            assert nbytes <= total
+            parts = [stage for stage in placed.stages if stage.name in on(placed, plan, device)]
+            resident = sum(s.nbytes for s in parts if plan.places[s.name].memory == "device")
+            slots = sum(plan.slot_sizes[device])
+            shelf = plan.shelves[device].total if device in plan.shelves else 0
+            assert nbytes == resident + slots + shelf
+        homes: dict[str, set[torch.device]] = {}
+        for stage in placed.stages:
+            for weight in stage.weights:
+                if block := block_of(weight.name, blocks):
+                    homes.setdefault(block, set()).add(plan.places[stage.name].device)
+        assert all(len(devices) == 1 for devices in homes.values())
+        assert homes[next(iter(blocks))] == {GPUS[0]}
+        weights = [weight.name for stage in placed.stages for weight in stage.weights]
+        assert sorted(weights) == sorted(w.name for s in staged.stages for w in s.weights)
+
+
+@pytest.mark.usefixtures("no_working")
+def test_host_memory_is_shared(checkpoint: Callable[..., Path]) -> None:
+    staged = staged_of(checkpoint())
+    layer = staged.sizes["model.layers.0"]
+    least = 2 * layer + staged.sizes["lm_head"] + staged.pinned_nbytes
+    for host in (4 * layer, 6 * layer):
+        _, plan = place_on(staged, budgets(least, 2 * layer, host=host))
+        assert plan.host_bytes <= host
+        hosted = sum(staged.sizes[name] for name in plan.away("host"))
+        assert plan.away("disk")
+        assert hosted <= plan.host_bytes
+
+
+@pytest.mark.usefixtures("no_working")
+def test_the_first_alone_is_taken_where_all_fits_there_unless_both_are_named(
+    checkpoint: Callable[..., Path],
+) -> None:
+    staged = staged_of(checkpoint())
+    for total, used in ((staged.nbytes, 1), (staged.nbytes - 1, 2), ("min", 2)):
+        _, plan = place_on(staged, budgets(total, total), fewest=True)
+        assert len(plan.device_bytes) == used
+    _, plan = place_on(staged, budgets(staged.nbytes, staged.nbytes))
+    assert len(plan.device_bytes) == 2
+    assert not plan.moving("host", "disk")
+
+
+@pytest.mark.usefixtures("no_working")
+def test_what_one_cannot_hold_several_can(checkpoint: Callable[..., Path]) -> None:
+    staged = staged_of(checkpoint())
+    with pytest.raises(BudgetError, match=r"cuda:0: A budget of .* is too small"):
+        place_on(staged, budgets(1000, 1000))
+    with pytest.raises(BudgetError, match="cuda:1: A budget of"):
+        place_on(staged, budgets(staged.nbytes // 2, 1000))
+
+
+def test_a_device_keeps_room_for_the_caches_of_its_own_layers(
+    checkpoint: Callable[..., Path],
+) -> None:
+    staged, length = staged_of(checkpoint("gemma2")), 1 << 22
+    geometry = read_geometry(staged.model.config)
+    both = dict.fromkeys(GPUS[:2], ROOMY)
+    placed, plan = place_on(staged, Budgets(both, ROOMY, length))
+    rooms = make_rooms(placed, plan, both, both)
+    work = Work(1, 1, length)
+    cached = geometry.cached(work) * staged.dtype.itemsize
+    mine = [room.taken(work) - CudaTransfer.outside for room in rooms.each]
+    assert sum(mine) == pytest.approx(cached, rel=1e-4)
+    assert mine[0] < mine[1]  # every other layer has a window
+    small = [replace(room, nbytes=0, free=None) for room in rooms.each]
+    with pytest.raises(BudgetError, match=r"device_memory leaves 0 B on cuda:0\. Give"):
+        Rooms(small).admit((torch.ones(1, 4, dtype=torch.long),), {})
+    enough = [replace(room, nbytes=ROOMY, free=None) for room in rooms.each]
+    assert Rooms(enough).fits(work, work)
+    assert not Rooms([enough[0], small[1]]).fits(work, work)
+    assert Rooms(enough).chunk(work) is None
+
+
+def test_blocks_that_share_weights_go_together(build: Callable[..., PreTrainedModel]) -> None:
+    model = build("llama", tie_word_embeddings=False)
+    layers = model.model.layers
+    layers[2].mlp = layers[0].mlp
+    layers[1].self_attn.q_proj.weight = layers[3].self_attn.q_proj.weight
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    stages = find_stages(model, {}, dtypes)
+    units = find_units(StagedModel(model, torch.float32, dtypes, {}, stages))
+    assert [unit.blocks for unit in units] == [
+        ("model.layers.0", "model.layers.2"),
+        ("model.layers.1", "model.layers.3"),
+    ]
+    layers[3].mlp.gate_proj.weight = model.lm_head.weight  # which is the first device's
+    stages = find_stages(model, {}, dtypes)
+    units = find_units(StagedModel(model, torch.float32, dtypes, {}, stages))
+    assert [unit.blocks for unit in units] == [("model.layers.0", "model.layers.2")]
+
+
+def test_sharing_with_the_cpu_is_for_one_device(
+    checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    staged = staged_of(checkpoint())
+    sharing = Sharing(lambda *_: pytest.fail("measured"))
+    place_on(staged, budgets("min", "min"), sharing=sharing)
+    assert "host_compute='auto' does nothing here: several devices" in caplog.text
+
+
+def test_peft_and_transformers_know_where_layers_are(
+    checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft.utils.integrations")
+    simulate(monkeypatch, 2)
+    model = on_devices(checkpoint("qwen3_moe"))
+    devices = model.hf_device_map
+    assert {*devices} <= {name for name, _ in model.named_modules()}
+    assert next(iter(devices.values())) == model.device
+    layers = peft.get_layer_device_map(model)
+    assert [layers[n].index for n in range(4)] == [0, 1, 0, 1]
