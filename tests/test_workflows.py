@@ -5,12 +5,14 @@ from __future__ import annotations
 import configparser
 import pkgutil
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from harness import commands
+from rabbitllm.cli import _parser
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -83,3 +85,74 @@ def test_a_tag_of_another_version_is_not_published():
     build = yaml.safe_load((ROOT / ".github" / "workflows" / "publish.yml").read_text("utf-8"))
     (line,) = [s["run"] for s in build["jobs"]["build"]["steps"] if "GITHUB_REF_NAME" in str(s)]
     assert line == 'test -f "dist/rabbitllm-${GITHUB_REF_NAME#v}-py3-none-any.whl"'
+
+
+# the action for others
+
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
+SCRIPT = ROOT / ".github" / "action" / "check.sh"
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """Run the action's script with a `rabbitllm` that writes its arguments, and ends as told."""
+    program = tmp_path / "bin" / "rabbitllm"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/bash\nprintf "%s\\n" "$@" > asked\nmkdir -p out\n'
+        '[[ "$STATUS" == 2 ]] || echo table > out/check.md\n'
+        '[[ "$STATUS" != 1 ]] || echo title > out/issue.md\nexit "$STATUS"\n'
+    )
+    program.chmod(0o755)
+
+    def run(status, **inputs):
+        files = {"GITHUB_OUTPUT": "output", "GITHUB_STEP_SUMMARY": "summary", "REPORTS": "out"}
+        path = f"{program.parent}:/usr/bin:/bin"
+        variables = {"PATH": path, "STATUS": str(status), **files, **inputs}
+        done = subprocess.run([SCRIPT], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        return done.returncode, (tmp_path / "asked").read_text().split("\n")[:-1]
+
+    return run
+
+
+def test_the_action_hands_every_input_to_its_script():
+    (step,) = [step for step in ACTION["runs"]["steps"] if step.get("id") == "check"]
+    handed = " ".join(step["env"].values())
+    assert all(f"inputs.{name} " in handed for name in ACTION["inputs"])
+    script = SCRIPT.read_text("utf-8")
+    assert all(f"${{{name}:-" in script for name in step["env"] if name != "UV_TORCH_BACKEND")
+
+
+def test_inputs_become_options(run_script):
+    model = "my model; rm -rf /"
+    switches = {"TRUST_REMOTE_CODE": "true", "SHRINK": "true", "PRE": "true"}
+    status, asked = run_script(
+        0, MODEL=model, RELEASES="5.0", PACKAGES="einops tiktoken", **switches
+    )
+    assert status == 0
+    assert asked[:4] == ["check", model, "--releases", "5.0"]
+    assert asked[8:] == [
+        "--trust-remote-code",
+        "--shrink",
+        "--pre",
+        *("--with", "einops", "--with", "tiktoken"),
+    ]
+    parser = _parser()
+    parser.parse_args(asked)
+    assert run_script(0)[1][1:] == [
+        *(".", "--releases", ACTION["inputs"]["releases"]["default"]),
+        *("--reports", "out", "--golden", ACTION["inputs"]["golden"]["default"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "issue", "summary"),
+    [(0, "", "table\n"), (1, "out/issue.md", "table\n"), (2, "", None), (3, "", "table\n")],
+)
+def test_the_status_comes_out_with_the_report(run_script, tmp_path, status, issue, summary):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "issue.md").write_text("of last week")
+    assert run_script(status)[0] == status
+    assert (tmp_path / "output").read_text() == f"status={status}\nissue={issue}\n"
+    found = tmp_path / "summary"
+    assert (found.read_text() if found.exists() else None) == summary

@@ -162,7 +162,7 @@ def badge(report: Report) -> str:
 
 
 def issue(report: Report, before: Mapping[str, Any] | None) -> str:
-    """The text of an issue about what changed; empty where nothing did.
+    """The text of an issue about what changed, its title first; empty where nothing did.
 
     Args:
         report: of now.
@@ -178,7 +178,7 @@ def issue(report: Report, before: Mapping[str, Any] | None) -> str:
         + (f" ({reason(row)})" if reason(row) else "")
         for row in changed
     ]
-    title = f"# {report.model}: {len(changed)} of {len(report.rows)} transformers releases changed"
+    title = f"{report.model}: {len(changed)} of {len(report.rows)} transformers releases changed"
     return "\n".join([title, "", *lines, "", markdown(report)])
 
 

@@ -95,7 +95,7 @@ def test_an_issue_names_what_changed_and_there_is_none_if_nothing_did():
     assert report.issue(FOUND, before) == ""
     assert report.issue(of(GOOD), None) == ""
     text = report.issue(of(GOOD, GOOD.__class__("5.4.0", GOOD.results)), before)
-    assert text.startswith("# ./m: 1 of 2 transformers releases changed\n\n- 5.4.0: bad -> good\n")
+    assert text.startswith("./m: 1 of 2 transformers releases changed\n\n- 5.4.0: bad -> good\n")
     text = report.issue(FOUND, None)
     assert "- 5.4.0: new -> bad (logits: 0.5" in text
     assert "- 5.5.0: new -> not-run (needs a newer Python)" in text
