@@ -217,3 +217,26 @@ def test_of_several_gpus_the_plan_says_what_fewer_would_do(
     assert float(both["tokens/s, at best"]) == pytest.approx(expected, abs=0.01)
     assert len(plans[1][2].device_bytes) == 1
     assert one["moved a token"] != both["moved a token"]
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (("--device", "cuda:0,cuda:0"), "names cuda:0 twice"),
+        (("--device", "cuda:0,cpu"), "has the CPU among others"),
+        (("--device", "cuda:0,cuda:7"), "device='cuda:7' is not there: 2 CUDA devices"),
+        (("--device", "cuda:0,cuda:1", "--device-memory", "1GiB,lots"), "'lots' is no size"),
+        (("--device-memory", "1GiB,1GiB", *CPU), "has 2 budgets, and device= means 1: cpu"),
+    ],
+)
+def test_gpus_that_make_no_sense_are_refused_by_name(
+    options: tuple[str, ...],
+    wrong: str,
+    command: Command,
+    checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    status, _, err = command("plan", checkpoint(), *options)
+    assert status == 2
+    assert wrong in err
