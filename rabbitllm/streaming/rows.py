@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rabbitllm.checkpoint.reader import Reader
+from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.shelf import RowShelf
 
@@ -67,7 +68,19 @@ class ShelfRows:
         return self.shelf.comes_whole(self.name)
 
     def bring(self, numbers: Sequence[int]) -> list[torch.Tensor]:
-        """See `Rows`; raises CheckpointError, too: a file is not what it was, or is damaged."""
+        """See `Rows`.
+
+        Raises:
+            BudgetError: there is no room for so many at a time.
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+            IndexError: there is no such row.
+        """
+        if len(numbers) > len(self.shelf):
+            # All are asked for beside weights of the user's, which have all rows.
+            raise BudgetError(
+                f"{self.name} needs {len(numbers)} experts at a time, and the budget keeps room "
+                f"for {len(self.shelf)}. Raise it."
+            )
         for number in (numbers[0], numbers[-1]) if numbers else ():
             if not 0 <= number < self.count:
                 raise IndexError(f"{self.name} has no row {number}: it has {self.count}")

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.rows import ShelfRows
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Owner, Stage, Weight, lay_out
 
@@ -124,6 +126,28 @@ def test_all_that_came_ahead_are_the_table_as_far_as_they_came(
     assert set(toy.ask("b", asked)) <= set(asked)
     assert len(toy.source.brought) >= len(set(asked) - came)
     assert not toy.shelf.comes_whole("b")
+
+
+def test_all_rows_of_the_next_stage_come_while_those_of_this_one_are_computed_with() -> None:
+    toy = Toy(2 * EXPERTS + 2)
+    toy.ask("a", [1])
+    whole = list(range(EXPERTS))
+    with torch.no_grad():
+        tensors = toy.shelf.lay_out("a", whole)
+    held = [tensor.clone() for tensor in tensors]
+    assert toy.shelf.foresee_all("b", EXPERTS, running=True)
+    assert all(map(torch.equal, tensors, held))  # nothing came over them
+    toy.shelf.keep("a", whole)
+    assert toy.ask("b", whole) == []
+    assert toy.shelf.foresee_all("a", EXPERTS, running=True)
+    toy.ask("a", whole)
+    assert not Toy(EXPERTS + 1).shelf.foresee_all("b", EXPERTS, running=True)
+
+
+def test_more_than_there_is_room_for_is_refused_by_name() -> None:
+    rows = ShelfRows(Toy(3).shelf, "a", EXPERTS)
+    with pytest.raises(BudgetError, match=r"^a needs 6 experts .* room for 3"):
+        rows.bring(range(EXPERTS))
 
 
 def test_no_more_is_foreseen_than_there_is_room_for() -> None:
