@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.codecs import codec_class, codecs_of
+from rabbitllm.checkpoint.codecs.cast import Cast
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
 from rabbitllm.checkpoint.convert import Recipe
 from rabbitllm.checkpoint.deletion import finish, replace_originals
@@ -153,7 +154,27 @@ class Location:
                 found[recipe.targets[0]] = self.entries[recipe.sources[0][0]]
             else:
                 found |= joiner.join(recipe)
+        if any(not entry.plain for entry in self.entries.values()):
+            found = {name: self._cast(name, entry) for name, entry in found.items()}
         return {name: entry for name, entry in found.items() if self._as_wanted(name, entry)}
+
+    def _cast(self, name: str, entry: WeightEntry) -> WeightEntry:
+        """The weight, cast on arrival where that is all that it lacks.
+
+        A layer store of a quantised checkpoint would hold all that is encoded as it computes, two
+        to four times as large, for the sake of routers that compute in float32.
+        """
+        wanted = self.dtypes[name]
+        floats = entry.dtype.is_floating_point and wanted.is_floating_point
+        if entry.dtype == wanted or not (entry.plain and floats):
+            return entry
+        codec = Cast(entry.dtype, wanted)
+        parts = tuple(replace(part, dtype=wanted, codec=codec) for part in entry.parts)
+        return (
+            parts[0]
+            if isinstance(entry, TensorEntry)
+            else replace(entry, parts=parts, dtype=wanted)
+        )
 
     def _as_wanted(self, name: str, entry: WeightEntry) -> bool:
         in_place = all(part.codec.in_place for part in entry.parts)

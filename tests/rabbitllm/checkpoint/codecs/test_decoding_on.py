@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rabbitllm.checkpoint.codecs.cast import Cast
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
 from rabbitllm.checkpoint.codecs.lossless import BLOCK, Lossless
 from rabbitllm.checkpoint.codecs.lossless_float32 import LosslessFloat32
@@ -88,6 +89,8 @@ FLAT: dict[str, tuple[Callable[[str], Codec], tuple[int, ...]]] = {
     ),
     "8bit": (lambda to: EightBit(to), (30, 64)),
     "4bit": (lambda to: FourBit(to), (30, 64)),
+    "cast of half as many bits": (lambda to: Cast(torch.float16, DTYPES[to]), (30, 64)),
+    "cast of twice as many bits": (lambda to: Cast(torch.float32, DTYPES[to]), (30, 64)),
     "strided": (lambda to: Strided.of(torch.empty(64, 30, dtype=DTYPES[to]).t()), (30, 64)),
 }
 CASES = [pytest.param(*FLAT[name], to, id=f"{name}-{to}") for name in FLAT for to in DTYPES]
@@ -162,3 +165,13 @@ def test_what_is_lossless_comes_back_on_every_device(
 def test_what_is_plain_is_copied() -> None:
     weight = torch.randn(30)
     check(PLAIN, Layout(torch.float32, (30,)), [weight.view(torch.uint8)])
+
+
+@pytest.mark.parametrize("to", DTYPES)
+def test_a_cast_rounds_as_torch_does(to: str) -> None:
+    codec, values = Cast(torch.float32, DTYPES[to]), torch.randn(3, 5) * 100
+    stored = values.view(torch.uint8).reshape(-1)
+    made = on_host(codec, Layout(DTYPES[to], (3, 5)), [stored])
+    assert torch.equal(made.view(DTYPES[to]).view(3, 5), values.to(DTYPES[to]))
+    with pytest.raises(ValueError, match="makes no"):
+        codec.stored(Layout(torch.float64, (3, 5)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -70,6 +71,27 @@ def test_experts_that_lie_apart(
     fields = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     folders = twins(encoded("blocks"), BLOCKS, "qwen3_moe", head_dim=32, **fields)
     assert alike(folders)
+
+
+def test_what_computes_in_another_dtype_is_cast_where_it_lies(
+    twins: Callable[..., Any],
+    alike: Callable[..., bool],
+) -> None:
+    """As the routers of DeepSeek-V3, which lie in bfloat16 and compute in float32."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    folders = twins(encoded("blocks"), BLOCKS, "deepseek_v3", **heads)
+    folders.change(lambda tensors: tensors.update(_in_float32(tensors, "norm.weight")))
+    before = stores()
+    assert alike(folders)
+    assert stores() == before
+
+
+def stores() -> set[Path]:
+    return set(Path(os.environ["RABBITLLM_CACHE"]).rglob("*.safetensors"))
+
+
+def _in_float32(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: tensor.float() for key, tensor in tensors.items() if key.endswith(name)}
 
 
 def test_what_stock_reads_is_the_same(
