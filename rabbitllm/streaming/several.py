@@ -5,8 +5,7 @@ What is outside of the blocks, such as embedding, head and norms, is the first d
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from torch import nn
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.dealing import Pass, deal
 from rabbitllm.streaming.devices import DEVICES
+from rabbitllm.streaming.homes import Homes, at_home, find_units
 from rabbitllm.streaming.placement import (
     DEFAULT_SEQ_LEN,
     place,
@@ -26,30 +26,14 @@ from rabbitllm.streaming.planning import make_shared_plan, minimum_bytes, too_sm
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
 from rabbitllm.streaming.sharing import Measure, Placed, place_as_asked
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.stages import REST, block_of, find_blocks
-from rabbitllm.streaming.weights import Stage, lay_out
+from rabbitllm.streaming.stages import block_of, find_blocks
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
 logger = logging.getLogger(__name__)
 
-Homes = Mapping[str, torch.device]
-"""Block -> the device that computes it."""
-
 ROADS = Roads(link=53e9, host={1: math.inf}, threads=0, crossing=0.0)
 """What links are taken to carry: PCIe 5. How fast they are only matters beside a disk, and beside
 what the host takes to launch."""
-
-
-class Unit(NamedTuple):
-    """Blocks that are on one device.
-
-    Attributes:
-        blocks: their paths. As a rule one; those that share a weight or a module are together.
-        nbytes: of their stages.
-    """
-
-    blocks: tuple[str, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,8 @@ def place_on(
     Args:
         staged: the model; it comes back with the stages that were placed.
         budgets: of the devices.
-        fewest: the first device alone is taken where all fits there.
+        fewest: nobody named them. The first device alone is taken where all fits there, and those
+            that have too little memory are left out.
         sharing: the CPU may compute for one device.
     """
     alone = replace(budgets, totals={budgets.first: budgets.totals[budgets.first]})
@@ -107,9 +92,32 @@ def place_on(
         else:
             if not placed[1].away("host", "disk", "encoded"):
                 return placed
+    try:
+        placed = _place_on_several(staged, budgets)
+    except BudgetError:
+        if not fewest:
+            raise
+        fewer = _without_smallest(budgets)
+        logger.warning("Too little memory on one device: %s compute.", _names(fewer))
+        return place_on(staged, fewer, fewest, sharing)
     if sharing:
         logger.warning("host_compute='auto' does nothing here: several devices compute.")
-    return _place_on_several(staged, budgets)
+    return placed
+
+
+def _without_smallest(budgets: Budgets) -> Budgets:
+    """All but the device with the least memory, which is not the first."""
+    others = [device for device in budgets.totals if device != budgets.first]
+    least = min(others, key=lambda device: _bytes(budgets.totals[device]))
+    return replace(budgets, totals={d: t for d, t in budgets.totals.items() if d != least})
+
+
+def _bytes(total: Budget) -> int:
+    return 0 if total == "min" else total
+
+
+def _names(budgets: Budgets) -> str:
+    return ", ".join(map(str, budgets.totals))
 
 
 def _place_on_one(staged: StagedModel, budgets: Budgets, sharing: Sharing | None) -> Placed:
@@ -208,66 +216,6 @@ def _plan(
             else max(least, total - working)
         )
     return staged, make_shared_plan(staged.stages, by_stage, for_weights, budgets.host)
-
-
-def at_home(staged: StagedModel, homes: Homes, first: torch.device) -> StagedModel:
-    """The same with what is small in blocks, and always resident, on the blocks' own devices.
-
-    Args:
-        staged: the model.
-        homes: of its blocks.
-        first: the device of what is in no block.
-    """
-    stages: list[Stage] = []
-    for stage in staged.stages:
-        if stage.name != REST:
-            stages.append(stage)
-            continue
-        weights = defaultdict(list)
-        for weight in stage.weights:
-            weights[homes.get(block_of(weight.name, homes), first)].append(weight)
-        stages += [
-            replace(stage, name=REST if device == first else str(device), weights=lay_out(some))
-            for device, some in weights.items()
-        ]
-    return replace(staged, stages=stages)
-
-
-def find_units(staged: StagedModel) -> list[Unit]:
-    """What can be dealt out, in the order of the forward.
-
-    A block that shares a weight or a module with what is outside of all blocks is left out: it is
-    on the first device.
-    """
-    blocks = find_blocks(staged.model)
-    within: dict[nn.Module, set[str]] = defaultdict(set)
-    for path, block in blocks.items():
-        for inner in block.modules():
-            within[inner].add(path)
-    weights = (weight for stage in staged.stages for weight in stage.weights)
-    owners = (set().union(*(within.get(o.module, {""}) for o in w.owners)) for w in weights)
-    leader = _leaders(["", *blocks], [*within.values(), *owners])
-    members: dict[str, list[str]] = defaultdict(list)
-    for path in blocks:
-        members[leader[path]].append(path)
-    members.pop("", None)
-    nbytes = dict.fromkeys(blocks, 0)
-    for stage in staged.stages:
-        if not stage.pinned and (path := block_of(stage.name, blocks)):
-            nbytes[path] += stage.nbytes
-    return [Unit(tuple(each), sum(nbytes[path] for path in each)) for each in members.values()]
-
-
-def _leaders(names: Sequence[str], shared: Iterable[Iterable[str]]) -> dict[str, str]:
-    """Name -> the first of those that it is together with, directly or by way of others."""
-    order = {name: place for place, name in enumerate(names)}
-    leader = {name: name for name in names}
-    for group in shared:
-        heads = {leader[name] for name in group}
-        if len(heads) > 1:
-            first = min(heads, key=order.__getitem__)
-            leader = {name: first if head in heads else head for name, head in leader.items()}
-    return leader
 
 
 def _home_of(

@@ -20,9 +20,9 @@ from rabbitllm.streaming.placeholder import Placeholder
 from rabbitllm.streaming.placement import make_rooms
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.room import Rooms
-from rabbitllm.streaming.several import Budgets, Sharing, find_units, place_on
+from rabbitllm.streaming.several import Budgets, Sharing, place_on
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.stages import REST, block_of, find_blocks, find_stages
+from rabbitllm.streaming.stages import REST, block_of, find_blocks
 from rabbitllm.streaming.working import Work, read_geometry
 from tests.rabbitllm.streaming.simulated import simulate
 
@@ -270,22 +270,19 @@ def test_a_device_keeps_room_for_the_caches_of_its_own_layers(
     assert Rooms(enough).chunk(work) is None
 
 
-def test_blocks_that_share_weights_go_together(build: Callable[..., PreTrainedModel]) -> None:
-    model = build("llama", tie_word_embeddings=False)
-    layers = model.model.layers
-    layers[2].mlp = layers[0].mlp
-    layers[1].self_attn.q_proj.weight = layers[3].self_attn.q_proj.weight
-    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    stages = find_stages(model, {}, dtypes)
-    units = find_units(StagedModel(model, torch.float32, dtypes, {}, stages))
-    assert [unit.blocks for unit in units] == [
-        ("model.layers.0", "model.layers.2"),
-        ("model.layers.1", "model.layers.3"),
-    ]
-    layers[3].mlp.gate_proj.weight = model.lm_head.weight  # which is the first device's
-    stages = find_stages(model, {}, dtypes)
-    units = find_units(StagedModel(model, torch.float32, dtypes, {}, stages))
-    assert [unit.blocks for unit in units] == [("model.layers.0", "model.layers.2")]
+@pytest.mark.usefixtures("no_working")
+def test_a_device_without_room_is_left_out_unless_it_is_named(
+    checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    staged = staged_of(checkpoint())
+    small = budgets(staged.nbytes // 2, 1000, staged.nbytes // 2)
+    _, plan = place_on(staged, small, fewest=True)
+    assert list(plan.device_bytes) == [GPUS[0], GPUS[2]]
+    assert "Too little memory on one device: cuda:0, cuda:2 compute." in caplog.text
+    with pytest.raises(BudgetError, match="cuda:1: A budget of 1000 B"):
+        place_on(staged, small)
+    with pytest.raises(BudgetError, match=r"^A budget of 1000 B"):
+        place_on(staged, budgets(1000, 1000, 1000), fewest=True)
 
 
 def test_sharing_with_the_cpu_is_for_one_device(
