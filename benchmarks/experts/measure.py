@@ -4,7 +4,9 @@
         --peers stock,accelerate --out experts-h100.jsonl
 
 Each engine generates the same tokens (drawn with one seed, as greedy ones repeat themselves), and
-reads a long prompt. Writes a line of JSON for each, and a Markdown table beside them.
+reads a long prompt. Where stock is among them it stays on the device, and takes turns with each
+budget: the pace of a host wanders by half within minutes, and with few bytes to move it is the
+host's pace that is measured. Writes a line of JSON for each, and a Markdown table beside them.
 """
 
 import argparse
@@ -34,8 +36,18 @@ SLOW = 6
 COUNTED = ("bytes_from_disk", "bytes_to_device", "rows_asked", "rows_brought", "rows_foreseen")
 
 
-def measure(model: Any, new_tokens: int, prompt: int, slow: bool = False) -> dict[str, Any]:
-    """Figures of an engine's model: medians of `TURNS`, of one turn of a slow one."""
+def measure(
+    model: Any, new_tokens: int, prompt: int, slow: bool = False, stock: Any = None
+) -> dict[str, Any]:
+    """Figures of an engine's model: medians of `TURNS`, of one turn of a slow one.
+
+    Args:
+        model: what is measured.
+        new_tokens: that each turn generates.
+        prompt: tokens of the long one.
+        slow: it is.
+        stock: the stock model, to take turns with; None for none.
+    """
     torch.manual_seed(1)
     vocabulary = model.config.vocab_size
     ids = torch.randint(0, vocabulary, (1, PROMPT)).to(DEVICE)
@@ -45,8 +57,10 @@ def measure(model: Any, new_tokens: int, prompt: int, slow: bool = False) -> dic
     count = 1 if slow else TURNS
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    turns, counts, tokens = [], [], []
+    turns, counts, tokens, beside = [], [], [], []
     for _ in range(count):
+        if stock is not None:
+            beside.append(_generate(stock, ids, new_tokens).tokens_per_second())
         before = _counts(model)
         timing = _generate(model, ids, new_tokens)
         after = _counts(model)
@@ -57,6 +71,7 @@ def measure(model: Any, new_tokens: int, prompt: int, slow: bool = False) -> dic
     return {
         "tokens_per_second": statistics.median(turns),
         "turns": turns,
+        "stock_turns": beside,
         "tokens": tokens,
         "per_token": counts[-1],
         "prompt_seconds": statistics.median(reads),
@@ -141,12 +156,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.layer_types = kinds[: asked.layers]
     layers = config.num_hidden_layers
     folder = write_mixture(asked.shape, asked.folder / f"{asked.shape}-{layers}", DEVICE.type)
-    records = []
+    records, beside = [], None
     for name, load in engines(asked, folder).items():
         print(f"{name} ...", file=sys.stderr, flush=True)
+        others = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0
         model = load()
         slow = name == "accelerate"
-        figures = measure(model, SLOW if slow else asked.new_tokens, asked.prompt, slow)
+        new = SLOW if slow else asked.new_tokens
+        figures = measure(model, new, asked.prompt, slow, None if slow else beside)
+        if figures["peak_device_bytes"]:
+            figures["peak_device_bytes"] -= others
+        if name == "stock" and DEVICE.type == "cuda":
+            beside = model
         del model
         gc.collect()
         records.append({"engine": name, "shape": asked.shape, "layers": layers} | figures)
@@ -166,12 +187,13 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         moved = record["per_token"]
         wire = "bytes_to_device" if DEVICE.type == "cuda" else "bytes_from_disk"
         asked = moved.get("rows_asked", 0)
-        distinct = record["distinct_experts"]
+        distinct, beside = record["distinct_experts"], record["stock_turns"]
         same = all(a == b for a, b in zip(tokens, record["tokens"], strict=False))
         rows.append(
             {
                 "engine, budget": record["engine"],
                 "tokens/s": f"{record['tokens_per_second']:.2f}",
+                "stock, in turns": f"{statistics.median(beside):.2f}" if beside else "",
                 "moved a token": f"{moved[wire] / 1e9:.2f} GB" if moved else "",
                 "experts asked": f"{asked:.0f}" if moved else "",
                 "had to come": f"{moved['rows_brought'] / asked:.0%}" if asked else "",
