@@ -14,7 +14,8 @@ from rabbitllm.streaming.crossing import homes_of
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.picking import HOST
 from rabbitllm.streaming.plan import Budget, Plan, own_memory
-from rabbitllm.streaming.planning import make_plan, minimum_bytes, too_small
+from rabbitllm.streaming.planning import make_plan
+from rabbitllm.streaming.residents import minimum_bytes, too_small
 from rabbitllm.streaming.room import Room, Rooms
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.working import Work, read_geometry, taken_bytes, working_bytes

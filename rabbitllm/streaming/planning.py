@@ -1,26 +1,20 @@
-"""How a plan is chosen, for given budgets. Pure arithmetic.
+"""How a plan is chosen, for given budgets: what each device holds, and what the host does.
 
-A streamed stage occupies one of the slots, buffers on the device, while it runs. Slots are as large
-as the largest streamed stages, so that an outsize stage takes one outsize slot. Resident stages are
-spread evenly among the streamed ones: while they compute, the next streamed stage travels.
+Pure arithmetic.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
 from rabbitllm.errors import BudgetError
-from rabbitllm.streaming.plan import (
-    EMPTY,
-    SLOTS,
-    Budget,
-    Memory,
-    Part,
-    Place,
-    Plan,
-    Shelf,
-    own_memory,
+from rabbitllm.streaming.plan import EMPTY, Budget, Memory, Part, Place, Plan, own_memory
+from rabbitllm.streaming.residents import (
+    hold,
+    least_shelf,
+    most_that_fit,
+    sizes_of_slots,
+    widened,
 )
 from rabbitllm.utils.memory import format_size
 
@@ -66,7 +60,7 @@ def make_shared_plan(
         BudgetError: a budget is too small; the message states the minimum.
     """
     on = {
-        device: _on_device([s for s in stages if homes[s.name] == device], budget, device)
+        device: hold([s for s in stages if homes[s.name] == device], budget, device)
         for device, budget in device_budgets.items()
     }
     resident = set().union(*(each.resident for each in on.values()))
@@ -78,7 +72,7 @@ def make_shared_plan(
     # What may lie on the host; what is on disk instead passes through each device's own staging.
     passing = {name: stored[name] for name in streamed if name not in encoded}
     most = sum(
-        sum(_slot_sizes([size for name, size in passing.items() if homes[name] == device]))
+        sum(sizes_of_slots([size for name, size in passing.items() if homes[name] == device]))
         for device in on
     )
     hosted = _hosted(passing, host_budget, most)
@@ -94,10 +88,10 @@ def make_shared_plan(
         hosted |= _hosted_rows(routed, host_budget, host_bytes, len(shelves))
         host_bytes = sum(stored[name] for name in hosted) + staging
         gone = [stage for stage in routed if stage.name not in hosted]
-        host_shelf = _least_shelf(gone, stored=True)
+        host_shelf = least_shelf(gone, stored=True)
         _check_staging(staging + host_shelf.total * len(shelves), host_budget)
         if host_budget != "min" and shelves:
-            host_shelf = _widened(host_shelf, gone, (host_budget - host_bytes) // len(shelves))
+            host_shelf = widened(host_shelf, gone, (host_budget - host_bytes) // len(shelves))
     memories: dict[str, Memory] = {stage.name: "disk" for stage in stages}
     memories.update(dict.fromkeys(hosted, "host"))
     memories.update(dict.fromkeys(encoded, "encoded"))
@@ -114,66 +108,6 @@ def make_shared_plan(
     )
 
 
-class _Held(NamedTuple):
-    """What one device holds.
-
-    Attributes:
-        resident: the stages that are there as they compute.
-        encoded: those that are there as they are stored.
-        slot_sizes: as in `Plan`.
-        shelf: for rows of those that are not resident.
-        nbytes: of all of it.
-    """
-
-    resident: set[str]
-    encoded: set[str]
-    slot_sizes: tuple[int, ...]
-    shelf: Shelf
-    nbytes: int
-
-
-def _on_device(stages: Sequence[Part], asked: Budget, device: torch.device) -> _Held:
-    """What a device holds of the stages that it computes with; raises BudgetError."""
-    minimum = minimum_bytes(stages)
-    budget = minimum if asked == "min" else asked
-    if budget < minimum:
-        raise too_small(budget, minimum)
-    resident, encoded = _resident(stages, budget, device)
-    moving = [stage for stage in stages if stage.name not in resident]
-    slot_sizes = _slot_sizes([stage.nbytes for stage in moving if not stage.slotless])
-    kept = sum(stage.nbytes for stage in stages if stage.name in resident) + sum(slot_sizes)
-    kept += sum(stage.stored_nbytes for stage in stages if stage.name in encoded)
-    routed = [stage for stage in moving if stage.rows and stage.slotless]
-    shelf = _widened(_least_shelf(routed), routed, budget - kept)
-    return _Held(resident, encoded, slot_sizes, shelf, kept + shelf.total)
-
-
-def too_small(budget: int, minimum: int, whole: int = 0) -> BudgetError:
-    """The error of a budget for weights.
-
-    Args:
-        budget: its bytes.
-        minimum: the least that works.
-        whole: what "min" takes, which splits no layer that need not be.
-    """
-    split = f' with layers split; "min" keeps them whole and takes {format_size(whole)}'
-    return BudgetError(
-        f"A budget of {format_size(budget)} for weights is too small: this model needs at "
-        f"least {format_size(minimum)} ({minimum} bytes){split if whole > minimum else ''}. "
-        "Raise it; where it is 'auto', free memory."
-    )
-
-
-def minimum_bytes(stages: Sequence[Part]) -> int:
-    """The smallest device budget in bytes: slots and shelf, or everything where that is less."""
-    pinned = sum(stage.nbytes for stage in stages if stage.pinned)
-    movable = _movable(stages)
-    kept = [_kept(movable, limit) for limit in movable.values()]
-    shelf = _least_shelf([stage for stage in stages if stage.rows])
-    least = pinned + min(kept, default=0) + shelf.total
-    return min(least, sum(stage.nbytes for stage in stages)) if shelf.slots else least
-
-
 def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[tuple[int, int]]) -> list[int]:
     """Bytes of the buffers between disk and each slot: for the largest on disk that the slot takes.
 
@@ -186,12 +120,6 @@ def staging_sizes(slot_sizes: Collection[int], on_disk: Collection[tuple[int, in
     ]
 
 
-def spread(names: list[str], count: int) -> set[str]:
-    """`count` of the names, as evenly spaced as they can be."""
-    total = len(names)
-    return {name for i, name in enumerate(names) if (i + 1) * count // total > i * count // total}
-
-
 def _check_staging(staging: int, budget: Budget) -> None:
     """Raises BudgetError if the host's budget is less than what staging takes."""
     if budget != "min" and staging > budget:
@@ -199,25 +127,6 @@ def _check_staging(staging: int, budget: Budget) -> None:
             f"A host budget of {format_size(budget)} is too small: what streams from "
             f"disk passes through at least {format_size(staging)} ({staging} bytes) there."
         )
-
-
-def _least_shelf(routed: Collection[Part], stored: bool = False) -> Shelf:
-    """The least memory for rows with which these stages work.
-
-    Args:
-        routed: stages of which rows come.
-        stored: for rows as they are stored.
-    """
-    sizes = [stage.stored_row_nbytes if stored else stage.row_nbytes for stage in routed]
-    return Shelf(max((stage.least_rows for stage in routed), default=0), max(sizes, default=0))
-
-
-def _widened(least: Shelf, routed: Collection[Part], room: int) -> Shelf:
-    """As much memory for rows as there is room for, if they can use it."""
-    if not least.slots:
-        return least
-    most = least.slots + sum(stage.rows for stage in routed)
-    return least._replace(slots=max(least.slots, min(room // least.nbytes, most)))
 
 
 def _hosted_rows(routed: Collection[Part], budget: Budget, taken: int, shelves: int) -> set[str]:
@@ -234,107 +143,8 @@ def _hosted_rows(routed: Collection[Part], budget: Budget, taken: int, shelves: 
     stored = {stage.name: stage.stored_nbytes for stage in routed}
     if sum(stored.values()) <= budget - taken:
         return set(stored)
-    room = budget - taken - _least_shelf(routed, stored=True).total * shelves
-    return _most_that_fit(list(stored), stored, room)
-
-
-def _movable(stages: Sequence[Part]) -> dict[str, int]:
-    """Stage name -> bytes, of those that stream through slots unless they are resident."""
-    return {stage.name: stage.nbytes for stage in stages if not stage.pinned and not stage.slotless}
-
-
-def _kept(movable: Mapping[str, int], limit: int) -> int:
-    """Bytes on the device when what is larger than `limit` stays and the others take turns."""
-    small = [size for size in movable.values() if size <= limit]
-    return sum(movable.values()) - sum(small) + sum(_slot_sizes(small))
-
-
-def _slot_sizes(streamed: Collection[int]) -> tuple[int, ...]:
-    """Bytes of the slots for stages of these sizes: every stage fits one, most of them any."""
-    return tuple(sorted(streamed, reverse=True)[:SLOTS])
-
-
-def _resident(
-    stages: Sequence[Part], budget: int, device: torch.device
-) -> tuple[set[str], set[str]]:
-    """The stages on the device that leave the fewest bytes to stream, for a sufficient budget.
-
-    What every token needs comes before any row that only some need.
-
-    Returns:
-        Those that are there as they compute, and those that are there as they are stored.
-    """
-    if sum(stage.nbytes for stage in stages) <= budget:
-        return {stage.name for stage in stages}, set()
-    pinned = {stage.name: stage.nbytes for stage in stages if stage.pinned}
-    shelf = _least_shelf([stage for stage in stages if stage.rows])
-    room = budget - sum(pinned.values()) - shelf.total
-    movable = _movable(stages)
-    # A CPU decodes no faster than a disk delivers what is encoded: there that gains nothing.
-    encodes = own_memory(device) == "device"
-    stored = {s.name: s.stored_nbytes if encodes else s.nbytes for s in stages if s.name in movable}
-    kept, encoded = _kept_of(movable, stored, room)
-    return pinned.keys() | kept, encoded
-
-
-def _kept_of(
-    movable: Mapping[str, int], stored: Mapping[str, int], room: int
-) -> tuple[set[str], set[str]]:
-    """Which of the stages that can stream stay, in so many bytes for them and the slots.
-
-    Slots are as large as the largest streamed stage, so keeping an outsize one (a head, as a rule)
-    can pay for itself: every size is tried as the limit above which a stage stays.
-
-    Args:
-        movable: stage name -> bytes.
-        stored: stage name -> bytes that it takes as it is stored.
-        room: bytes.
-
-    Returns:
-        Those that stay as they compute, and those that stay as they are stored.
-    """
-    if sum(movable.values()) <= room:
-        return set(movable), set()
-    best, fewest = (set(movable), set[str]()), sum(movable.values()) + 1
-    for limit in sorted(set(movable.values())):
-        outsize = {name for name, size in movable.items() if size > limit}
-        rest = [name for name in movable if name not in outsize]
-        slots = sum(_slot_sizes([movable[name] for name in rest]))
-        left = room - slots - sum(movable[name] for name in outsize)
-        if left < 0:
-            continue
-        there, encoded = _most_stored(rest, movable, stored, left)
-        moved = sum(stored[name] for name in rest if name not in there | encoded)
-        if moved <= fewest:
-            best, fewest = (outsize | there, encoded), moved
-    return best
-
-
-def _most_stored(
-    names: list[str], sizes: Mapping[str, int], stored: Mapping[str, int], room: int
-) -> tuple[set[str], set[str]]:
-    """The most of the names that `room` bytes hold, and of them those that lie as they are stored.
-
-    Where all fit in what they are stored in, some lie as they compute.
-    """
-    if sum(stored[name] for name in names) > room:
-        there = _most_that_fit(names, stored, room)
-        decoded = {name for name in there if stored[name] >= sizes[name]}
-        return decoded, there - decoded
-    spare = room - sum(stored[name] for name in names)
-    grown = {name: sizes[name] - stored[name] for name in names}
-    decoded = _most_that_fit(names, grown, spare)
-    return decoded, set(names) - decoded
-
-
-def _most_that_fit(names: list[str], sizes: Mapping[str, int], room: int) -> set[str]:
-    """The most of the names, evenly spaced, that `room` bytes hold, and never all of them."""
-    for count in range(len(names) - 1, 1, -1):
-        subset = spread(names, count)
-        if sum(sizes[name] for name in subset) <= room:
-            return subset
-    fitting = [name for name in names if sizes[name] <= room] if len(names) > 1 else []
-    return {max(fitting, key=lambda name: sizes[name])} if fitting else set()
+    room = budget - taken - least_shelf(routed, stored=True).total * shelves
+    return most_that_fit(list(stored), stored, room)
 
 
 def _hosted(streamed: Mapping[str, int], budget: Budget | None, staging: int) -> set[str]:
@@ -349,4 +159,4 @@ def _hosted(streamed: Mapping[str, int], budget: Budget | None, staging: int) ->
         return set()
     if sum(streamed.values()) <= budget:
         return set(streamed)
-    return _most_that_fit(list(streamed), streamed, budget - staging)
+    return most_that_fit(list(streamed), streamed, budget - staging)

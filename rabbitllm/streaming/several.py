@@ -22,7 +22,8 @@ from rabbitllm.streaming.placement import (
     weights_budget,
 )
 from rabbitllm.streaming.plan import Budget, own_memory
-from rabbitllm.streaming.planning import make_shared_plan, minimum_bytes, too_small
+from rabbitllm.streaming.planning import make_shared_plan
+from rabbitllm.streaming.residents import minimum_bytes, too_small
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
 from rabbitllm.streaming.sharing import Measure, Placed, place_as_asked
 from rabbitllm.streaming.staged import StagedModel

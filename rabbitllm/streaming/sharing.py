@@ -18,7 +18,8 @@ from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.apart import find_apart
 from rabbitllm.streaming.placement import place
 from rabbitllm.streaming.plan import Budget, Plan, own_memory
-from rabbitllm.streaming.planning import make_plan, spread
+from rabbitllm.streaming.planning import make_plan
+from rabbitllm.streaming.residents import spread
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.weights import Stage

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from rabbitllm.checkpoint.reads import rowwise
 from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.streaming.devices.encoded import kept_bytes, largest_unit
-from rabbitllm.streaming.planning import minimum_bytes
+from rabbitllm.streaming.residents import minimum_bytes
 from rabbitllm.streaming.stages import find_stages
 from rabbitllm.streaming.weights import Stage
 

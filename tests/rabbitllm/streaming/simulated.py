@@ -18,6 +18,7 @@ from rabbitllm.streaming import (
     placement,
     plan,
     planning,
+    residents,
     several,
     sharing,
     working,
@@ -83,7 +84,18 @@ def _using(_: Stream) -> Iterator[None]:
 
 def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
     """From here on device="cpu" is such a device, or so many of them."""
-    asking = engine, picking, placement, plan, planning, several, sharing, stock_arguments, working
+    asking = (
+        engine,
+        picking,
+        placement,
+        plan,
+        planning,
+        residents,
+        several,
+        sharing,
+        stock_arguments,
+        working,
+    )
     for module in asking:
         monkeypatch.setattr(module, "own_memory", lambda _: "device")
     if count > 1:

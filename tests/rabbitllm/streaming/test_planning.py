@@ -10,7 +10,8 @@ import torch
 
 from rabbitllm import BudgetError
 from rabbitllm.streaming.plan import SLOTS, Budget, Place, Plan, Shelf
-from rabbitllm.streaming.planning import make_plan, minimum_bytes, spread, staging_sizes
+from rabbitllm.streaming.planning import make_plan, staging_sizes
+from rabbitllm.streaming.residents import minimum_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 REST = ""
@@ -215,18 +216,6 @@ def test_a_model_without_stages_is_all_pinned() -> None:
     assert make_plan(stages, CUDA, "min", 0) == plan
     with pytest.raises(BudgetError, match="40 bytes"):
         make_plan(stages, CPU, 39, None)
-
-
-@pytest.mark.parametrize("total", [1, 2, 7, 28, 61])
-def test_spread_is_as_even_as_can_be(total: int) -> None:
-    names = [str(i) for i in range(total)]
-    for count in range(total + 1):
-        chosen = sorted(int(name) for name in spread(names, count))
-        assert len(chosen) == count
-        gaps = [b - a for a, b in pairwise(chosen)]
-        if gaps:
-            assert max(gaps) - min(gaps) <= 1
-            assert max(gaps) <= -(-total // count)
 
 
 def test_what_fits_as_it_is_stored_stays_so() -> None:
