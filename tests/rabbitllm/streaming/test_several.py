@@ -305,3 +305,24 @@ def test_peft_and_transformers_know_where_layers_are(
     assert next(iter(devices.values())) == model.device
     layers = peft.get_layer_device_map(model)
     assert [layers[n].index for n in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradients_are_those_of_one(
+    checkpointed: bool,
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulate(monkeypatch, 2)
+    folder = checkpoint("llama")
+    found = []
+    for model in (on_devices(folder), stock(folder)):
+        if checkpointed:
+            model.train()
+            model.gradient_checkpointing_enable()
+        states = torch.nn.functional.one_hot(prompt % 64, 64).float().requires_grad_()
+        model(inputs_embeds=states).logits.sum().backward()
+        found.append(states.grad)
+    assert torch.equal(*found)
