@@ -141,7 +141,9 @@ class StreamedModel(_Stock):
             copies = max(option("num_beams") or 1, option("num_return_sequences") or 1)
             new = ids.shape[1]
             logits = 1 if "logits_to_keep" in inspect.signature(self.forward).parameters else new
-            if chunk := self._rooms.chunk(Work(ids.shape[0] * copies, new, logits=logits)):
+            offloaded = option("cache_implementation") == "offloaded"
+            work = Work(ids.shape[0] * copies, new, logits=logits, offloaded=offloaded)
+            if chunk := self._rooms.chunk(work):
                 kwargs["prefill_chunk_size"] = chunk
         drafting: AbstractContextManager[None] = nullcontext()
         if option("use_mtp"):

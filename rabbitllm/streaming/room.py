@@ -224,7 +224,9 @@ def work_of(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Work:
         past = next((_length(each) for each in keywords.values() if _is_cache(each)), 0)
     kept = keywords.get("logits_to_keep", 0)
     logits = kept.numel() if isinstance(kept, torch.Tensor) else min(kept, new) or new
-    return Work(sequences, new, past, logits, keywords.get("labels") is not None)
+    scored = keywords.get("labels") is not None
+    offloaded = any(getattr(each, "offloading", False) for each in keywords.values())
+    return Work(sequences, new, past, logits, scored, offloaded)
 
 
 def _is_cache(value: Any) -> bool:

@@ -12,6 +12,8 @@ from rabbitllm.streaming.plan import own_memory
 FLOAT = torch.float32.itemsize
 HOLES = 1.2
 """What allocators take for what is asked of them: freed memory of another size is kept, unused."""
+TURNS = 2
+"""Layers whose part of an offloaded cache is on the device: the next one comes ahead."""
 FUSED = {"silu", "swish", "gelu", "relu", "gelu_pytorch_tanh"}
 """Activations that torch computes in one step. The others, in several, leave intermediates."""
 
@@ -26,6 +28,8 @@ class Work:
         past: tokens of each that the cache holds already.
         logits: positions of each whose logits are asked for.
         scored: the loss of these is asked for as well.
+        offloaded: the cache lies in host memory. On the device are the part of the layer that
+            computes, that of the next one, and what slides.
     """
 
     sequences: int
@@ -33,6 +37,7 @@ class Work:
     past: int = 0
     logits: int = 1
     scored: bool = False
+    offloaded: bool = False
 
     def cut(self, new: int) -> "Work":
         """The last and largest forward of the same work, if it is done `new` tokens at a time."""
@@ -75,10 +80,12 @@ class Geometry:
         return getattr(self.config, "_attn_implementation", None) == "eager"
 
     def cached(self, work: Work) -> int:
-        """Elements of the whole cache, behind that work."""
+        """Elements of the cache that are on the device, behind that work."""
         tokens = work.new + work.past
-        kept = (min(window or tokens, tokens) for window in self.windows)
-        return work.sequences * sum(kept) * self.kept
+        whole = self.windows.count(0)
+        there = tokens * (min(whole, TURNS) if work.offloaded else whole)
+        sliding = (min(window, tokens) for window in self.windows if window)
+        return work.sequences * (there + sum(sliding)) * self.kept
 
     def only(self, mine: Sequence[bool]) -> "Geometry":
         """The same with some layers' caches alone.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TextIteratorStreamer, pipeline
+from transformers import PreTrainedModel, TextIteratorStreamer, cache_utils, pipeline
 
 from rabbitllm import StreamedModel
 from tests.patience import PATIENCE
@@ -89,6 +89,29 @@ def test_caches(
         model.generate(prompt, **options) for model in (streamed(checkpoint()), stock(checkpoint()))
     ]
     assert torch.equal(*outputs)
+
+
+def test_a_cache_in_8_bits(
+    checkpoint: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+) -> None:
+    if not hasattr(cache_utils, "Fp8QuantizedLayer"):
+        pytest.skip("this transformers quantises caches with other packages alone")
+    options = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}, **GREEDY}
+    models = streamed(checkpoint()), stock(checkpoint())
+    logits = [
+        torch.stack(
+            model.generate(
+                prompt, **options, output_logits=True, return_dict_in_generate=True
+            ).logits
+        )
+        for model in models
+    ]
+    assert torch.equal(*logits)
+    plain = models[0].generate(prompt, **GREEDY, output_logits=True, return_dict_in_generate=True)
+    assert not torch.equal(torch.stack(plain.logits), logits[0])
 
 
 def test_lm_eval(

@@ -106,6 +106,12 @@ def test_without_a_mask_the_cache_says_what_came_before() -> None:
     assert work_of((ids(1, 1),), {"past_key_values": cache}) == Work(1, 1, past=6)
 
 
+def test_a_cache_off_the_device_is_known() -> None:
+    cache = DynamicCache()
+    cache.offloading = True  # making one takes a CUDA device
+    assert work_of((ids(1, 3),), {"past_key_values": cache}) == Work(1, 3, logits=3, offloaded=True)
+
+
 def test_a_cache_that_keeps_no_count_counts_as_empty() -> None:
     class Uncounted:
         def get_seq_length(self) -> None:

@@ -67,6 +67,17 @@ def test_a_window_bounds_the_cache() -> None:
     assert geometry.cached(Work(2, 100, past=20)) == 2 * (16 + 16 + 120) * 2 * 2 * 32
 
 
+def test_of_a_cache_off_the_device_two_layers_and_what_slides_are_there() -> None:
+    kinds = ["full_attention"] * 5 + ["sliding_attention"]
+    fields = GEOMETRY | {"num_hidden_layers": 6, "layer_types": kinds, "sliding_window": 16}
+    geometry = read_geometry(AutoConfig.for_model("gemma2", **fields))
+    token = 2 * 2 * 32
+    assert geometry.cached(Work(2, 100, past=20)) == 2 * (16 + 5 * 120) * token
+    assert geometry.cached(Work(2, 100, past=20, offloaded=True)) == 2 * (16 + 2 * 120) * token
+    single = read_geometry(AutoConfig.for_model("llama", **GEOMETRY | {"num_hidden_layers": 1}))
+    assert single.cached(Work(1, 9, offloaded=True)) == 9 * token
+
+
 def test_what_is_taken_before_is_the_cache_and_the_context() -> None:
     geometry = read_geometry(AutoConfig.for_model("llama", **GEOMETRY))
     work = Work(2, 7, past=20, logits=7)
