@@ -16,6 +16,7 @@ from harness.records import Record
 from harness.render import changes, frames, machine, speed
 from harness.render.failures import failures
 from harness.render.families import counts, families
+from harness.render.formats import formats
 from harness.render.markdown import escape_markdown, markdown_link, markdown_table
 from harness.render.payload import figure, payload
 from harness.render.ranges import in_words
@@ -226,6 +227,7 @@ def documents(
     others = [record for record in known if record.backend == TOKENIZER]
     shown = contents(models, rows, changed, between)
     shown["tokenizers"] = tokenizers(others, rows.expected)
+    shown["formats"] = formats(models)
     shown["environments"] = pd.DataFrame() if environments is None else environments
     frame = shown["frame"]
     html = environment("html")
