@@ -6,22 +6,20 @@ python -m benchmarks.cpu.child turns --folder /data/qwen2-1.5b --out turns.json
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.disk import read_alone
 from benchmarks.peers.child import PROMPT, WARM_UP, draw_prompt, moved
 from benchmarks.peers.engines import PEERS
 from rabbitllm.measure.generation import time_generation
-from rabbitllm.measure.limits import direct_read_bandwidth
 
 ROUNDS = 12
 TURNS = 6
 TOKENS = 5
 """Of one generation: a prefill and four steps."""
-AHEAD = 1 << 29
-"""Bytes: more than the stages that a model loads ahead of its next forward."""
 
 
 def turns(folder: Path) -> dict[str, Any]:
@@ -48,14 +46,6 @@ def turns(folder: Path) -> dict[str, Any]:
         "share": statistics.median(shares),
         "shares": shares,
     }
-
-
-def read_alone(files: Sequence[Path]) -> float:
-    """GB/s of direct reads, once what the model loads ahead has arrived."""
-    direct_read_bandwidth(files, AHEAD)
-    rate = direct_read_bandwidth(files)
-    assert rate is not None, "a checkpoint has files"
-    return rate
 
 
 def fits(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint
-from benchmarks.cpu.child import read_alone
+from benchmarks.disk import read_alone
 from benchmarks.formats.write import FORMATS, write_format
 from benchmarks.streaming.setups import DEVICE, MEMORY, streamed
 from harness.records.provenance import engine_hash, hardware, versions
