@@ -8,9 +8,8 @@ the next stage come, they become the table where they are, so that two take turn
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
@@ -18,41 +17,9 @@ from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import View, as_held
 from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.transfer import Transfer
+from rabbitllm.streaming.foreseen import NOTHING, Foreseen
 from rabbitllm.streaming.recent import Recent
 from rabbitllm.streaming.weights import Stage, Weight
-
-
-class Foreseen(NamedTuple):
-    """Rows on their way before they are asked for.
-
-    Attributes:
-        name: of their stage.
-        slots: number of a row -> its slot.
-        arrived: those that are there behind the next call that brings rows; it grows till then.
-        base: the first slot of the table, if they are to be the table where they are.
-        whole: they are all rows.
-    """
-
-    name: str
-    slots: Mapping[int, int]
-    arrived: Collection[int]
-    base: int = 0
-    whole: bool = False
-
-    def usable(self, name: str, numbers: Sequence[int]) -> dict[int, int]:
-        """The slots of those that a stage asks for and that filling its table does not overwrite.
-
-        Args:
-            name: the stage's.
-            numbers: of the rows that it asks for.
-        """
-        asked = numbers if name == self.name else ()
-        slots = {number: self.slots[number] for number in asked if number in self.arrived}
-        places = {n: slot - self.base for n, slot in slots.items()}
-        return {n: slots[n] for n, at in places.items() if at >= len(numbers) or at == n}
-
-
-NOTHING = Foreseen("", {}, ())
 
 
 @dataclass(frozen=True)
