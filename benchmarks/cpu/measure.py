@@ -26,8 +26,6 @@ import torch
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint
 from benchmarks.cpu.cgroup import CgroupError, Group, limited
-from benchmarks.experts.write import SHAPES as MIXTURES
-from benchmarks.experts.write import write_mixture
 from benchmarks.peers.compare import DifferentTokensError, check_tokens
 from benchmarks.peers.engines import stores_of
 from benchmarks.peers.process import ProcessError, figures_of, run_peer
@@ -211,19 +209,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, required=True, help="the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
-    shapes = [*SHAPES, *MIXTURES]
-    parser.add_argument("--shape", choices=shapes, default="qwen2-1.5b", help="(%(default)s)")
+    parser.add_argument(
+        "--shape", choices=SHAPES, default="qwen2-1.5b", help="to write if absent (%(default)s)"
+    )
     parser.add_argument("--memory", default="1.8GB", help="or 'none' (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=5, help="in the cgroup (%(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.shape in MIXTURES:
-        folder = write_mixture(arguments.shape, arguments.folder, "cpu")
-    else:
-        folder = write_checkpoint(SHAPES[arguments.shape], arguments.folder, torch.bfloat16, "cpu")
+    folder = write_checkpoint(SHAPES[arguments.shape], arguments.folder, torch.bfloat16, "cpu")
     page = arguments.out.with_suffix(".md")
     page.unlink(missing_ok=True)  # it belongs to an earlier run
     nbytes = None if arguments.memory == "none" else parse_size(arguments.memory)
-    about = {"memory": arguments.memory, "model": arguments.shape, "hardware": hardware("cpu")}
+    about = {"memory": arguments.memory, "model": folder.name, "hardware": hardware("cpu")}
     made_with = {"engine": engine_hash(), "versions": versions()}
     records = []
     try:
