@@ -12,6 +12,8 @@ from harness.judging.snapshots import load_side
 from harness.judging.speed import compare_speed
 from harness.matrix import ROOT
 from harness.render.comparison import FORMATS
+from harness.stock.differences import differences
+from harness.stock.store import FOLDER, read
 from harness.upgrading.retry import retry
 
 EXAMPLE = """\
@@ -55,4 +57,15 @@ def main(arguments: argparse.Namespace) -> int:
         changes = retry(changes)
     found = Comparison(before.name, after.name, changes, compare_speed(changes))
     print(FORMATS[arguments.format](found))
+    if arguments.format != "json":
+        print_stock(arguments.before, arguments.after, arguments.results.parent / FOLDER)
     return found.exit_status
+
+
+def print_stock(before: str, after: str, folder: Path) -> None:
+    """Prints what two releases of stock transformers differ in, if both have snapshots."""
+    old, new = read(before, folder), read(after, folder)
+    if old and new:
+        found = differences(old, new)
+        print(f"\nstock transformers {before} -> {after}: {len(found)} differences")
+        print("\n".join(f"  {d.subject}: {d.what}: {d.how}" for d in found))

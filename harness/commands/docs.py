@@ -9,9 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.matrix import ROOT
-from harness.records import write_atomically
-from harness.render import sweep, throughput, upstream
+from harness.judging.expected_failures import load_expected
+from harness.judging.tokenizers import told_apart
+from harness.matrix import ROOT, load_matrix
+from harness.records import read_all, write_atomically
+from harness.render import stock, sweep, throughput, upstream
 from harness.render.folder import compare, report_texts
 from harness.render.readme import families_of, with_part
 
@@ -76,6 +78,12 @@ def texts(root: Path) -> dict[Path, str]:
     results = sweep.read_all(reports / "sweep")
     if results:
         found[reports / sweep.PAGE] = sweep.page(results)
+    found |= stock.pages(
+        reports,
+        told_apart(read_all(reports / "results")),
+        [row.version for row in load_matrix().releases],
+        load_expected(),
+    )
     if own_tests := upstream.read_all(reports / "upstream"):
         found[reports / upstream.PAGE] = upstream.page(own_tests)
     return found

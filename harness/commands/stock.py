@@ -1,0 +1,50 @@
+"""Note what releases of transformers are to code on top of them: configs, parameters, interfaces.
+
+Writes a snapshot for each release into reports/stock. `diff A B` compares two of them, and `docs`
+makes the pages that say what changed for models in each release.
+
+exit status: 0 if every snapshot was taken, 1 if one was not
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from harness.matrix import ROOT, load_matrix
+from harness.running.selection import select_releases
+from harness.stock.store import FOLDER, take, write
+from rabbitllm.releases.environments import Environments, default_root
+
+EXAMPLE = "  tox -e harness -- stock --releases newest"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--releases", default="all", metavar="LIST", help="of matrix/releases.toml (default: all)"
+    )
+    parser.add_argument("--reports", type=Path, default=ROOT / "reports", metavar="DIR")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Takes the snapshots, and prints their paths.
+
+    Raises:
+        ValueError: a release is none of the matrix.
+    """
+    matrix = load_matrix()
+    types = sorted({row.model_type for row in matrix.architectures})
+    failed = 0
+    for release in select_releases(arguments.releases, matrix):
+        begun = time.monotonic()
+        try:
+            facts = take(release, types, Environments(default_root()))
+        except ValueError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+            continue
+        path = write(release, facts, arguments.reports / FOLDER)
+        print(f"{path}: {len(facts):,} facts, {time.monotonic() - begun:.0f} s", flush=True)
+    return int(failed > 0)

@@ -1,0 +1,1 @@
+"""Stock transformers beside stock transformers: what a release is to code on top of it."""
