@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harness.judging.changes import KINDS, compare
-from harness.judging.comparison import EXIT_STATUS, Comparison
+from harness.judging.comparison import EXIT_STATUS, Comparison, counted
 from harness.judging.expected_failures import load_expected
 from harness.judging.snapshots import load_side
 from harness.judging.speed import compare_speed
@@ -67,5 +67,5 @@ def print_stock(before: str, after: str, folder: Path) -> None:
     old, new = read(before, folder), read(after, folder)
     if old and new:
         found = differences(old, new)
-        print(f"\nstock transformers {before} -> {after}: {len(found)} differences")
+        print(f"\nstock transformers {before} -> {after}: {counted(len(found), 'difference')}")
         print("\n".join(f"  {d.subject}: {d.what}: {d.how}" for d in found))

@@ -15,7 +15,7 @@ from harness.stock.store import FOLDER, read
 
 KINDS = {
     "regressed": "Worse answers",
-    "lost": "Worse answers",
+    "lost": "Not measured any more",
     "fixed": "Better answers",
     "new": "New answers",
     "same": "Failures of another kind",
@@ -105,7 +105,9 @@ def in_lists(found: Sequence[Difference]) -> list[str]:
 
 def _of_type(found: Sequence[Difference]) -> list[tuple[str, str]]:
     """What changed in a type; of many parameters that came or went together one is named."""
-    lines = [(d.what, d.how) for d in found]
+    # Types that change alike are one line: a layer is not named by its class.
+    lines = [("layers" if d.what.startswith("layer ") else d.what, d.how) for d in found]
+    lines = list(dict.fromkeys(lines))
     for how in ("new", "gone"):
         alike = [line for line in lines if line[0].startswith("parameter ") and line[1] == how]
         if len(alike) > FEW:

@@ -69,6 +69,8 @@ def _how(before: str | None, after: str | None) -> str:
         return "new"
     if after is None:
         return "gone"
+    if before.startswith("{") and after.startswith("{"):
+        return "other defaults inside"  # of a config in a config
     if not (before.startswith("(") and after.startswith("(")):
         return f"{before} -> {after}"
     ours, theirs = _parameters(before), _parameters(after)

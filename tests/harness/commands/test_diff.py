@@ -10,6 +10,7 @@ from harness.__main__ import main
 from harness.judging import snapshots
 from harness.records import CheckResult, Store
 from harness.records.merge import write
+from harness.stock import store as snapshots_of
 from harness.upgrading import retry
 
 
@@ -34,6 +35,20 @@ def test_two_releases_of_one_folder(results, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("5.0.0 -> 5.1.0: 1 regressed, 1 same\n")
     assert "llama@5.1.0/sdpa/cpu\n      pass, now fail: boom" in printed
+
+
+def test_releases_with_snapshots_are_compared_as_stock_too(results, capsys):
+    said = {"5.0.0": "(self, cache_position)", "5.1.0": "(self)"}
+    for release, signature in said.items():
+        snapshots_of.write(release, {"llama: layer L": signature}, results.parent / "stock")
+    main(["diff", "5.0.0", "5.1.0", "--results", str(results)])
+    printed = capsys.readouterr().out
+    assert printed.endswith(
+        "stock transformers 5.0.0 -> 5.1.0: 1 difference\n"
+        "  llama: layer L: without cache_position\n"
+    )
+    main(["diff", "5.0.0", "5.1.0", "--results", str(results), "--format", "json"])
+    json.loads(capsys.readouterr().out)
 
 
 def test_two_folders_and_the_other_way_round_nothing_is_worse(

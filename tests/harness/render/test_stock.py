@@ -35,10 +35,10 @@ def test_where_nothing_changed_the_page_says_so(cell_record):
 
 
 def test_types_that_changed_alike_are_one_line_and_long_lists_are_cut():
-    alike = [Difference(t, "layer Layer", "without a|b") for t in ("gemma", "llama")]
+    alike = [Difference(t, f"layer {t}Layer", "without a|b") for t in ("gemma", "llama")]
     many = [Difference("caches", f"C{n}", "new") for n in range(MOST + 2)]
     text = page("5.0.0", "5.1.0", [], [*alike, *many])
-    assert "- gemma, llama: layer Layer: without a\\|b" in text
+    assert "- gemma, llama: layers: without a\\|b" in text
     assert "- and 2 more: `tox -e harness -- diff`" in text
 
 

@@ -7,6 +7,7 @@ from harness.stock.differences import differences
 BEFORE = {
     "llama: builds": "yes",
     "llama: config rope_theta": "1.0",
+    "llama: config inner": "{'a': 1}",
     "llama: parameter model.a.weight": "[4, 8]",
     "llama: layer Layer": "(self, x, cache_position=None, **kwargs)",
     "caches: Cache.crop": "(self, max_length)",
@@ -30,6 +31,7 @@ def test_the_same_facts_differ_in_nothing():
     [
         ("llama: config rope_theta", "2.0", ("llama", "config rope_theta", "1.0 -> 2.0")),
         ("llama: config rope_theta", None, ("llama", "config rope_theta", "gone")),
+        ("llama: config inner", "{'a': 2}", ("llama", "config inner", "other defaults inside")),
         ("llama: config more", "1", ("llama", "config more", "new")),
         (
             "llama: parameter model.a.weight",
