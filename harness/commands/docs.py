@@ -6,6 +6,7 @@ exit status: 0 if all is current or was written, 1 if --check finds a stale docu
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from harness.judging.expected_failures import load_expected
 from harness.judging.tokenizers import told_apart
 from harness.matrix import ROOT, load_matrix
 from harness.records import read_all, write_atomically
-from harness.render import stock, sweep, throughput, upstream
+from harness.render import badges, stock, sweep, throughput, upstream
 from harness.render.folder import compare, report_texts
 from harness.render.readme import families_of, with_part
 
@@ -39,6 +40,7 @@ def write(root: Path, before: str) -> int:
     """Writes the documents of a checkout, with what changed in its records since `before`."""
     compare(root / "reports", before)
     for path, text in texts(root).items():
+        path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
         print(path.relative_to(root))
     return 0
@@ -78,12 +80,13 @@ def texts(root: Path) -> dict[Path, str]:
     results = sweep.read_all(reports / "sweep")
     if results:
         found[reports / sweep.PAGE] = sweep.page(results)
-    found |= stock.pages(
-        reports,
-        told_apart(read_all(reports / "results")),
-        [row.version for row in load_matrix().releases],
-        load_expected(),
-    )
+    matrix = load_matrix()
+    order = [row.version for row in matrix.releases]
+    cells = json.loads(found[reports / "compatibility.json"])["cells"]
+    made = badges.badges(cells, matrix.architectures, order[-1])
+    found |= {reports / badges.FOLDER / name: text for name, text in made.items()}
+    records = told_apart(read_all(reports / "results"))
+    found |= stock.pages(reports, records, order, load_expected())
     if own_tests := upstream.read_all(reports / "upstream"):
         found[reports / upstream.PAGE] = upstream.page(own_tests)
     return found
