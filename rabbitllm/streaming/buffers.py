@@ -1,6 +1,8 @@
 """Buffers for weights: allocated once, of the exact size, aligned."""
 
 import mmap
+import platform
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -89,6 +91,15 @@ def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:
         )
     unlocking.callback(runtime.cudaHostUnregister, buffer.data_ptr())
     return buffer
+
+
+def readable_by_kernels() -> bool:
+    """Whether kernels read page-locked memory by its address on the host.
+
+    On other systems it has another one for the device (cudaHostGetDevicePointer), which torch does
+    not tell.
+    """
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 @torch.inference_mode(False)

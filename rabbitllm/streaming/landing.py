@@ -5,7 +5,6 @@ kernel fetches it, reading page-locked memory across the link by itself.
 """
 
 import logging
-import platform
 import weakref
 from contextlib import ExitStack
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from rabbitllm.streaming.buffers import pinned_buffer
+from rabbitllm.streaming.buffers import pinned_buffer, readable_by_kernels
 
 logger = logging.getLogger(__name__)
 
 PAGE = 4 << 20
 """Bytes at most that a kernel fetches: more is few tokens' states no longer."""
-MACHINES = ("x86_64", "AMD64")
-"""Processors on which kernels read page-locked memory by its address on the host."""
 
 
 class Landing:
@@ -79,7 +76,7 @@ class _Shared:
 
 def _page(device: torch.device) -> _Page | None:
     """Memory that the device's kernels read; None where they cannot."""
-    if platform.machine() not in MACHINES:
+    if not readable_by_kernels():
         return None
     unlocking = ExitStack()
     with torch.cuda.device(device):

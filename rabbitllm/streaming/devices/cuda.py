@@ -14,7 +14,7 @@ from typing_extensions import override
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.binding import marked
-from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
+from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, readable_by_kernels, views
 from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
 from rabbitllm.streaming.devices.encoded import Encoded, encode, encode_rows, largest_unit, room_for
 from rabbitllm.streaming.devices.host_rows import HostRows
@@ -308,8 +308,8 @@ class CudaTransfer(Transfer):
 
 
 def row_kernels() -> Kernels | None:
-    """By which a CUDA device looks rows up; None where there is no Triton."""
-    if not find_spec("triton"):
+    """By which a CUDA device looks rows up; None where it cannot, or there is no Triton."""
+    if not (readable_by_kernels() and find_spec("triton")):
         return None
     from rabbitllm.streaming.devices import row_kernels as kernels
 
