@@ -72,7 +72,10 @@ def main(arguments: argparse.Namespace) -> int:
     from rabbitllm.cli.answer import placement
     from rabbitllm.utils.memory import parse_size, total_host_memory
 
-    memory = parse_size(arguments.queue, total_host_memory)
+    try:
+        memory = parse_size(arguments.queue, total_host_memory)
+    except ValueError as error:
+        raise ValueError(f"--queue: {error}") from error
     listener = _listen(arguments.host, arguments.port)
     model = load_shared(arguments)
     name = arguments.name or name_of(arguments.model)

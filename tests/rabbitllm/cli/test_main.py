@@ -144,7 +144,6 @@ def test_the_module_is_the_command() -> None:
         ["run", "model", "Hi", "--max-new-tokens", "0"],
         ["run", "model", "Hi", "--max-seq-len", "many"],
         ["serve", "model", "--port", "65536"],
-        ["serve", "model", "--queue", "-1"],
     ],
 )
 def test_misuse_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +160,7 @@ def test_misuse_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[
         (["plan", "{folder}", "--host-memory", "1KiB", "--device", "cpu"], "needs at least"),
         (["plan", "{folder}", "--host-memory", "lots"], "--host-memory: 'lots' is no size"),
         (["run", "{folder}", "Hi", "--device-memory", "150%"], "'150%' is no size. Write bytes"),
+        (["serve", "{folder}", "--queue", "-1"], "--queue: '-1' is no size"),
         (["run", "{folder}/model.safetensors", "Hi"], "is one file of weights. Give the folder"),
         (["plan", "{folder}", "--attn-implementation", "sdap"], "Did you mean 'sdpa'?"),
         (["plan", "{folder}", "--device", "tpu"], "device='tpu' is not understood"),
