@@ -25,8 +25,10 @@ STEPS = (
     "rabbitllm.checkpoint.hub",
     "rabbitllm.checkpoint.store",
     "rabbitllm.streaming.engine",
+    "rabbitllm.releases.environments",
 )
-"""What says, before something that takes long, what that is: downloads, layer stores, loading."""
+"""What says, before something that takes long, what that is: downloads, layer stores, loading,
+environments."""
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ end that cannot be tried, an index that does not answer
 """
 
 import argparse
+import os
 import sys
 import time
 from importlib.util import find_spec
@@ -118,23 +119,37 @@ def environments_of(arguments: argparse.Namespace) -> "Environments":
     lacking = [f for f in arguments.with_editable if not _is_project(Path(f))]
     if lacking:
         raise ValueError(f"{lacking[0]} holds no project: no pyproject.toml or setup.py is there.")
+    beside = [_absolute(requirement) for requirement in arguments.extra]
     editable = [f"-e {Path(folder).resolve()}" for folder in arguments.with_editable]
     root = Path(arguments.environments).expanduser() if arguments.environments else default_root()
-    return Environments(root.absolute(), (*arguments.extra, *editable))
+    return Environments(root.absolute(), (*beside, *editable))
 
 
 def said(release: str, measure: "Callable[[], Trial]") -> "Trial":
     """Measures a release, and says on stderr that it does, and what came of it."""
     begun = time.monotonic()
-    print(f"{release}: ", end="", file=sys.stderr, flush=True)
+    print(f"{release}: begun", file=sys.stderr, flush=True)
     trial = measure()
     where = trial.environment
     packages = f", with the packages of {where.day}" if where and where.day else ""
     note = f" ({where.note})" if where and where.note else ""
     why = f": {trial.output}" if where is None else ""
     seconds = time.monotonic() - begun
-    print(f"{trial.verdict}{packages}{note}, {seconds:.0f} s{why}", file=sys.stderr, flush=True)
+    print(
+        f"{release}: {trial.verdict}{packages}{note}, {seconds:.0f} s{why}",
+        file=sys.stderr,
+        flush=True,
+    )
     return trial
+
+
+def _absolute(requirement: str) -> str:
+    """The requirement; of a folder or file that is here, by its absolute path."""
+    name, at, place = requirement.rpartition("@")
+    path = Path(place.strip()).expanduser()
+    named = "/" in place or os.sep in place or place.strip().endswith((".whl", ".tar.gz", ".zip"))
+    named = named or place.strip() in (".", "..")
+    return f"{name}{at} {path.resolve()}".strip() if named and path.exists() else requirement
 
 
 def _is_project(folder: Path) -> bool:

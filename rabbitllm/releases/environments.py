@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from packaging.version import InvalidVersion, Version
 
-from rabbitllm.releases.index import PACKAGE, NoDateError, of_its_time
+from rabbitllm.releases.index import PACKAGE, NoDateError, of_its_time, uv
 from rabbitllm.releases.selection import MAIN
 from rabbitllm.utils.installed import version_of
 
@@ -23,10 +25,24 @@ ALWAYS = ("pytest", "torch")
 """What an environment holds besides the release."""
 PINNED = "requirements.txt"
 """File of an environment: the release, and what it was installed with on its day."""
+STAMP = "installed"
+"""File of an environment that is whole."""
+SETTINGS = "# uv looks no further: environments here are those of releases, not of a project.\n"
+WHICH = f"""
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+file = find_spec("{PACKAGE}").origin
+print(file)
+print(*(d.version for d in distributions(name="{PACKAGE}", path=[str(Path(file).parent.parent)])))
+"""
+"""Prints where a process would import the package from, and of which version that is."""
+
+logger = logging.getLogger(__name__)
 
 
 class UnavailableError(ValueError):
-    """An environment could not be made; the message is what uv said."""
+    """An environment could not be made; or holds another release; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +103,48 @@ class Environments:
         wanted = self._wanted()
         mark = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:8]
         folder = self.root / f"tf{release}-{mark}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "uv.toml").write_text(SETTINGS, "utf-8")
         with FileLock(f"{folder}.lock"):
-            if not (folder / "pyvenv.cfg").is_file():
-                _uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
+            stamp = folder / STAMP
+            if not stamp.is_file():
+                logger.info("%s: making its environment, %s", release, folder)
+                self._uv("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
             day, note = self._pin(release, folder / PINNED)
             arguments = ["--requirements", str(folder / PINNED), *_arguments(wanted)]
             again = ["--reinstall-package", PACKAGE] if release == MAIN else []
-            _uv("pip", "install", "--quiet", "--python", str(folder), *again, *arguments)
-        return Environment(release, folder, day, note)
+            stamp.unlink(missing_ok=True)
+            self._uv("pip", "install", "--quiet", "--python", str(folder), *again, *arguments)
+            stamp.touch()
+        made = Environment(release, folder, day, note)
+        self._refuse_another(made)
+        return made
+
+    def _uv(self, *arguments: str) -> None:
+        done = uv(*arguments, folder=self.root)
+        if done.returncode:
+            said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+            raise UnavailableError(f"uv could not make the environment: {said}")
+
+    def _refuse_another(self, made: Environment) -> None:
+        """Raises UnavailableError if a process in the environment gets another transformers."""
+        asked = subprocess.run(
+            [made.bin / "python", "-c", WHICH],
+            cwd=self.root,
+            env=made.variables,
+            capture_output=True,
+            text=True,
+        )
+        if asked.returncode:
+            said = asked.stderr.strip().splitlines()[-1:] or [f"exit status {asked.returncode}"]
+            raise UnavailableError(f"the environment's Python finds no {PACKAGE}: {said[0]}")
+        file, version = asked.stdout.splitlines()[-2:]
+        inside = Path(file).parent.resolve().is_relative_to(made.folder.resolve())
+        if not inside or made.release not in (MAIN, _normal(version)):
+            raise UnavailableError(
+                f"{file} (version {version or 'unknown'}) is imported instead of {PACKAGE} "
+                f"{made.release}: see to PYTHONPATH, and to what is installed beside the release."
+            )
 
     def _wanted(self) -> list[str]:
         """The requirements besides the release: the torch that runs here, of which one copy does.
@@ -111,9 +160,11 @@ class Environments:
             file.write_text(f"# \n{PACKAGE} @ {REPOSITORY}\n", "utf-8")
         elif not file.is_file():
             try:
-                day, requirements = of_its_time(release)
+                day, requirements = of_its_time(release, self.root)
             except NoDateError:
                 day, requirements = "", f"{PACKAGE}=={release}"
+            except ValueError as error:
+                raise UnavailableError(str(error)) from error
             new = file.with_suffix(".new")
             new.write_text(f"# {day}\n{requirements}\n", "utf-8")
             new.replace(file)
@@ -128,9 +179,9 @@ def _arguments(wanted: Sequence[str]) -> list[str]:
     return [*(w for w in wanted if not w.startswith("-e ")), *editable]
 
 
-def _uv(*arguments: str) -> None:
-    command = [sys.executable, "-m", "uv", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise UnavailableError(f"uv could not make the environment: {said}")
+def _normal(version: str) -> str:
+    """A version as the index writes it."""
+    try:
+        return str(Version(version))
+    except InvalidVersion:
+        return version

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 PACKAGE = "transformers"
 
@@ -37,36 +38,61 @@ def ask_index(pre: bool) -> list[str]:
     return versions
 
 
-def upload_date(version: str) -> str:
-    """The day when a release of transformers came out, such as "2026-10-26".
+def uv(
+    *arguments: str, folder: Path | None = None, given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs uv.
+
+    Args:
+        arguments: of the command.
+        folder: that it runs in; its uv.toml rules, not the pyproject.toml of the user's folder,
+            whose constraints and overrides are none of a release's. None is where this process is.
+        given: what it reads from stdin.
+    """
+    command = [sys.executable, "-m", "uv", *arguments]
+    return subprocess.run(command, cwd=folder, input=given, capture_output=True, text=True)
+
+
+def upload_date(version: str, folder: Path | None = None) -> str:
+    """The day when a release of transformers came out, such as "2026-10-26", in UTC.
+
+    Args:
+        version: of transformers.
+        folder: that uv runs in; None is where this process is.
 
     Raises:
         NoDateError: the index tells no dates.
         ValueError: the index was not reached, or has no such release.
     """
-    locked = _compile(version, "--no-deps", "--format", "pylock.toml")
+    locked = _compile(version, folder, "--no-deps", "--format", "pylock.toml")
     days = re.findall(r"upload-time = (\d{4}-\d\d-\d\d)T", locked)
     if not days:
         raise NoDateError(f"The index does not say when {PACKAGE} {version} came out.")
     return str(max(days))
 
 
-def of_its_time(version: str) -> tuple[str, str]:
+def of_its_time(version: str, folder: Path | None = None) -> tuple[str, str]:
     """The day of a release, and the requirements that it was installed with on that day.
 
     Those are its own dependencies; torch is none of them and stays the one of all environments.
+
+    Args:
+        version: of transformers.
+        folder: that uv runs in; None is where this process is.
 
     Raises:
         NoDateError: the index tells no dates.
         ValueError: the index was not reached, or has no such release.
     """
-    day = upload_date(version)
-    return day, _compile(version, "--exclude-newer", day, "--no-header", "--no-annotate").strip()
+    day = upload_date(version, folder)
+    end = f"{day}T23:59:59Z"  # a day alone ends where the machine's time zone has it
+    options = ("--exclude-newer", end, "--no-header", "--no-annotate")
+    return day, _compile(version, folder, *options).strip()
 
 
-def _compile(version: str, *options: str) -> str:
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", *options, "-"]
-    asked = subprocess.run(command, input=f"{PACKAGE}=={version}", capture_output=True, text=True)
+def _compile(version: str, folder: Path | None, *options: str) -> str:
+    command = ("pip", "compile", "--quiet", *options, "-")
+    asked = uv(*command, folder=folder, given=f"{PACKAGE}=={version}")
     if asked.returncode:
         said = " ".join(asked.stderr.split()) or f"exit status {asked.returncode}"
         raise ValueError(f"uv could not resolve {PACKAGE}=={version}: {said}")

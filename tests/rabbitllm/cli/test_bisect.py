@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
+from rabbitllm.cli.bisect import environments_of
 from rabbitllm.releases import index, trial
 from rabbitllm.releases.trial import Trial
 
@@ -86,6 +88,22 @@ def test_a_folder_without_a_project_is_refused(command, statuses, tmp_path):
     )
     assert status == 2
     assert f"{tmp_path} holds no project" in err
+
+
+def test_what_lies_here_is_installed_from_wherever_uv_runs(command, monkeypatch, tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "a.whl").touch()
+    (tmp_path / "peft").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = ["peft", "./package", "a.whl", "x @ ./package", "y @ https://example.org/y.whl"]
+    arguments = argparse.Namespace(extra=given, with_editable=[], environments=None)
+    assert environments_of(arguments).extra == (
+        "peft",
+        f"{tmp_path}/package",
+        f"{tmp_path}/a.whl",
+        f"x @ {tmp_path}/package",
+        "y @ https://example.org/y.whl",
+    )
 
 
 def test_without_uv_the_extra_is_named(command, statuses, monkeypatch):

@@ -12,9 +12,14 @@ from rabbitllm.releases.index import NoDateError
 @pytest.fixture
 def uv(monkeypatch):
     """Have uv do what it says of folders, and fail for names in the list that is returned."""
-    failing, commands = [], []
+    failing, commands, imported = [], [], ["5.13.0", "lib/transformers/__init__.py"]
 
-    def run(command, **_):
+    def run(command, cwd, **_):
+        if "-c" in command:
+            where = command[0].parent.parent / imported[1]
+            version = imported[0]
+            return subprocess.CompletedProcess(command, 0, f"{where}\n{version}\n", "")
+        assert (cwd / "uv.toml").is_file()
         commands.append(command[3:])
         if "venv" in command:
             home = environments.Path(command[-1])
@@ -25,9 +30,9 @@ def uv(monkeypatch):
 
     monkeypatch.setattr(environments.subprocess, "run", run)
     monkeypatch.setattr(
-        environments, "of_its_time", lambda release: ("2026-07-03", f"t=={release}")
+        environments, "of_its_time", lambda release, _: ("2026-07-03", f"t=={release}")
     )
-    run.failing, run.commands = failing, commands
+    run.failing, run.commands, run.imported = failing, commands, imported
     return run
 
 
@@ -46,7 +51,7 @@ def test_a_release_is_installed_with_what_it_had_on_its_day_and_kept(tmp_path, u
 
 
 def test_an_index_without_dates_is_said(tmp_path, uv, monkeypatch):
-    def undated(release):
+    def undated(release, folder):
         raise NoDateError(release)
 
     monkeypatch.setattr(environments, "of_its_time", undated)
@@ -74,3 +79,37 @@ def test_a_process_finds_the_environment_s_programs_first(tmp_path, uv, monkeypa
     made = Environments(tmp_path).make("5.13.0")
     assert made.variables["PATH"].startswith(str(made.bin))
     assert "PYTHONHOME" not in made.variables
+
+
+@pytest.mark.parametrize(
+    ("imported", "said"),
+    [
+        (("5.12.1", "lib/transformers/__init__.py"), r"5\.12\.1\) is imported instead of"),
+        (("5.13.0", "/elsewhere/transformers/__init__.py"), "/elsewhere.* instead of"),
+    ],
+)
+def test_another_transformers_than_the_one_asked_for_is_refused(tmp_path, uv, imported, said):
+    uv.imported[:] = imported
+    with pytest.raises(
+        UnavailableError, match=rf"{said}.*transformers 5\.13\.0: see to PYTHONPATH"
+    ):
+        Environments(tmp_path).make("5.13.0")
+
+
+def test_what_uv_cannot_resolve_is_one_release_s_fault(tmp_path, uv, monkeypatch):
+    def unresolved(release, folder):
+        raise ValueError("uv could not resolve it")
+
+    monkeypatch.setattr(environments, "of_its_time", unresolved)
+    with pytest.raises(UnavailableError, match="could not resolve"):
+        Environments(tmp_path).make("5.13.0")
+
+
+def test_what_was_cut_off_is_made_anew(tmp_path, uv):
+    uv.failing.append("peft")
+    with pytest.raises(UnavailableError):
+        Environments(tmp_path, ["peft"]).make("5.13.0")
+    uv.failing.clear()
+    for _ in range(2):
+        Environments(tmp_path, ["peft"]).make("5.13.0")
+    assert [command[0] for command in uv.commands] == ["venv", "pip", "venv", "pip", "pip"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,8 @@ def uv(monkeypatch):
     """Have uv answer with LOCKED and then a list; return the commands that it got."""
     commands = []
 
-    def run(command, *, input, **_):
+    def run(command, *, input, cwd, **_):
+        assert cwd == Path("/root")
         assert input == "transformers==5.21.0"
         commands.append(command)
         locked = "pylock.toml" in command
@@ -30,19 +32,19 @@ def uv(monkeypatch):
 
 
 def test_a_release_comes_with_the_packages_of_its_last_upload_s_day(uv):
-    assert index.of_its_time("5.21.0") == ("2026-10-27", "a==1\nb==2")
-    assert uv[1][uv[1].index("--exclude-newer") + 1] == "2026-10-27"
+    assert index.of_its_time("5.21.0", Path("/root")) == ("2026-10-27", "a==1\nb==2")
+    assert uv[1][uv[1].index("--exclude-newer") + 1] == "2026-10-27T23:59:59Z"
 
 
 def test_an_index_that_does_not_answer_is_an_error_with_what_uv_said(monkeypatch):
     failed = subprocess.CompletedProcess((), 2, "", "error: no\n  connection\n")
     monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ValueError, match=r"transformers==5\.21\.0.*error: no connection"):
-        index.upload_date("5.21.0")
+        index.upload_date("5.21.0", Path("/root"))
 
 
 def test_an_index_without_dates_is_an_error(monkeypatch):
     silent = subprocess.CompletedProcess((), 0, "[[packages]]\n", "")
     monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: silent)
     with pytest.raises(ValueError, match=r"does not say when transformers 5\.21\.0 came out"):
-        index.upload_date("5.21.0")
+        index.upload_date("5.21.0", Path("/root"))
