@@ -96,10 +96,12 @@ def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:
 def readable_by_kernels() -> bool:
     """Whether kernels read page-locked memory by its address on the host.
 
-    On other systems it has another one for the device (cudaHostGetDevicePointer), which torch does
-    not tell.
+    On other systems, Linux on Windows among them, it has another one for the device
+    (cudaHostGetDevicePointer), which torch does not tell.
     """
-    return sys.platform == "linux" and platform.machine() == "x86_64"
+    by_itself = sys.platform == "linux" and platform.machine() == "x86_64"
+    on_windows = "microsoft" in platform.release().lower()
+    return by_itself and not on_windows and torch.version.hip is None
 
 
 @torch.inference_mode(False)

@@ -38,6 +38,8 @@ def in_turns(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
         sizes: bytes of the blocks, in the order of the forward.
         shares: what each device is to have of them all, in any unit. The first has one at least.
     """
+    if not any(shares):
+        return [0] * len(sizes)
     taken, dealt = [0] * len(shares), list[int]()
     for size in sizes:
         device = min(
@@ -51,6 +53,8 @@ def in_turns(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
 
 def in_runs(sizes: Sequence[int], shares: Sequence[float]) -> list[int]:
     """The same in one run of blocks for each device, in their order."""
+    if not any(shares):
+        return [0] * len(sizes)
     total, ends, dealt, passed = sum(shares), [], [], 0.0
     for share in shares:
         passed += share

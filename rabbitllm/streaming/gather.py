@@ -177,7 +177,7 @@ class Gather:
                 there = [number for number in numbers if number < self._count]
         nearly_all = len(there) >= self._count * ALL and not torch.is_grad_enabled()
         tensors = self._rows.bring(there)
-        if self._ahead:
+        if self._ahead and rowwise:
             self._ahead.begin()
         come = bool(self._ahead and nearly_all and self._ahead.begin_all(running=True))
         output = self._run_bound(forward, call, tensors, counted)

@@ -5,6 +5,7 @@ kernel fetches it, reading page-locked memory across the link by itself.
 """
 
 import logging
+import os
 import weakref
 from contextlib import ExitStack
 from typing import Any
@@ -74,6 +75,7 @@ class _Shared:
         }
 
 
+@torch.inference_mode(False)
 def _page(device: torch.device) -> _Page | None:
     """Memory that the device's kernels read; None where they cannot."""
     if not readable_by_kernels():
@@ -90,5 +92,12 @@ def _page(device: torch.device) -> _Page | None:
         unlocking.close()
         return None
     made = _Page(page, there)
-    weakref.finalize(made, unlocking.close)
+    weakref.finalize(made, _unlock, made._fetched, unlocking, os.getpid())
     return made
+
+
+def _unlock(fetched: torch.cuda.Event, unlocking: ExitStack, process: int) -> None:
+    """Lets go of the memory once no kernel reads it any more; a forked process must not."""
+    if os.getpid() == process:
+        fetched.synchronize()
+        unlocking.close()

@@ -200,10 +200,9 @@ class Meter:
 
     def settle(self, wait: bool = False) -> None:
         """Reads the times of what the device has passed; of everything, if it is to wait for it."""
-        for count in self.counting if wait else ():
-            for name, asked, brought, nbytes in count():
-                self.rows(asked, brought, 0)
-                self.load(name, to_device=nbytes, rows=True)
+        if wait and self.counting:
+            with self._settling:
+                self._count()
         if not self._pending:  # no lock then: one that a fork left behind stays locked
             return
         with self._settling:
@@ -218,6 +217,12 @@ class Meter:
                     return
                 self._took(kind, name, begin.elapsed_time(end) / 1e3)
                 self._pending.popleft()
+
+    def _count(self) -> None:
+        for count in self.counting:
+            for name, asked, brought, nbytes in count():
+                self.rows(asked, brought, 0)
+                self.load(name, to_device=nbytes, rows=True)
 
     def _span(self, begin: Mark, end: Mark, kind: str, name: str) -> None:
         if isinstance(begin, float) and isinstance(end, float):

@@ -229,7 +229,7 @@ class Pipeline:
         """Puts the stage's weights in place, waiting for them if need be."""
         if stage in self._again or not in_use(self._bindings[stage]):
             return  # it is in place, or the user has put other weights there
-        if self._short and self._host.ready(stage.name):
+        if self._short and self._inside and self._host.ready(stage.name):
             return
         self._take_over()
         self._running.refuse_twice(stage, self._inside)

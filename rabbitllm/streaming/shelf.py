@@ -60,9 +60,11 @@ class RowShelf:
         self._rows = {stage.name: stage.row.alone() for stage in stages}
         self._recent = Recent(range(len(slots)))
         self._asked = deque([0], maxlen=max(1, len(stages)))
+        self._coming = 0  # how many rows come of a stage that has yet to ask for them
         self.watched = False
         self._foreseen = NOTHING
         self._base = 0  # the table's first slot
+        self._running = 0  # how many rows the table has
         self._unsettled = False  # rows may be on their way that nothing has waited for
         self._new: list[tuple[int, int]] = []  # (slot, row): what the table alone has
         self._laid_out: tuple[str, tuple[int, ...]] = ("", ())
@@ -98,6 +100,7 @@ class RowShelf:
         if foreseen.name != name or torch.is_grad_enabled():  # a graph looks for rows at the front
             foreseen = NOTHING
         self._base = base = foreseen.base
+        self._running = len(numbers)
         self._make_table(len(numbers))
         kept = {number: self._recent.find(name, number) for number in numbers}
         ahead = foreseen.usable(name, numbers)
@@ -172,7 +175,8 @@ class RowShelf:
 
     def copy(self, saved: "SavedRows") -> torch.Tensor:
         """That tensor's values, in memory of their own; raises CheckpointError as `lay_out`."""
-        if self._laid_out != (saved.name, saved.numbers):
+        if self._base or self._laid_out != (saved.name, saved.numbers):
+            self._foreseen = NOTHING  # graphs look for rows at the front
             self.lay_out(saved.name, saved.numbers)
         return saved.view.copy_from(self._memory)
 
@@ -195,6 +199,8 @@ class RowShelf:
             name: the stage's.
             numbers: of the rows, the likeliest first.
         """
+        if self._looks_up or self._base:  # the slots behind the first table are in use
+            return
         absent = (number for number in numbers if not self._recent.has(name, number))
         ahead = range(self._behind_table, self._behind_table + self._room_ahead)
         self._start(name, dict(zip(absent, ahead, strict=False)))
@@ -216,11 +222,14 @@ class RowShelf:
         """
         if count > len(self._slots):
             return False
-        self._make_table(count)  # nothing that is kept may lie in it
-        two = self._room_ahead >= count
-        if running and not two:
-            return False
-        base = self._behind_table if two and not self._base else 0
+        self._know_here()
+        self._coming = count
+        self._reserve()  # nothing that is kept may lie in it
+        base = 0
+        if running and self._base < count:  # they would come over rows that are computed with
+            base = max(self._behind_table, self._base + self._running)
+            if base + count > self._behind_table + self._room_ahead:
+                return False
         rows = (number for number in range(count) if not self._recent.has(name, number))
         self._start(name, {number: base + number for number in rows}, base, whole=True)
         return True
@@ -251,12 +260,16 @@ class RowShelf:
     def _make_table(self, count: int) -> None:
         """Makes so many of the first slots the table; what is kept, or ahead, lies behind it."""
         self._asked.append(count)
+        self._coming = 0
+        self._reserve()
+
+    def _reserve(self) -> None:
         self._recent.use(range(self._behind_table + self._room_ahead, len(self._slots)))
 
     @property
     def _behind_table(self) -> int:
         """The first slot that the table of no stage has reached for a while."""
-        return max(self._asked)
+        return max(*self._asked, self._coming)
 
     @property
     def _room_ahead(self) -> int:

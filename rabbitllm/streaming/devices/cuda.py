@@ -1,5 +1,6 @@
 """Streaming on a CUDA device: from pinned host memory, by a copy stream."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -7,12 +8,14 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
+from subprocess import SubprocessError
 
 import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
+from rabbitllm.errors import summary
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, readable_by_kernels, views
 from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
@@ -23,6 +26,8 @@ from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import Memory, Shelf
 from rabbitllm.streaming.weights import Stage
+
+logger = logging.getLogger(__name__)
 
 
 class CudaTransfer(Transfer):
@@ -53,6 +58,7 @@ class CudaTransfer(Transfer):
         self._rows_free, self._rows_copied = torch.cuda.Event(), torch.cuda.Event()
         self._rows_cut_off = False  # an interrupt left copies that `_rows_copied` does not cover
         self._host_rows: HostRows | None = None
+        self._looking_up: torch.cuda.Stream | None = None  # in which kernels read pinned memory
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
         self._unlocking = ExitStack()
@@ -94,6 +100,8 @@ class CudaTransfer(Transfer):
         super().close()
         if os.getpid() == self._process:
             self._decoder.close()
+            if self._looking_up is not None:
+                self._looking_up.synchronize()
             self._unlocking.close()
 
     @override
@@ -155,9 +163,10 @@ class CudaTransfer(Transfer):
             if source is None or not encoded.plain:
                 return None
             rows[name].append(source)
-        kernels = row_kernels()
-        if not rows or kernels is None:
+        kernels = row_kernels(self.device) if rows else None
+        if kernels is None:
             return None
+        self._looking_up = torch.cuda.current_stream(self.device)
         lookup = Lookup(memory, rows, kernels)
         self.meter.counting.append(lookup.counted)
         return lookup
@@ -307,12 +316,20 @@ class CudaTransfer(Transfer):
             self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
 
 
-def row_kernels() -> Kernels | None:
+def row_kernels(device: torch.device) -> Kernels | None:
     """By which a CUDA device looks rows up; None where it cannot, or there is no Triton."""
     if not (readable_by_kernels() and find_spec("triton")):
         return None
-    from rabbitllm.streaming.devices import row_kernels as kernels
+    try:
+        from rabbitllm.streaming.devices import row_kernels as kernels
 
+        kernels.try_out(device)
+    except (ImportError, OSError, RuntimeError, SubprocessError) as error:
+        logger.warning(
+            "Triton does not work here (%s), so the host waits for the routes of each layer.",
+            summary(error),
+        )
+        return None
     return kernels
 
 

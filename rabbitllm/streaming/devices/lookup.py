@@ -48,8 +48,8 @@ class Found:
     """What is found out of numbers of rows, all int64.
 
     Attributes:
-        places: for each number the place of its row in the table, which has the rows ascending:
-            [numbers].
+        places: for each number the place of its row in the table, which has the rows ascending; of
+            none the one behind the last: [numbers].
         sources: for each place of the table the address that its row is at; 0 for none: [numbers].
         keeping: and that of the slot that is to keep it; 0 for none: [numbers].
     """
@@ -66,7 +66,7 @@ class Kernels(Protocol):
         """Enqueues what finds rows, and decides which of them are kept.
 
         Args:
-            asked: numbers of rows, integers [numbers].
+            asked: numbers of rows, integers [numbers]; those behind the last are of none.
             known: of their stage; it is kept up to date.
             found: is written.
         """
@@ -176,7 +176,7 @@ class Lookup:
         if self._cut_off:
             self.begin({}, self.table)
         self._cut_off = True
-        self._kernels.look_up(asked.reshape(-1), self._known[name], found)
+        self._kernels.look_up(asked.reshape(-1).contiguous(), self._known[name], found)
         self._kernels.copy_rows(found, self._memory[:count, : self._sizes[name]])
         self._cut_off = False
         return found.places.view(asked.shape)

@@ -40,12 +40,14 @@ def _look_up(
     present = tl.zeros([ROWS], tl.int32)
     for i in range(numbers):
         number = tl.load(asked + i)
-        present = tl.where(row == number, 1, present)
-        used_at = tl.where(held_at == number, time, used_at)
+        there = number < no_row
+        present = tl.where((row == number) & there, 1, present)
+        used_at = tl.where((held_at == number) & there, time, used_at)
     behind = tl.cumsum(present, 0) - 1
     for i in range(numbers):
         number = tl.load(asked + i)
-        tl.store(places + i, tl.sum(tl.where(row == number, behind, 0), 0))
+        place_of = tl.sum(tl.where(row == number, behind, 0), 0)
+        tl.store(places + i, tl.where(number < no_row, place_of, numbers))
 
     in_slot = tl.load(place + row, mask=row < no_row, other=-1)
     hit = (present == 1) & (in_slot >= 0)
@@ -99,6 +101,13 @@ def _copy_rows(sources, keeping, table, words, width, WORDS: tl.constexpr):
 def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
     """See `lookup.Kernels`."""
     no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
+    with torch.cuda.device(asked.device):
+        _launch_look_up(asked, known, found, no_row, no_slot)
+
+
+def _launch_look_up(
+    asked: torch.Tensor, known: Known, found: Found, no_row: int, no_slot: int
+) -> None:
     _look_up[1,](
         asked,
         len(asked),
@@ -123,6 +132,16 @@ def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
 def copy_rows(found: Found, table: torch.Tensor) -> None:
     """See `lookup.Kernels`."""
     words = table.view(torch.int64)
-    _copy_rows[len(words), PROGRAMS](
-        found.sources, found.keeping, words, words.shape[1], words.stride(0), WORDS=WORDS
-    )
+    with torch.cuda.device(table.device):
+        _copy_rows[len(words), PROGRAMS](
+            found.sources, found.keeping, words, words.shape[1], words.stride(0), WORDS=WORDS
+        )
+
+
+def try_out(device: torch.device) -> None:
+    """Launches both once, to no effect; raises what Triton raises where it does not work."""
+    one, two = (torch.zeros(size, dtype=torch.int64, device=device) for size in (1, 2))
+    found, none = Found(one, one.clone(), one.clone()), two - 1
+    known = Known(two, none, two.clone(), two + 1, two + NEVER, two.clone(), one[0].clone())
+    look_up(one.clone(), known, found)
+    copy_rows(found, torch.zeros(1, 8, dtype=torch.uint8, device=device))

@@ -144,6 +144,33 @@ def test_all_rows_of_the_next_stage_come_while_those_of_this_one_are_computed_wi
     assert not Toy(EXPERTS + 1).shelf.foresee_all("b", EXPERTS, running=True)
 
 
+def test_what_comes_beside_a_running_table_comes_nowhere_into_it() -> None:
+    stages = [stage("a"), stage("b")]
+    source: Any = Source(stages)
+    shelf = RowShelf(source, torch.zeros(20, stages[0].row_nbytes, dtype=torch.uint8), stages)
+    with torch.no_grad():
+        for _ in range(3):
+            shelf.lay_out("b", range(EXPERTS))
+            shelf.foresee_all("a", 2, running=True)  # a layer of fewer experts
+            few = shelf.lay_out("a", [0, 1])
+            held = [tensor.clone() for tensor in few]
+            shelf.foresee_all("b", EXPERTS, running=True)
+            assert all(map(torch.equal, few, held))
+
+
+def test_a_graph_finds_its_rows_behind_a_pass_without_one() -> None:
+    toy, whole = Toy(2 * EXPERTS + 2), list(range(EXPERTS))
+    toy.shelf.watched = True
+    up, _ = toy.shelf.lay_out("b", whole)
+    before, saved = up.clone(), toy.shelf.save(up)
+    assert saved is not None
+    toy.ask("a", whole)
+    toy.shelf.foresee_all("b", EXPERTS, running=True)
+    toy.ask("b", whole)  # in the other table
+    with torch.no_grad():
+        assert torch.equal(toy.shelf.copy(saved), before)
+
+
 def test_more_than_there_is_room_for_is_refused_by_name() -> None:
     rows = ShelfRows(Toy(3).shelf, "a", EXPERTS)
     with pytest.raises(BudgetError, match=r"^a needs 6 experts .* room for 3"):

@@ -188,7 +188,7 @@ def looks_up(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
 
     monkeypatch.setattr(Lookup, "end", behind(end))
     monkeypatch.setattr(Lookup, "counted", behind(counted))
-    monkeypatch.setattr(cuda, "row_kernels", lambda: Later(device))
+    monkeypatch.setattr(cuda, "row_kernels", lambda _: Later(device))
     return device
 
 

@@ -26,9 +26,11 @@ def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
     """What the kernel does, by operations of torch's on any device."""
     count = len(asked)
     no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
+    asked = asked.clamp(max=no_row)
     present = torch.zeros_like(known.home, dtype=torch.bool).index_fill_(0, asked, True)
+    present[no_row] = False
     behind = present.cumsum(0) - 1
-    found.places.copy_(behind[asked])
+    found.places.copy_(torch.where(asked < no_row, behind[asked], count))
     every = torch.arange(no_row + 1, device=asked.device)
     table = every.new_full((count + 1,), no_row)
     numbers = table.scatter_(0, torch.where(present, behind, count), every)[:count]
@@ -88,7 +90,7 @@ def test_every_row_that_is_asked_for_is_in_its_place(
 ) -> None:
     look = look_up
     if device == "cuda":
-        kernels = row_kernels()
+        kernels = row_kernels(torch.device("cuda", 0))
         assert kernels is not None
         look = kernels.look_up
     draw = random.Random(slots + asked)
@@ -97,14 +99,15 @@ def test_every_row_that_is_asked_for_is_in_its_place(
     total, brought, room = 0, 0, slots - missing
     held, last = set[int](), dict[int, int]()
     for turn in range(60):
-        numbers = draw.choices(range(ROWS), k=asked)
-        distinct = sorted(set(numbers))
+        numbers = draw.choices(range(ROWS + 2), k=asked)  # some are of none
+        distinct = sorted({number for number in numbers if number < ROWS})
         look(torch.tensor(numbers, device=device), state, found)
         sources = found.sources.tolist()
         came = [source - HOME for source in sources if HOME <= source < HOME + ROWS]
         table = memory.copy(sources, found.keeping.tolist())
         assert table == distinct + [-1] * (len(table) - len(distinct))
-        assert [table[place] for place in found.places.tolist()] == numbers
+        for number, place in zip(numbers, found.places.tolist(), strict=True):
+            assert place == asked if number >= ROWS else table[place] == number
         missed = [row for row in distinct if row not in held]
         assert came == missed
         total, brought = total + len(distinct), brought + len(missed)
