@@ -150,12 +150,13 @@ def test_what_comes_beside_a_running_table_comes_nowhere_into_it() -> None:
     shelf = RowShelf(source, torch.zeros(20, stages[0].row_nbytes, dtype=torch.uint8), stages)
     with torch.no_grad():
         for _ in range(3):
-            shelf.lay_out("b", range(EXPERTS))
-            shelf.foresee_all("a", 2, running=True)  # a layer of fewer experts
-            few = shelf.lay_out("a", [0, 1])
+            shelf.lay_out("a", [0, 1])  # layers of fewer experts
+            shelf.foresee_all("b", 2, running=True)
+            few = shelf.lay_out("b", [0, 1])
             held = [tensor.clone() for tensor in few]
-            shelf.foresee_all("b", EXPERTS, running=True)
+            shelf.foresee_all("a", EXPERTS, running=True)
             assert all(map(torch.equal, few, held))
+            shelf.lay_out("a", range(EXPERTS))
 
 
 def test_a_graph_finds_its_rows_behind_a_pass_without_one() -> None:
