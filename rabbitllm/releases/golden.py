@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rabbitllm.checkpoint.durable import write_durably
 
 VERSION = 1
 KEPT = ("backend", "input", "watched", "logits", "tokens", "ids", "chat", "backends")
@@ -39,9 +41,7 @@ def make(release: str, recipe: Mapping[str, Any], answer: Mapping[str, Any]) -> 
 def write(golden: Golden, path: Path) -> None:
     """Writes the file; what was there is replaced at once, or stays."""
     contents = {"version": VERSION, **vars(golden)}
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(contents, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    new.replace(path)
+    write_durably(path, json.dumps(contents, ensure_ascii=False, indent=1) + "\n")
 
 
 def read(path: Path, recipe: Mapping[str, Any]) -> Golden | None:
@@ -57,6 +57,8 @@ def read(path: Path, recipe: Mapping[str, Any]) -> Golden | None:
     try:
         contents = json.loads(path.read_text("utf-8"))
         version, golden = contents.pop("version"), Golden(**contents)
+        if version == VERSION:
+            _refuse_other_types(golden)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} holds no golden values: {error}. {again}") from error
     if version != VERSION:
@@ -67,6 +69,57 @@ def read(path: Path, recipe: Mapping[str, Any]) -> Golden | None:
                 f"{path} is of another {name}: {golden.recipe.get(name)}, not {value}. {again}"
             )
     return golden
+
+
+def _refuse_other_types(golden: Golden) -> None:
+    """Raises ValueError, which names the value, if one is of no type that the probe gives."""
+    kinds = {"release": str, "recipe": dict, "values": dict}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(golden, name), kind):
+            raise ValueError(f"its {name} cannot be such")
+    for name, value in golden.values.items():
+        if not TYPES.get(name, lambda _: True)(value):
+            raise ValueError(f"its {name} cannot be such")
+    logits = golden.values.get("logits")
+    if logits and not _as_many(logits["values"], golden.values.get("watched")):
+        raise ValueError("it has not a logit for each place that is watched")
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a list of numbers."""
+    return isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+
+
+def _rows(value: Any) -> bool:
+    """Whether it is a list of lists of numbers."""
+    return isinstance(value, list) and all(map(_numbers, value))
+
+
+def _logits(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("digest"), str)
+        and isinstance(value.get("largest"), int | float)
+        and _rows(value.get("values"))
+    )
+
+
+def _as_many(rows: list[Any], others: Any) -> bool:
+    """Whether two lists of lists are as long, each."""
+    return isinstance(others, list) and [*map(len, rows)] == [*map(len, others)]
+
+
+TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "backend": lambda value: isinstance(value, str),
+    "input": _numbers,
+    "watched": _rows,
+    "logits": _logits,
+    "tokens": _numbers,
+    "ids": _rows,
+    "chat": lambda value: isinstance(value, str),
+    "backends": lambda value: isinstance(value, dict),
+}
+"""Of `KEPT`: whether a value is of the type that the probe gives."""
 
 
 def digest(folder: Path, weights: bool) -> str:

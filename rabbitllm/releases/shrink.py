@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rabbitllm.checkpoint.hub import CODE_PATTERNS, CONFIG_PATTERNS
+
 HEADS, WIDTH = 4, 128
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
@@ -27,11 +29,15 @@ AT_MOST = {
     "first_k_dense_replace": 1,
 }
 """Fields whose numbers do not stay above a value."""
-COPIED = ("*.py", "*.txt", "*.model", "*.jinja", "*tokenizer*.json", "*tokens*.json", "vocab*")
+QUANTIZED = "quantization_config"
+NOT_COPIED = ("config.json", "*.index.json")
+"""What is written anew, and what names files of weights that are not there."""
 
 
 def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     """A config with tiny layers; widths of heads, the vocabulary and kinds of layers stay.
+
+    How the weights were quantized is left out, for those that are made are plain ones.
 
     Args:
         config: what config.json holds; configs inside it are made small as well.
@@ -39,6 +45,7 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {
         name: shrunk(value) if isinstance(value, dict) and name.endswith("_config") else value
         for name, value in config.items()
+        if name != QUANTIZED
     }
     for name, most in AT_MOST.items():
         if _number(made.get(name)):
@@ -80,11 +87,17 @@ def _number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def quantized(source: Path) -> bool:
+    """Whether a checkpoint's config says how its weights are quantized."""
+    return f'"{QUANTIZED}"' in (source / "config.json").read_text("utf-8")
+
+
 def write(source: Path, target: Path) -> None:
     """Writes a checkpoint without weights: the shrunk config, code and the tokenizer's files."""
     config = json.loads((source / "config.json").read_text("utf-8"))
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").write_text(json.dumps(shrunk(config), indent=1), "utf-8")
-    for pattern in COPIED:
+    for pattern in (*CONFIG_PATTERNS, *CODE_PATTERNS):
         for file in source.glob(pattern):
-            shutil.copy(file, target)
+            if not any(file.match(left_out) for left_out in NOT_COPIED):
+                shutil.copy(file, target)

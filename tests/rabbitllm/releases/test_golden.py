@@ -23,6 +23,15 @@ def test_what_is_written_is_read_again(tmp_path):
         ("no json", "holds no golden values"),
         ("[1]", "holds no golden values"),
         ("{}", "holds no golden values"),
+        (
+            '{"version": 1, "release": "", "recipe": {}, "values": {"tokens": "x"}}',
+            "holds no golden values: its tokens cannot be such",
+        ),
+        (
+            '{"version": 1, "release": "", "recipe": {}, "values": {"watched": [], "logits":'
+            ' {"digest": "", "largest": 1, "values": [[1]]}}}',
+            "holds no golden values: it has not a logit",
+        ),
         ('{"version": 9, "release": "", "recipe": {}, "values": {}}', "of version 9, not 1"),
         ('{"version": 1, "release": "", "recipe": {}, "values": {}}', "another checkpoint"),
     ],

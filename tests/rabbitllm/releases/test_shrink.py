@@ -47,10 +47,18 @@ def test_groups_of_heads_keep_their_proportion(kv):
     assert shrunk({**LARGE, "num_key_value_heads": kv})["num_key_value_heads"] == max(1, kv // 16)
 
 
+def test_how_weights_were_quantized_is_left_out():
+    assert shrunk({"quantization_config": {}, "x": 1}) == {"x": 1}
+
+
 def test_code_and_tokenizer_come_along_and_weights_do_not(sharp, tmp_path):
+    for name in ("a.tiktoken", "chat_template.json", "model.safetensors.index.json"):
+        (sharp / name).touch()
     write(sharp, tmp_path / "tiny")
     found = {file.name for file in (tmp_path / "tiny").iterdir()}
     assert found == {
+        "a.tiktoken",
+        "chat_template.json",
         "config.json",
         "modeling_sharp.py",
         "tokenizer.json",
