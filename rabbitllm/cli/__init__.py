@@ -1,7 +1,8 @@
 """The `rabbitllm` command: one module for each sub-command.
 
 A module has `EXAMPLE`, `add_arguments(parser)` and `main(arguments)`, which returns the exit
-status. What takes seconds to import is imported inside `main`, so that `--help` answers at once.
+status, and may have `UNANSWERED`, the exit status of what went wrong where `FAILED` is an answer.
+What takes seconds to import is imported inside `main`, so that `--help` answers at once.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -57,15 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return FAILED
-    except EXPECTED as error:
-        explained = explain(error)
+        return int(arguments.unanswered)
+    except Exception as error:  # what is not expected is shown whole
+        explained = explain(error) if isinstance(error, EXPECTED) else None
         if explained is None:
-            raise
+            if arguments.unanswered == FAILED:  # which is how a traceback ends
+                raise
+            traceback.print_exc()
+            return int(arguments.unanswered)
         line, status = explained
         logger.debug("What went wrong:", exc_info=error)
         print(f"rabbitllm: {line}", file=sys.stderr)
-        return status
+        return max(status, int(arguments.unanswered))
 
 
 def _prepare_logging(level: int) -> None:
@@ -127,5 +132,6 @@ def _add_command(commands: "argparse._SubParsersAction[Parser]", module: ModuleT
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log more; -vv also shows tracebacks"
     )
-    parser.set_defaults(main=module.main, check=lambda _: None)
+    unanswered = getattr(module, "UNANSWERED", FAILED)
+    parser.set_defaults(main=module.main, check=lambda _: None, unanswered=unanswered)
     module.add_arguments(parser)

@@ -1,13 +1,14 @@
 """Find the first transformers release in which a command fails.
 
 The command runs in an environment of each release that is tried, with the dependencies of the day
-when that release came out, and torch and pytest beside it. Environments are made by uv, and kept.
+when that release came out, and torch and pytest beside it. Environments are made by uv, and kept;
+UV_TORCH_BACKEND=cpu spares them what torch needs for GPUs.
 Exit status 0 of the command is good and any other bad, but 125 says that it cannot be told, and the
 release is passed over. pytest and python are those of the environment.
 
 exit status: 0 if the release was found, 1 if no release between the two broke the command (it fails
 in A, or works in B), 2 if the question is wrong or cannot be put: no such release or command, an
-end that cannot be tried, an index that does not answer
+end that cannot be tried, an index that does not answer; or if something else went wrong
 """
 
 import argparse
@@ -18,6 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rabbitllm.cli.failures import MISUSED
+from rabbitllm.cli.options import positive
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from rabbitllm.releases.environments import Environments
     from rabbitllm.releases.trial import Trial
 
+UNANSWERED = MISUSED
+"""Exit status of what went wrong: 1 is an answer."""
 EXAMPLE = """\
   rabbitllm bisect --releases 5.0..newest -- pytest tests/test_wrapper.py
   rabbitllm bisect --releases 5.12.1..5.13.1 --with peft --with-editable . -- python script.py"""
@@ -67,6 +73,14 @@ def add_environments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where they are kept (RABBITLLM_ENVIRONMENTS, or ~/.cache/rabbitllm-environments)",
     )
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=3600,
+        metavar="SECONDS",
+        help="that a release may take once it is installed; what takes longer cannot be told "
+        "(%(default)s)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -87,7 +101,9 @@ def main(arguments: argparse.Namespace) -> int:
     inside = between(known, first, "9999" if last == MAIN else last)
 
     def measure(release: str) -> "Trial":
-        return said(release, lambda: attempt(release, arguments.command, environments))
+        return said(
+            release, lambda: attempt(release, arguments.command, environments, arguments.timeout)
+        )
 
     try:
         good, bad = measure(first), measure(last)

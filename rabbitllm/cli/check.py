@@ -6,8 +6,10 @@ with and without a cache. What is right is kept in a file, which is for committi
 breaks, the releases between are tried until the first bad one is known. A range means the newest
 patch of each minor. Code in the checkpoint runs only with --trust-remote-code.
 
-exit status: 0 if every release is good, 1 if one is bad, 2 if the question is wrong, 3 if none is
-bad and one could not be installed
+Environments are made by uv, and kept; UV_TORCH_BACKEND=cpu spares them what torch needs for GPUs.
+
+exit status: 0 if every release is good, 1 if one is bad, 2 if the question is wrong or something
+else went wrong, 3 if none is bad and one could not be installed or told
 """
 
 import argparse
@@ -19,16 +21,32 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rabbitllm.checkpoint.durable import write_durably
 from rabbitllm.cli.bisect import add_environments, environments_of
+from rabbitllm.cli.failures import MISUSED
+from rabbitllm.errors import nearest
 
 if TYPE_CHECKING:
-    from rabbitllm.releases.checkup import Checkup, Row
+    from collections.abc import Sequence
+
+    from rabbitllm.releases.checkup import Break, Checkup, Row
     from rabbitllm.releases.report import Report
 
+UNANSWERED = MISUSED
+"""Exit status of what went wrong: 1 is an answer."""
 EXAMPLE = """\
   rabbitllm check ./my-model --releases 5.0..newest --trust-remote-code
   rabbitllm check my/model-70b --releases 5.0,5.12,newest,main --shrink --reports reports"""
 STATUSES = {"good": 0, "bad": 1, "not-run": 3}
+BACKENDS = (
+    "eager",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+    "sdpa",
+)
+"""Attention backends of a release, which need not be the one that runs here."""
 FORMATS = ("md", "html", "json")
 
 
@@ -86,12 +104,14 @@ def main(arguments: argparse.Namespace) -> int:
     from rabbitllm.releases import golden
     from rabbitllm.releases.checkup import Checkup
     from rabbitllm.releases.index import ask_index
-    from rabbitllm.releases.report import Report
-    from rabbitllm.releases.selection import in_order, select
+    from rabbitllm.releases.report import as_json
+    from rabbitllm.releases.selection import select
 
     environments = environments_of(arguments)
+    _refuse_unknown(arguments.attn)
     known = ask_index(pre=arguments.pre)
     releases = select(arguments.releases, known, arguments.pre)
+    _refuse_old(releases)
     folder = _folder(arguments)
     recipe = {
         "checkpoint": golden.digest(folder, weights=not arguments.shrink),
@@ -100,24 +120,85 @@ def main(arguments: argparse.Namespace) -> int:
     }
     right = golden.read(arguments.golden, recipe)
     before = _earlier(arguments.reports)
+    for place in filter(None, (arguments.golden.absolute().parent, arguments.reports)):
+        _refuse_closed(place)
     print(f"{len(releases)} releases, {releases[0]} to {releases[-1]}", file=sys.stderr)
     with ExitStack() as stack:
         if arguments.shrink:
-            from rabbitllm.releases import shrink
+            folder = _shrunk(folder, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        question = _question(arguments, folder)
+        say = _sayer()
 
-            tiny = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            shrink.write(folder, tiny)
-            folder = tiny
-        checkup = Checkup(_question(arguments, folder), environments, recipe, right, _sayer())
-        breaks = _measured(checkup, releases, known)
-    if right is None and checkup.golden:
-        golden.write(checkup.golden, arguments.golden)
-        print(f"What is right is in {arguments.golden}: commit it.", file=sys.stderr)
-    by = checkup.golden.release if checkup.golden else ""
-    rows = [checkup.rows[release] for release in in_order(checkup.rows)]
-    found = Report(arguments.model, arguments.dtype, arguments.shrink, by, rows, breaks)
+        def keep(row: "Row") -> None:
+            """What is known is kept, whatever ends the command."""
+            say(row)
+            if checkup.golden and not arguments.golden.exists():
+                golden.write(checkup.golden, arguments.golden)
+                print(f"What is right is in {arguments.golden}: commit it.", file=sys.stderr)
+            if arguments.reports:
+                write_durably(arguments.reports / "check.json", as_json(_found(arguments, checkup)))
+
+        checkup = Checkup(question, environments, recipe, right, keep, arguments.timeout)
+        for release in releases:
+            checkup.measure(release)
+        breaks = checkup.breaks(known)
+    found = _found(arguments, checkup, breaks)
     _publish(found, arguments, before)
     return STATUSES[found.status]
+
+
+def _found(
+    arguments: argparse.Namespace, checkup: "Checkup", breaks: "Sequence[Break]" = ()
+) -> "Report":
+    from rabbitllm.releases.report import Report
+    from rabbitllm.releases.selection import in_order
+
+    by = checkup.golden.release if checkup.golden else ""
+    rows = [checkup.rows[release] for release in in_order(checkup.rows)]
+    return Report(arguments.model, arguments.dtype, arguments.shrink, by, rows, breaks)
+
+
+def _refuse_unknown(backends: list[str]) -> None:
+    """Raises ValueError for a name that is no attention backend's; kernels of the hub have a /."""
+    named = [name for name in backends if name not in BACKENDS and "/" not in name]
+    if not named:
+        return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = sorted({*BACKENDS, *ALL_ATTENTION_FUNCTIONS.valid_keys()})
+    for name in named:
+        if name not in known:
+            raise ValueError(f"--attn {name}: there is no such backend.{nearest(name, known)}")
+
+
+def _refuse_old(releases: list[str]) -> None:
+    """Raises ValueError for a release of an older major."""
+    from packaging.version import Version
+
+    from rabbitllm.releases.selection import MAIN, OLDEST
+
+    for release in releases:
+        if release != MAIN and Version(release).release < Version(OLDEST).release:
+            raise ValueError(f"transformers {release} is too old: {OLDEST} is the first that does.")
+
+
+def _refuse_closed(folder: Path) -> None:
+    """Makes a folder; raises ValueError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written to: {error.strerror}.") from error
+
+
+def _shrunk(folder: Path, tiny: Path) -> Path:
+    from rabbitllm.releases import shrink
+
+    if shrink.quantized(folder):
+        left = f"{shrink.QUANTIZED} is left out: the tiny layers have plain weights."
+        print(left, file=sys.stderr)
+    shrink.write(folder, tiny)
+    return tiny
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
@@ -144,12 +225,6 @@ def _question(arguments: argparse.Namespace, folder: Path) -> Any:
         "watched": None,
         "weights": arguments.shrink,
     }
-
-
-def _measured(checkup: "Checkup", releases: list[str], known: list[str]) -> Any:
-    for release in releases:
-        checkup.measure(release)
-    return checkup.breaks(known)
 
 
 def _sayer() -> Any:
@@ -179,9 +254,14 @@ def _earlier(folder: Path | None) -> Any:
     path = folder / "check.json" if folder else None
     if path is None or not path.is_file():
         return None
-    found = json.loads(path.read_text("utf-8"))
-    if found.get("version") != VERSION:
-        raise ValueError(f"{path} is of another version of this program: remove it.")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if found["version"] != VERSION:
+            raise ValueError(f"{path} is of another version of this program: remove it.")
+        _ = [(row["release"], row["status"]) for row in found["releases"]]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        print(f"{path} is damaged, and counts as none: {error!r}", file=sys.stderr)
+        return None
     return found
 
 
@@ -190,9 +270,8 @@ def _publish(found: "Report", arguments: argparse.Namespace, before: Any) -> Non
 
     print(FILES[f"check.{arguments.format}"](found), end="")
     if arguments.reports:
-        arguments.reports.mkdir(parents=True, exist_ok=True)
         for name, render in FILES.items():
-            (arguments.reports / name).write_text(render(found), "utf-8")
+            write_durably(arguments.reports / name, render(found))
         text, path = issue(found, before), arguments.reports / "issue.md"
-        path.write_text(text, "utf-8") if text else path.unlink(missing_ok=True)
+        write_durably(path, text) if text else path.unlink(missing_ok=True)
     print(found.summary, file=sys.stderr)

@@ -17,7 +17,12 @@ from rabbitllm.releases.bisection import bisect
 from rabbitllm.releases.environments import Environments, UnavailableError
 from rabbitllm.releases.golden import Golden
 from rabbitllm.releases.selection import MAIN, between, in_order
+from rabbitllm.releases.trial import KILLED
 from rabbitllm.releases.verdicts import CHECKS, Result, judge
+
+
+class LostError(ValueError):
+    """A process ended without telling anything of the release; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Row:
     Attributes:
         release: of transformers.
         results: of the checks; empty where the release could not be installed.
-        reason: why it could not.
+        reason: why it could not, or why its process tells nothing.
+        note: what of its environment is not as one would expect.
         day: that whose dependencies the release had; empty for today.
         versions: of packages.
     """
@@ -35,6 +41,7 @@ class Row:
     release: str
     results: Sequence[Result] = ()
     reason: str = ""
+    note: str = ""
     day: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,6 +87,7 @@ class Checkup:
         recipe: see `Golden`.
         golden: what is right; None until a release is good, which gives it.
         say: is told of each row.
+        timeout: seconds that a release may take.
     """
 
     question: probe.Question
@@ -87,6 +95,7 @@ class Checkup:
     recipe: Mapping[str, Any]
     golden: Golden | None
     say: Callable[[Row], None]
+    timeout: float = 3600
     rows: dict[str, Row] = field(default_factory=dict)
 
     def measure(self, release: str) -> Row:
@@ -103,14 +112,37 @@ class Checkup:
             return Row(release, reason=str(error))
         right = self.golden.values if self.golden else {}
         asked = beside(self.question, right)
-        answer = ask(asked, environment.variables, environment.bin / "python")
+        row = Row(release, note=environment.note, day=environment.day)
+        try:
+            answer = ask(asked, environment.variables, environment.bin / "python", self.timeout)
+        except LostError as error:
+            return replace(row, reason=str(error))
         if self.question["weights"] and "made" not in answer["errors"]:
-            self.question["weights"] = False  # they are there now
+            self._take_weights(Path(self.question["folder"]), release)
         results = judge(answer, self.golden, self.question["dtype"])
-        row = Row(release, results, "", environment.day, answer.get("versions", {}))
+        row = replace(row, results=results, versions=answer.get("versions", {}))
         if self.golden is None and row.status == "good":
             self.golden = goldens.make(release, self.recipe, answer)
         return row
+
+    def _take_weights(self, folder: Path, release: str) -> None:
+        """Has later releases take the weights that this one made, if it came so far.
+
+        Raises:
+            ValueError: they are others than those that the golden values are of.
+        """
+        if not any(folder.glob("*.safetensors")):
+            return
+        self.question["weights"] = False
+        made = goldens.digest(folder, weights=True)
+        if self.golden is None:
+            self.recipe = {**self.recipe, "made": made}
+        elif self.golden.recipe.get("made", made) != made:
+            raise ValueError(
+                f"The tiny weights that transformers {release} makes are others than those that "
+                f"the golden values of {self.golden.release} are of: begin with that release, or "
+                "begin anew: delete the golden file, or name another by --golden."
+            )
 
     def breaks(self, known: Sequence[str]) -> list[Break]:
         """Where checks break, by halving what lies between the rows.
@@ -143,29 +175,41 @@ def beside(question: probe.Question, right: Mapping[str, Any]) -> probe.Question
     return {**question, "input": right.get("input"), "watched": right.get("watched")}
 
 
-def ask(question: probe.Question, variables: Mapping[str, str], python: Path) -> dict[str, Any]:
+def ask(
+    question: probe.Question, variables: Mapping[str, str], python: Path, timeout: float
+) -> dict[str, Any]:
     """What `rabbitllm.releases.probe` answers; of one that died, that it did.
 
     Args:
         question: of it.
         variables: of its process.
         python: that runs it.
+        timeout: seconds that it may take.
+
+    Raises:
+        LostError: it took longer, or was killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         asked, told = Path(folder, "question.json"), Path(folder, "answer.json")
         asked.write_text(json.dumps(question), "utf-8")
-        done = subprocess.run(
-            [python, "-I", probe.__file__, asked, told],
-            # Modules of a checkpoint's code are kept by folder, not by what they hold.
-            env={**variables, "HF_MODULES_CACHE": str(Path(folder, "modules"))},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        try:
+            done = subprocess.run(
+                [python, "-I", probe.__file__, asked, told],
+                # Modules of a checkpoint's code are kept by folder, not by what they hold.
+                env={**variables, "HF_MODULES_CACHE": str(Path(folder, "modules"))},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise LostError(f"It took longer than {timeout:.0f} s (--timeout).") from None
         if done.returncode == 0:
             answer: dict[str, Any] = json.loads(told.read_text("utf-8"))
             return answer
+    if done.returncode == KILLED:
+        raise LostError("The process was killed, probably for want of memory: try --shrink.")
     said = done.stderr.strip().splitlines()[-1:] or [""]
     died = f"The process ended with status {done.returncode}. {said[0]}".strip()
     return {"errors": {"model": died, "tokenizer": died}}

@@ -68,6 +68,7 @@ def machine(report: Report) -> dict[str, Any]:
                 "release": row.release,
                 "status": row.status,
                 "reason": row.reason,
+                "note": row.note,
                 "day": row.day,
                 "versions": dict(row.versions),
                 "checks": {r.check: {"status": r.status, "detail": r.detail} for r in row.results},
@@ -105,9 +106,9 @@ def heading(report: Report) -> list[str]:
 
 
 def reason(row: Row) -> str:
-    """What is wrong in a release, of the first check that fails; empty where all is well."""
+    """What is wrong in a release, of the first check that fails; else what is odd, or nothing."""
     failed = (f"{r.check}: {r.detail}" for r in row.results if r.status == "fail")
-    return next(failed, row.reason)
+    return next(failed, row.reason or row.note)
 
 
 def cells(row: Row) -> list[str]:

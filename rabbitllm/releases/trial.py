@@ -25,7 +25,7 @@ class Trial:
 
     Attributes:
         release: of transformers.
-        status: its exit status, negative for a signal; None where it did not run.
+        status: its exit status, negative for a signal; None where it did not run, or took too long.
         output: what it printed, stdout and stderr in turns; or why it did not run.
         environment: that it ran in.
     """
@@ -44,13 +44,15 @@ class Trial:
     def verdict(self) -> str:
         """In words, such as "bad (exit status 1)"."""
         if self.status is None:
-            return "cannot be tried"
+            return "cannot be told" if self.environment else "cannot be tried"
         word = {True: "good", False: "bad", None: "cannot be told"}[self.works]
         return word if self.works else f"{word} (exit status {self.status})"
 
 
-def attempt(release: str, command: Sequence[str], environments: Environments) -> Trial:
-    """Runs a command in the environment of a release.
+def attempt(
+    release: str, command: Sequence[str], environments: Environments, timeout: float = 3600
+) -> Trial:
+    """Runs a command in the environment of a release, for as many seconds at most.
 
     Raises:
         FileNotFoundError: there is no such command; `filename` names it.
@@ -61,15 +63,20 @@ def attempt(release: str, command: Sequence[str], environments: Environments) ->
     except UnavailableError as error:
         return Trial(release, None, str(error))
     program = find(command[0], environment)
-    done = subprocess.run(
-        [program, *command[1:]],
-        env=environment.variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            [program, *command[1:]],
+            env=environment.variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        late = f"It took longer than {timeout:.0f} s (--timeout)."
+        return Trial(release, None, late, environment)
     return Trial(release, done.returncode, done.stdout, environment)
 
 

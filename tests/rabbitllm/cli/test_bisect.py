@@ -19,7 +19,7 @@ def statuses(monkeypatch, tmp_path):
     """Have releases end with exit statuses: those that the returned dict names, else 0."""
     given = {}
 
-    def attempt(release, command, environments):
+    def attempt(release, command, environments, timeout):
         assert command == ["pytest", "-x", "--", "a"]
         return Trial(release, given.get(release, 0), f"printed by {release}\n")
 
@@ -109,8 +109,19 @@ def test_what_lies_here_is_installed_from_wherever_uv_runs(command, monkeypatch,
 def test_without_uv_the_extra_is_named(command, statuses, monkeypatch):
     monkeypatch.setattr("rabbitllm.cli.bisect.find_spec", lambda name: None)
     status, _, err = command("bisect", "--releases", "5.0..newest", *ARGUMENTS)
-    assert status == 1
+    assert status == 2
     assert "rabbitllm[harness]" in err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), KeyError("bug")])
+def test_what_goes_wrong_is_no_answer(command, statuses, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trial, "attempt", fail)
+    status, _, err = command("bisect", "--releases", "5.0..newest", *ARGUMENTS)
+    assert status == 2
+    assert "No space" in err or "KeyError: 'bug'" in err
 
 
 def test_a_script_runs_in_the_environment_of_each_release(command, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from rabbitllm.releases import checkup, index
 from rabbitllm.releases.environments import Environment
 
-INDEX = ["5.3.0", "5.4.0", "5.4.1", "5.5.0"]
+INDEX = ["4.57.6", "5.3.0", "5.4.0", "5.4.1", "5.5.0"]
 
 
 @pytest.fixture
@@ -29,8 +29,10 @@ def tokens(model, monkeypatch):
     def make(environments, release):
         return Environment(release, Path("/none") / release)
 
-    def reply(question, variables, python):
-        asked.append(question)
+    def reply(question, variables, python, timeout):
+        asked.append(dict(question))
+        if question["weights"] and reply.made:
+            (Path(question["folder"]) / "model.safetensors").touch()
         answer = {
             "errors": {},
             "weights": {"missing": [], "mismatched": []},
@@ -47,7 +49,7 @@ def tokens(model, monkeypatch):
     monkeypatch.setattr(index, "ask_index", lambda pre: INDEX)
     monkeypatch.setattr("rabbitllm.releases.environments.Environments.make", make)
     monkeypatch.setattr(checkup, "ask", reply)
-    reply.given, reply.asked = given, asked
+    reply.given, reply.asked, reply.made = given, asked, True
     return reply
 
 
@@ -97,9 +99,45 @@ def test_tiny_layers_are_made_in_a_folder_of_their_own(command, model, tokens):
     assert model not in {Path(asked["folder"]) for asked in tokens.asked}
 
 
+def test_weights_that_no_release_made_are_asked_for_again(command, model, tokens):
+    tokens.made = False
+    command("check", model, "--releases", "5.3,5.5", "--shrink")
+    assert [asked["weights"] for asked in tokens.asked] == [True, True]
+
+
+def test_what_is_known_is_kept_when_the_command_is_cut_off(command, model, tokens, monkeypatch):
+    def cut(*arguments):
+        if tokens.asked:
+            raise KeyboardInterrupt
+        return tokens(*arguments)
+
+    monkeypatch.setattr(checkup, "ask", cut)
+    assert command("check", model, "--releases", "5.3,5.5", "--reports", "a/reports")[0] == 130
+    assert json.loads(Path("rabbitllm-golden.json").read_text())["release"] == "5.3.0"
+    kept = json.loads(Path("a/reports/check.json").read_text())
+    assert [row["release"] for row in kept["releases"]] == ["5.3.0"]
+
+
+def test_plain_weights_of_a_quantized_config_are_said(command, model, tokens):
+    (model / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    _, _, err = command("check", model, "--releases", "5.3", "--shrink")
+    assert "quantization_config is left out" in err
+
+
+def test_a_report_that_was_cut_off_counts_as_none(command, model, tokens):
+    Path("reports").mkdir()
+    Path("reports/check.json").write_text('{"version": 1, "rel')
+    status, _, err = command("check", model, "--releases", "5.3", "--reports", "reports")
+    assert status == 0
+    assert "reports/check.json is damaged" in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--releases", "5.3", "--attn", "spda"), "--attn spda: there is no such backend. Did"),
+        (("--releases", "4.57.6"), "transformers 4.57.6 is too old"),
+        (("--releases", "5.3", "--reports", "model/config.json"), "cannot be written to"),
         (("--releases", "5.9"), "no transformers 5.9"),
         (("--releases", "5.5..5.3"), "does not come before"),
         (("--with-editable", "."), "holds no project"),

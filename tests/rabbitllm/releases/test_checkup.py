@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rabbitllm.releases import checkup
-from rabbitllm.releases.checkup import Checkup, ask
+from rabbitllm.releases.checkup import Checkup, LostError, ask
 from rabbitllm.releases.environments import Environment, UnavailableError
 
 RELEASES = [f"5.{minor}.{patch}" for minor in range(4) for patch in range(2)]
@@ -39,7 +39,7 @@ def check(monkeypatch):
                 raise UnavailableError("needs a newer Python")
             return Environment(release, Path("/none") / release, "2026-01-01")
 
-    def reply(question, variables, python):
+    def reply(question, variables, python, timeout):
         release = python.parts[2]
         asked.append((release, question["input"], question["watched"]))
         return answers.get(release) or answered()
@@ -107,16 +107,52 @@ def test_a_process_that_dies_is_a_failure_to_load(monkeypatch, tmp_path, code, s
     script = tmp_path / "probe.py"
     script.write_text(code)
     monkeypatch.setattr(checkup.probe, "__file__", str(script))
-    answer = ask({}, dict(os.environ), Path(sys.executable))
+    answer = ask({}, dict(os.environ), Path(sys.executable), 60)
     assert answer["errors"]["model"] == said
     results = {r.check: r.status for r in checkup.judge(answer, None, "float32")}
     assert results["load"] == "fail"
     assert "pass" not in results.values()
 
 
+@pytest.mark.parametrize(
+    ("code", "timeout", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", 60, "want of memory: try --shrink"),
+        ("import time; time.sleep(60)", 0.2, "longer than 0 s"),
+    ],
+)
+def test_a_process_that_was_killed_tells_nothing(monkeypatch, tmp_path, code, timeout, said):
+    script = tmp_path / "probe.py"
+    script.write_text(code)
+    monkeypatch.setattr(checkup.probe, "__file__", str(script))
+    with pytest.raises(LostError, match=said):
+        ask({}, dict(os.environ), Path(sys.executable), timeout)
+
+
+def test_a_release_whose_process_tells_nothing_is_no_bad_one(check, monkeypatch):
+    def lost(*_):
+        raise LostError("killed")
+
+    monkeypatch.setattr(checkup, "ask", lost)
+    row = check.measure("5.0.0")
+    assert (row.status, row.reason) == ("not-run", "killed")
+
+
+def test_tiny_weights_of_another_release_are_refused(check, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("one")
+    check.question |= {"folder": str(tmp_path), "weights": True}
+    check.measure("5.0.0")
+    assert len(check.golden.recipe["made"]) == 16
+    check.question["weights"] = True
+    (tmp_path / "model.safetensors").write_text("other")
+    with pytest.raises(ValueError, match="begin with that release"):
+        check.measure("5.0.1")
+
+
 def test_a_process_of_its_own_answers(sharp):
     question = {"folder": str(sharp), "trust": False, "dtype": "float32", "backends": []}
     rest = {"input": None, "watched": None, "weights": False}
-    answer = ask({**question, **rest}, dict(os.environ), Path(sys.executable))
+    answer = ask({**question, **rest}, dict(os.environ), Path(sys.executable), 60)
     assert "trust_remote_code" in answer["errors"]["model"]
     assert len(answer["ids"]) == 3

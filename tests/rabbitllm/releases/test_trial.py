@@ -42,6 +42,12 @@ def test_the_exit_status_is_the_verdict(here, code, works, verdict):
     assert (trial.works, trial.verdict) == (works, verdict)
 
 
+def test_what_takes_too_long_cannot_be_told(here):
+    trial = attempt("5.0.0", [sys.executable, "-c", "import time; time.sleep(60)"], here, 0.2)
+    assert (trial.works, trial.verdict) == (None, "cannot be told")
+    assert "--timeout" in trial.output
+
+
 def test_both_streams_are_kept(here):
     code = "import sys; print('out', flush=True); print('err', file=sys.stderr)"
     assert attempt("5.0.0", [sys.executable, "-c", code], here).output == "out\nerr\n"
