@@ -127,22 +127,34 @@ def test_inputs_become_options(run_script):
     model = "my model; rm -rf /"
     switches = {"TRUST_REMOTE_CODE": "true", "SHRINK": "true", "PRE": "true"}
     status, asked = run_script(
-        0, MODEL=model, RELEASES="5.0", PACKAGES="einops tiktoken", **switches
+        0, MODEL=model, RELEASES="5.0", PACKAGES="einops\n  tiktoken>=0.7 *\n", **switches
     )
     assert status == 0
-    assert asked[:4] == ["check", model, "--releases", "5.0"]
-    assert asked[8:] == [
+    assert asked[:3] == ["check", "--releases", "5.0"]
+    assert asked[7:] == [
         "--trust-remote-code",
         "--shrink",
         "--pre",
-        *("--with", "einops", "--with", "tiktoken"),
+        *("--with", "einops", "--with", "tiktoken>=0.7", "--with", "*"),
+        *("--", model),
     ]
     parser = _parser()
     parser.parse_args(asked)
     assert run_script(0)[1][1:] == [
-        *(".", "--releases", ACTION["inputs"]["releases"]["default"]),
+        *("--releases", ACTION["inputs"]["releases"]["default"]),
         *("--reports", "out", "--golden", ACTION["inputs"]["golden"]["default"]),
+        *("--", "."),
     ]
+
+
+def test_a_switch_that_is_neither_true_nor_false_is_refused(run_script, tmp_path):
+    (tmp_path / "asked").touch()
+    assert run_script(0, SHRINK="True") == (2, [])
+    assert (tmp_path / "output").read_text() == "status=2\nissue=\n"
+
+
+def test_a_model_that_looks_like_an_option_is_none(run_script):
+    assert _parser().parse_args(run_script(0, MODEL="--shrink")[1]).model == "--shrink"
 
 
 @pytest.mark.parametrize(

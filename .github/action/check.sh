@@ -6,16 +6,34 @@ set -euo pipefail
 REPORTS="${REPORTS:-rabbitllm-reports}"
 arguments=(--releases "${RELEASES:-5.0,5.1,newest}" --reports "$REPORTS")
 arguments+=(--golden "${GOLDEN:-rabbitllm-golden.json}")
-[[ "${TRUST_REMOTE_CODE:-false}" != true ]] || arguments+=(--trust-remote-code)
-[[ "${SHRINK:-false}" != true ]] || arguments+=(--shrink)
-[[ "${PRE:-false}" != true ]] || arguments+=(--pre)
-read -ra packages <<<"${PACKAGES:-}"
-for package in "${packages[@]}"; do arguments+=(--with "$package"); done
+
+# Adds the option $1 if the input $2, of the name $3, is true.
+switch() {
+  case "$2" in
+    true) arguments+=("$1") ;;
+    false) ;;
+    *) refused="$3 is \"$2\": give \"true\" or \"false\"." ;;
+  esac
+}
+refused=""
+switch --trust-remote-code "${TRUST_REMOTE_CODE:-false}" trust-remote-code
+switch --shrink "${SHRINK:-false}" shrink
+switch --pre "${PRE:-false}" pre
+
+# Words on as many lines as one likes; an empty array is unbound in bash 3.2.
+set -f
+for package in ${PACKAGES:-}; do arguments+=(--with "$package"); done
+set +f
 
 # What an earlier step left there is no report of this one.
 rm -f "$REPORTS/check.md" "$REPORTS/issue.md"
 status=0
-rabbitllm check "${MODEL:-.}" "${arguments[@]}" || status=$?
+if [[ -n "$refused" ]]; then
+  echo "$refused" >&2
+  status=2
+else
+  rabbitllm check "${arguments[@]}" -- "${MODEL:-.}" || status=$?
+fi
 
 issue=""
 [[ ! -f "$REPORTS/issue.md" ]] || issue="$REPORTS/issue.md"
