@@ -160,7 +160,8 @@ def _by_ray(arguments: argparse.Namespace) -> Any:
         ray.init(address=arguments.ray)
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0)) if arguments.device != "cpu" else 0
-        workers = arguments.workers or gpus or len(ray.nodes())
+        machines = sum(node["Alive"] for node in ray.nodes())  # Ray also lists those that left
+        workers = arguments.workers or gpus or machines
         share = (
             {"num_gpus": min(1, gpus / workers)}
             if gpus

@@ -23,6 +23,9 @@ EXAMPLE = """\
   curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" \\
     -d '{"model": "Qwen/Qwen2.5-7B-Instruct", "messages": [{"role": "user", "content": "Hi"}]}'"""
 
+LEAST_QUEUE = 2**16
+"""Bytes below which not even a short request finds room."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's arguments."""
@@ -76,6 +79,8 @@ def main(arguments: argparse.Namespace) -> int:
         memory = parse_size(arguments.queue, total_host_memory)
     except ValueError as error:
         raise ValueError(f"--queue: {error}") from error
+    if memory < LEAST_QUEUE:
+        raise ValueError(f"--queue: {arguments.queue} holds no request: give one such as 256MiB.")
     listener = _listen(arguments.host, arguments.port)
     model = load_shared(arguments)
     name = arguments.name or name_of(arguments.model)

@@ -32,6 +32,13 @@ def test_a_taken_port_is_said_before_the_model_loads(
     )
 
 
+def test_a_queue_without_room_for_a_request_is_refused(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    status, _, err = command("serve", tmp_path, "--queue", "256")
+    assert status == 2
+    assert "--queue: 256 holds no request: give one such as 256MiB." in err
+
+
 def test_a_host_that_is_none_is_named() -> None:
     with pytest.raises(OSError, match=r"Cannot listen on no such host:0: "):
         _listen("no such host", 0)
