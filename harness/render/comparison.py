@@ -10,7 +10,8 @@ from typing import Any
 from harness.judging.cell_name import again
 from harness.judging.changes import KINDS, WORSE, Change, changed_probes
 from harness.judging.comparison import Comparison, apart
-from harness.render.markdown import escape_markdown, markdown_table
+from harness.render.markdown import markdown_table
+from rabbitllm.releases.markdown import escape_markdown
 
 KNOWN = "known, matrix/expected_failures.toml accounts for it"
 

@@ -17,13 +17,14 @@ from harness.render import changes, frames, machine, speed
 from harness.render.failures import failures
 from harness.render.families import counts, families
 from harness.render.formats import formats
-from harness.render.markdown import escape_markdown, markdown_link, markdown_table
+from harness.render.markdown import markdown_link, markdown_table
 from harness.render.payload import figure, payload
 from harness.render.ranges import in_words
 from harness.render.statuses import LOOKS, caption, look
 from harness.render.summary import listed, row_caption, row_summary, sentences
 from harness.render.text import shorten
 from harness.render.tokenizers import tokenizers
+from rabbitllm.releases.markdown import escape_markdown
 
 FIRST = "sdpa"
 """The backend shown first: what transformers takes unless asked otherwise."""

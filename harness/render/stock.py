@@ -9,9 +9,9 @@ from pathlib import Path
 from harness.judging.changes import Change, compare
 from harness.judging.expected_failures import Expected
 from harness.records import Record
-from harness.render.markdown import escape_markdown
 from harness.stock.differences import INTERFACES, Difference, differences
 from harness.stock.store import FOLDER, read
+from rabbitllm.releases.markdown import escape_markdown
 
 KINDS = {
     "regressed": "Worse answers",

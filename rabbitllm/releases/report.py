@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from rabbitllm.releases.checkup import Break, Row
+from rabbitllm.releases.markdown import escape_markdown
 from rabbitllm.releases.verdicts import CHECKS
 
 VERSION = 1
@@ -123,10 +124,12 @@ LEGEND = f"{SIGNS['pass']} passes, {SIGNS['fail']} fails, {SIGNS['skip']} did no
 
 def markdown(report: Report) -> str:
     """The report for people, as a document of Markdown."""
-    rows = [[text.replace("|", "\\|") for text in cells(row)] for row in report.rows]
+    rows = [[escape_markdown(text) for text in cells(row)] for row in report.rows]
     table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     lines = [f"| {' | '.join(line)} |" for line in table]
-    return "\n".join([*(f"{line}\n" for line in heading(report)), *lines, "", LEGEND, ""])
+    return "\n".join(
+        [*(f"{escape_markdown(line)}\n" for line in heading(report)), *lines, "", LEGEND, ""]
+    )
 
 
 def html(report: Report) -> str:
@@ -176,7 +179,7 @@ def issue(report: Report, before: Mapping[str, Any] | None) -> str:
         return ""
     lines = [
         f"- {row.release}: {statuses.get(row.release, 'new')} -> {row.status}"
-        + (f" ({reason(row)})" if reason(row) else "")
+        + (f" ({escape_markdown(reason(row))})" if reason(row) else "")
         for row in changed
     ]
     title = f"{report.model}: {len(changed)} of {len(report.rows)} transformers releases changed"

@@ -13,6 +13,9 @@ Status = Literal["pass", "fail", "skip"]
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference that another order of summation makes, as a fraction of the largest logit."""
 
+SHOWN, BEFORE = 100, 8
+"""Characters that are shown of what differs; places before the first that does."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -91,9 +94,22 @@ def _weights(answer: Answer, values: Answer, tolerance: float) -> Verdict:
 def _same(name: str) -> Callable[[Answer, Answer, float], Verdict]:
     def check(answer: Answer, values: Answer, tolerance: float) -> Verdict:
         ours, right = answer[name], values.get(name)
-        return ("pass", "") if ours == right else ("fail", f"{ours} instead of {right}"[:300])
+        return ("pass", "") if ours == right else ("fail", _differing(ours, right))
 
     return check
+
+
+def _differing(ours: Any, right: Any) -> str:
+    """What two texts or lists have from a little before the first place where they differ."""
+    if not (isinstance(ours, str | list) and isinstance(right, str | list)):
+        return f"{ours!r:.{SHOWN}} instead of {right!r:.{SHOWN}}"
+    place = next(
+        (n for n, (a, b) in enumerate(zip(ours, right, strict=False)) if a != b),
+        min(len(ours), len(right)),
+    )
+    begin = max(0, place - BEFORE)
+    words = [f"{value[begin:]!r:.{SHOWN}}" for value in (ours, right)]
+    return f"{words[0]} instead of {words[1]}, from place {begin} on; place {place} is the first"
 
 
 def _logits(answer: Answer, values: Answer, tolerance: float) -> Verdict:

@@ -63,9 +63,23 @@ def test_the_table_has_a_sign_for_each_check_and_what_is_wrong():
     lines = [line for line in text.splitlines() if line.startswith("| 5.")]
     assert lines[0] == f"| 5.3.0 | {' | '.join(['✓'] * len(CHECKS))} |  |"
     assert lines[1].startswith("| 5.4.0 | ✓ | · | ✗ | · |")
-    assert lines[1].endswith(r"| logits: 0.5 <b>\|</b> apart |")
+    assert lines[1].endswith(r"| logits: 0.5 &lt;b&gt;\|&lt;/b&gt; apart |")
     assert lines[2].endswith("| needs a newer Python |")
     assert "1 of 3 releases good; logits, tokens broke in 5.4.0 (last good: 5.3.0)" in text
+
+
+def test_what_a_checkpoint_says_is_no_markdown():
+    said = Result("chat", "fail", "a\n| b ![x](https://example.org) @me")
+    text = report.issue(of(GOOD, Row("5.4.0", [said])), None)
+    assert "\n| b" not in text
+    assert "![" not in text
+    assert "@" not in text
+
+
+def test_the_note_of_an_environment_is_in_its_row():
+    noted = Row("5.3.0", GOOD.results, note="no dates")
+    assert "| no dates |" in report.markdown(of(noted))
+    assert report.machine(of(noted))["releases"][0]["note"] == "no dates"
 
 
 def test_tiny_layers_and_a_lack_of_good_releases_are_said():
