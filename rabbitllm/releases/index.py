@@ -45,7 +45,7 @@ def uv(
 
     Args:
         arguments: of the command.
-        folder: that it runs in; its uv.toml rules, not the pyproject.toml of the user's folder,
+        folder: that it runs in; its pyproject.toml rules, not that of the user's folder,
             whose constraints and overrides are none of a release's. None is where this process is.
         given: what it reads from stdin.
     """

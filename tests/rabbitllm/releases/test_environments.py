@@ -19,7 +19,7 @@ def uv(monkeypatch):
             where = command[0].parent.parent / imported[1]
             version = imported[0]
             return subprocess.CompletedProcess(command, 0, f"{where}\n{version}\n", "")
-        assert (cwd / "uv.toml").is_file()
+        assert (cwd / "pyproject.toml").is_file()
         commands.append(command[3:])
         if "venv" in command:
             home = environments.Path(command[-1])
