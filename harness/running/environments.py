@@ -83,6 +83,11 @@ def make_environments(
         if "result" not in outcome:
             raise OrchestrationError(f"tox did not say what became of environment {name}")
         if outcome["result"]["success"]:
+            if "installed_packages" not in outcome:
+                raise OrchestrationError(
+                    f"tox did not list what is installed in environment {name}. Run this again; if "
+                    f"that does not help, delete {ROOT / '.tox' / name}."
+                )
             python = ".".join(map(str, outcome["python"]["version_info"][:3]))
             installed = versions_of(outcome["installed_packages"])
             environments[release] = Environment(versions={"python": python} | installed)

@@ -53,6 +53,12 @@ def test_an_environment_that_tox_does_not_mention_is_an_error(tox_reports):
         environments.make_environments(["5.0.0", "5.1.0"], {})
 
 
+def test_an_environment_of_unknown_packages_is_an_error(tox_reports):
+    tox_reports({"tf5.0.0": {key: FINE[key] for key in FINE.keys() - {"installed_packages"}}})
+    with pytest.raises(environments.OrchestrationError, match=r"installed in .* tf5\.0\.0"):
+        environments.make_environments(["5.0.0"], {})
+
+
 def test_tox_without_a_report_is_an_error(tox_reports):
     tox_reports(None, status=2)
     with pytest.raises(environments.OrchestrationError, match="exit status 2"):
