@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from harness.records import Record
-from harness.render.frames import by_version
+from harness.render.frames import arrange, by_version
 from harness.render.ranges import span
 from harness.render.text import shorten, visible
 
@@ -20,11 +20,12 @@ CHARACTERS = 90
 COLUMNS = ["checkpoint", "stock reads it by itself", "only here", "for want of"]
 
 
-def formats(records: Iterable[Record]) -> pd.DataFrame:
-    """A line for each architecture whose checkpoint is quantised, in the order of the records.
+def formats(records: Iterable[Record], order: Sequence[str] = ()) -> pd.DataFrame:
+    """A line for each architecture whose checkpoint is quantised.
 
     Args:
         records: of models.
+        order: of the architectures.
     """
     found: dict[str, dict[str, tuple[str, str]]] = {}
     for record in sorted(records, key=lambda record: record.time):
@@ -32,7 +33,7 @@ def formats(records: Iterable[Record]) -> pd.DataFrame:
         if result and result.message != NOT_QUANTISED:
             own = found.setdefault(record.architecture, {})
             own[record.release] = result.status, result.message
-    lines = [visible(line(name, own)) for name, own in found.items()]
+    lines = [visible(line(name, found[name])) for name in arrange(found, order)]
     return pd.DataFrame(lines, columns=COLUMNS)
 
 

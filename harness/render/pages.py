@@ -228,7 +228,7 @@ def documents(
     others = [record for record in known if record.backend == TOKENIZER]
     shown = contents(models, rows, changed, between)
     shown["tokenizers"] = tokenizers(others, rows.expected)
-    shown["formats"] = formats(models)
+    shown["formats"] = formats(models, rows.architectures)
     shown["environments"] = pd.DataFrame() if environments is None else environments
     frame = shown["frame"]
     html = environment("html")

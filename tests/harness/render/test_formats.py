@@ -47,3 +47,12 @@ def test_what_stock_never_reads_is_said_once():
 def test_other_checkpoints_are_no_lines():
     plain = records("llama", {"5.0.0": ("not-run", NOT_QUANTISED)})
     assert formats([*plain, make_record()]).empty
+
+
+def test_lines_have_the_order_of_the_matrix():
+    both = [
+        *records("llama-nf4", {"5.0.0": ("pass", "")}),
+        *records("llama-awq", {"5.0.0": ("pass", "")}),
+    ]
+    found = formats(both, ["llama-nf4", "llama-awq"])
+    assert found["checkpoint"].tolist() == ["llama-nf4", "llama-awq"]
