@@ -9,7 +9,6 @@ absent; `--remove` deletes each quantised one behind its turn.
 
 import argparse
 import gc
-import json
 import shutil
 import statistics
 import sys
@@ -22,6 +21,7 @@ import torch
 from benchmarks.checkpoints import SHAPES, write_checkpoint
 from benchmarks.disk import read_alone
 from benchmarks.formats.write import FORMATS, write_format
+from benchmarks.records import write_as_they_come
 from benchmarks.streaming.setups import DEVICE, MEMORY, streamed
 from harness.records.provenance import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
@@ -151,11 +151,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     if DEVICE.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # see `setups.ATTENTION`
-    records: list[dict[str, Any]] = []
-    for record in measure_all(asked):
-        records.append(record)
-        # An interrupt costs the row that is being measured, no other.
-        asked.out.write_text("".join(f"{json.dumps(each)}\n" for each in records))
-        asked.out.with_suffix(".md").write_text(render(records))
-    print(render(records))
+    write_as_they_come(measure_all(asked), asked.out, render)
     return 0

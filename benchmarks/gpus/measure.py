@@ -10,7 +10,6 @@ line of JSON for each count, and a Markdown table beside them. The checkpoint is
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint
+from benchmarks.records import write_as_they_come
 from benchmarks.streaming.setups import ATTENTION
 from harness.records.provenance import engine_hash, versions
 from rabbitllm import AutoModel
@@ -195,11 +195,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (there := torch.cuda.device_count()) < max(asked.counts):
         parser.error(f"--counts asks for {max(asked.counts)} GPUs, and there are {there}")
     torch.backends.cuda.enable_cudnn_sdp(False)  # see `benchmarks.streaming.setups.ATTENTION`
-    records: list[dict[str, Any]] = []
-    for record in measure_all(asked):
-        records.append(record)
-        # An interrupt costs the row that is being measured, no other.
-        asked.out.write_text("".join(f"{json.dumps(each)}\n" for each in records))
-        asked.out.with_suffix(".md").write_text(render(records))
-    print(render(records))
+    records = write_as_they_come(measure_all(asked), asked.out, render)
     return int(not all(each["same_tokens"] and each["within_budget"] for each in records))

@@ -11,7 +11,6 @@ layer store are made if absent.
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint
+from benchmarks.records import write_as_they_come
 from benchmarks.streaming.setups import DEVICE, prepared, streamed
 from harness.records.provenance import engine_hash, versions
 from rabbitllm.cli.tables import table
@@ -200,11 +200,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if DEVICE.type != "cuda":
         parser.error("it takes a CUDA device: on a CPU there is one road")
     torch.backends.cuda.enable_cudnn_sdp(False)  # see `benchmarks.streaming.setups.ATTENTION`
-    records: list[dict[str, Any]] = []
-    for record in measure_all(asked):
-        records.append(record)
-        # An interrupt costs the row that is being measured, no other.
-        asked.out.write_text("".join(f"{json.dumps(each)}\n" for each in records))
-        asked.out.with_suffix(".md").write_text(render(records))
-    print(render(records))
+    write_as_they_come(measure_all(asked), asked.out, render)
     return 0
