@@ -119,7 +119,8 @@ def _gather(
     shelves = {}
     for device, shelf in plan.shelves.items():
         slots = transfers[device].shelf(shelf, plan.host_shelf, passing)
-        shelves[device] = RowShelf(transfers[device], slots, routed)
+        here = [stage for stage in routed if plan.places[stage.name].device == device]
+        shelves[device] = RowShelf(transfers[device], slots, here)
     ahead, trial = None, Trial()
     second = routed[1] if len(routed) > 1 else None
     for stage in reversed(stages):

@@ -117,7 +117,9 @@ class Gather:
         counts = counts_of(module) if stage.least_rows else {}
         known = vars(module)
         self._whole = counts | ({PADDING: known[PADDING]} if PADDING in known else {})
-        self._even = set(self._whole.values()) == {self._count}
+        rows_of = {weight.rows for weight in stage.weights}
+        # Whether any number is that of a row of every weight, as far as anything knows of rows.
+        self._even = rows_of | set(self._whole.values()) == {self._count}
         run_by(module, self._run)
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

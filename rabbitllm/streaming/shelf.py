@@ -19,7 +19,8 @@ from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.foreseen import NOTHING, Foreseen
 from rabbitllm.streaming.recent import Recent
-from rabbitllm.streaming.weights import Stage, Weight
+from rabbitllm.streaming.row_slots import RowSlots
+from rabbitllm.streaming.weights import Stage
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ class RowShelf:
 
     def __init__(self, transfer: Transfer, slots: torch.Tensor, stages: Sequence[Stage]) -> None:
         self._transfer = transfer
-        self._memory = slots
-        self._slots = slots.unbind()
-        self._words = slots.view(torch.int64).unbind()  # what kernels copy quicker than bytes
+        self._slots = RowSlots(slots)
         self._rows = {stage.name: stage.row.alone() for stage in stages}
         self._recent = Recent(range(len(slots)))
         self._asked = deque([0], maxlen=max(1, len(stages)))
@@ -68,11 +67,10 @@ class RowShelf:
         self._unsettled = False  # rows may be on their way that nothing has waited for
         self._new: list[tuple[int, int]] = []  # (slot, row): what the table alone has
         self._laid_out: tuple[str, tuple[int, ...]] = ("", ())
-        self._counts = {stage.name: stage.rows for stage in stages if _even(stage)}
+        self._counts = {stage.name: stage.rows for stage in stages}
         self._lookup: Lookup | None = None
         self._tried_lookup = False  # only once all rows are where they are to be
         self._looks_up = False  # the lookup knows what is kept, and `_recent` does not
-        self._views: dict[tuple[object, ...], torch.Tensor] = {}
 
     def __len__(self) -> int:
         """The most rows of one stage that it can hold at a time."""
@@ -114,12 +112,12 @@ class RowShelf:
                 absent.append((number, self._slots[place]))
             elif slot != place:
                 moved.append((slot, place))
-        self._move(moved)
+        self._slots.move(moved)
         self._transfer.meter.rows(len(numbers), len(absent), len(ahead))
         self._transfer.bring_rows(self._rows[name], absent)
         self._unsettled, self._laid_out = False, (name, tuple(numbers))
         weights = self._rows[name].weights
-        views = [self._view(weight, bisect_left(numbers, weight.rows)) for weight in weights]
+        views = [self._slots.view(w, base, bisect_left(numbers, w.rows)) for w in weights]
         if torch.is_grad_enabled() and not self.watched:
             return [marked(as_held(weights[0], view.detach().clone())) for view in views]
         return views
@@ -151,11 +149,11 @@ class RowShelf:
             lookup.begin(self._recent.contents, count)
             self._looks_up = True
         places = lookup.run(name, asked)
-        return places, [self._view(weight, count) for weight in self._rows[name].weights]
+        return places, [self._slots.view(w, 0, count) for w in self._rows[name].weights]
 
     def _find_lookup(self) -> "Lookup | None":
         if not self._tried_lookup:
-            self._lookup = self._transfer.lookup(self._memory, list(self._rows))
+            self._lookup = self._transfer.lookup(self._slots.memory, list(self._rows))
             self._tried_lookup = True
         return self._lookup
 
@@ -169,16 +167,16 @@ class RowShelf:
 
     def save(self, tensor: torch.Tensor) -> "SavedRows | None":
         """What a graph has to keep of a tensor that it needs; None if it is none of the table."""
-        if tensor.untyped_storage().data_ptr() != self._memory.untyped_storage().data_ptr():
+        if not self._slots.holds(tensor):
             return None
-        return SavedRows(self, *self._laid_out, View.of(tensor, self._memory))
+        return SavedRows(self, *self._laid_out, View.of(tensor, self._slots.memory))
 
     def copy(self, saved: "SavedRows") -> torch.Tensor:
         """That tensor's values, in memory of their own; raises CheckpointError as `lay_out`."""
         if self._base or self._laid_out != (saved.name, saved.numbers):
             self._foreseen = NOTHING  # graphs look for rows at the front
             self.lay_out(saved.name, saved.numbers)
-        return saved.view.copy_from(self._memory)
+        return saved.view.copy_from(self._slots.memory)
 
     def keep(self, name: str, numbers: Sequence[int]) -> None:
         """Keeps what there is room for of the rows that the stage has just run with."""
@@ -188,7 +186,7 @@ class RowShelf:
             if slot is None:
                 break
             moved.append((place, slot, number))
-        self._move([(place, slot) for place, slot, _ in moved])
+        self._slots.move([(place, slot) for place, slot, _ in moved])
         for _, slot, number in moved:
             self._recent.keep(name, number, slot)
 
@@ -234,20 +232,6 @@ class RowShelf:
         self._start(name, {number: base + number for number in rows}, base, whole=True)
         return True
 
-    def _move(self, moved: Sequence[tuple[int, int]]) -> None:
-        """Copies rows from slots to others, each of which is read from before it is written to."""
-        if not moved:
-            return
-        sources, targets = zip(*moved, strict=True)
-        if set(sources).isdisjoint(targets):
-            torch._foreach_copy_(self._of(targets), self._of(sources))
-        else:
-            for source, target in moved:
-                self._words[target].copy_(self._words[source])
-
-    def _of(self, slots: Iterable[int]) -> list[torch.Tensor]:
-        return [self._words[slot] for slot in slots]
-
     def _start(
         self, name: str, slots: Mapping[int, int], base: int = 0, whole: bool = False
     ) -> None:
@@ -275,25 +259,3 @@ class RowShelf:
     def _room_ahead(self) -> int:
         """Slots for rows that the next stage may ask for: as many as stages ask for."""
         return min(self._behind_table, len(self._slots) - self._behind_table)
-
-    def _view(self, weight: Weight, count: int) -> torch.Tensor:
-        """A weight of which the table has so many rows; as it is in a row's stage."""
-        key = weight.dtype, weight.offset, weight.shape, count, self._base
-        if (view := self._views.get(key)) is None:
-            view = self._make_view(weight, count)
-            if weight.shape[0] == 1:
-                self._views[key] = view
-        return view
-
-    @torch.inference_mode(False)
-    def _make_view(self, weight: Weight, count: int) -> torch.Tensor:
-        table = self._memory[self._base : self._base + count]
-        memory = table[:, weight.offset : weight.offset + weight.nbytes]
-        rows = memory.view(weight.dtype).view(count, *weight.shape)
-        # Of a common matrix of all experts, which has no gaps, a row is several: that is a copy.
-        return marked(as_held(weight, rows.flatten(0, 1)))
-
-
-def _even(stage: Stage) -> bool:
-    """Whether all its weights have as many rows."""
-    return all(weight.rows == stage.rows for weight in stage.weights)
