@@ -31,7 +31,8 @@ from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.roads import describe, roads_of
 from rabbitllm.measure.throughput import random_prompt
 from rabbitllm.streaming.devices import DEVICES
-from rabbitllm.streaming.sharing import place_as_asked, seconds_of
+from rabbitllm.streaming.placement import place
+from rabbitllm.streaming.sharing import place_shared, seconds_of
 from rabbitllm.utils.memory import format_size, parse_size
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -112,9 +113,12 @@ def predict(folder: Path, budget: str, options: dict[str, Any], new_tokens: int)
     """Tokens/s that the roads allow."""
     found = prepared(folder)
     staged = found.staged.stored(found.location.encoded(options.get("compression")))
-    shared, room = "host_compute" in options, LONG + new_tokens
-    plain = found.location.plain_in_place()
-    placed, plan = place_as_asked(staged, DEVICE, room, shared, budget, "auto", roads_of, plain)
+    room = LONG + new_tokens
+    if "host_compute" in options:
+        plain = found.location.plain_in_place()
+        placed, plan = place_shared(staged, DEVICE, room, budget, "auto", roads_of, plain)
+    else:
+        placed, plan = place(staged, DEVICE, budget, "auto", room)
     return 1 / seconds_of(plan, placed, roads_of(DEVICE, staged.dtype))
 
 

@@ -25,7 +25,7 @@ from rabbitllm.streaming.plan import Budget, own_memory
 from rabbitllm.streaming.planning import make_shared_plan
 from rabbitllm.streaming.residents import minimum_bytes, too_small
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
-from rabbitllm.streaming.sharing import Measure, Placed, place_as_asked
+from rabbitllm.streaming.sharing import Measure, Placed, place_shared
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import block_of, find_blocks
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
@@ -59,7 +59,7 @@ class Budgets:
 
 
 class Sharing(NamedTuple):
-    """What computing on the CPU beside a device is shared out by; see `sharing.place_as_asked`.
+    """What computing on the CPU beside a device is shared out by; see `sharing.place_shared`.
 
     Attributes:
         measure: finds what the roads carry.
@@ -126,7 +126,7 @@ def _place_on_one(staged: StagedModel, budgets: Budgets, sharing: Sharing | None
     host = total if own_memory(budgets.first) == "host" else budgets.host
     if not sharing:
         return place(staged, budgets.first, total, host, budgets.max_seq_len)
-    return place_as_asked(staged, budgets.first, budgets.max_seq_len, True, total, host, *sharing)
+    return place_shared(staged, budgets.first, budgets.max_seq_len, total, host, *sharing)
 
 
 def _place_on_several(staged: StagedModel, budgets: Budgets) -> Placed:

@@ -57,23 +57,21 @@ def accept_host_compute(asked: bool | str, device: torch.device) -> bool:
     return bool(asked)
 
 
-def place_as_asked(
+def place_shared(
     staged: StagedModel,
     device: torch.device,
     max_seq_len: int | None,
-    host_compute: bool,
     device_memory: int | str,
     host_memory: int | str,
     measure: Measure,
     plain: Collection[str] = (),
 ) -> Placed:
-    """Places the stages, and has the CPU compute some of them if it may and that is quicker.
+    """Places the stages, and has the CPU compute some of them if that is quicker.
 
     Args:
         staged: and those after it: as for `rabbitllm.streaming.placement.place`.
         device: as there.
         max_seq_len: as there.
-        host_compute: whether it may.
         device_memory: as for `place`.
         host_memory: as there.
         measure: finds what the roads carry; called where there is something to share out.
@@ -85,8 +83,6 @@ def place_as_asked(
     """
     budgets = (device_memory, host_memory, max_seq_len)
     placed = place(staged, device, *budgets)
-    if not host_compute:
-        return placed
 
     def again(apart: StagedModel, planner: Callable[..., Plan]) -> Placed:
         return place(apart, device, *budgets, planner)
@@ -110,7 +106,7 @@ def share_out(
         placed: the model as it is placed otherwise.
         again: places it in other stages, with another planner.
         measure: finds what the roads carry.
-        plain: as for `place_as_asked`.
+        plain: as for `place_shared`.
     """
     whole, plan = placed
     apart = staged.split_apart(find_apart(staged.model))
@@ -146,7 +142,7 @@ def plain_entries(
     """Where the weights lie plain that the CPU computes with: decoding takes it too long.
 
     Args:
-        staged: the model, as `place_as_asked` gave it back.
+        staged: the model, as `place_shared` gave it back.
         plan: as well.
         plain: weight -> where it lies as it computes.
     """

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from rabbitllm.streaming import placement
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.planning import make_plan
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
-from rabbitllm.streaming.sharing import Choices, place_as_asked
+from rabbitllm.streaming.sharing import Choices, place_shared
 from rabbitllm.streaming.weights import Stage, Weight
 
 CUDA = torch.device("cuda", 0)
@@ -123,13 +122,8 @@ def test_a_real_shape_is_shared_out(
     monkeypatch.setattr(placement, "working_bytes", lambda *_: 1000)
     roads = Roads(1e6, {1: 1e6, 2: 1.0}, 3, 0.0)
     staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
-    options: dict[str, Any] = {
-        "device_memory": budget,
-        "host_memory": "1GiB",
-        "measure": lambda *_: roads,
-    }
-    whole, alone = place_as_asked(staged, CUDA, 64, False, **options)
-    placed, plan = place_as_asked(staged, CUDA, 64, True, **options)
+    whole, alone = placement.place(staged, CUDA, budget, "1GiB", 64)
+    placed, plan = place_shared(staged, CUDA, 64, budget, "1GiB", lambda *_: roads)
     assert not alone.on_host()
     if budget == "min":
         narrow = placed.sizes["model.layers.0.self_attn"]
