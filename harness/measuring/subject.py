@@ -249,7 +249,13 @@ class Subject:
         )
 
     @torch.no_grad()
-    def generate(self, model: Any, length: int, inputs: dict[str, Tensor] | None = None) -> Any:
+    def generate(
+        self,
+        model: Any,
+        length: int,
+        inputs: dict[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Any:
         """Stock's output of greedy generation of exactly `length` tokens, with logits."""
         inputs = inputs or {
             "input_ids": self.prompt,
@@ -264,6 +270,7 @@ class Subject:
             repetition_penalty=1.0,  # a golden checkpoint's generation_config.json has another
             return_dict_in_generate=True,
             output_logits=True,
+            **options,
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from torch._inductor.exc import InvalidCxxCompiler
-from transformers import BatchEncoding, Cache
+from transformers import BatchEncoding, Cache, StaticCache
 
 from harness.matrix import CHECKS, DEALT, load_matrix
 from harness.measuring import checks, contract
@@ -192,6 +192,43 @@ def test_greedy_generation_sees_another_token(subject):
     found = outcome("greedy_generation", made)
     assert found.status == "fail"
     assert found.figures["first_divergent_token"] == 12
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "deepseek_v3"])
+def test_other_caches_answer_or_are_refused_as_stock_has_it(subject, architecture):
+    found = outcome("other_caches", subject(architecture))
+    assert (found.status, found.message) == ("pass", "")
+    assert found.figures["static"] == "answers"
+    if not torch.cuda.is_available():
+        assert found.figures["offloaded"].startswith("AssertionError: Torch not compiled with CUDA")
+
+
+def test_other_caches_sees_other_logits(subject):
+    made = subject()
+
+    def nudged(_model: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if any(isinstance(each, StaticCache) for each in kwargs.values()):
+            output.logits += 1e-3
+        return output
+
+    made.streamed.register_forward_hook(nudged, with_kwargs=True)
+    found = outcome("other_caches", made)
+    assert found.status == "fail"
+    assert found.message == "static: logits are off by 0.001"
+
+
+def test_other_caches_sees_another_refusal(subject):
+    made = subject()
+
+    def refuse(*_args: Any, cache_implementation: str, **_: Any) -> Any:
+        raise ValueError(f"no {cache_implementation} here")
+
+    made.streamed.generate = refuse
+    found = outcome("other_caches", made)
+    assert found.status == "fail"
+    assert "static: ValueError: no static here (stock: it answers)" in found.message
+    made.reference.generate = refuse
+    assert outcome("other_caches", made).status == "not-run"
 
 
 def test_tied_head_sees_two_tensors_where_stock_has_one(subject):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,21 +76,33 @@ def test_transition_scores(
     assert (scores[0] < 0).any()
 
 
-@pytest.mark.parametrize("implementation", ["static", "offloaded", "offloaded_static"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_implementation": "static"},
+        {"cache_implementation": "offloaded"},
+        {"cache_implementation": "offloaded_static"},
+        {"cache_implementation": "quantized", "cache_config": {"backend": "quanto"}},
+        {"cache_implementation": "quantized", "cache_config": {"backend": "hqq"}},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
 def test_caches(
     checkpoint: Callable[..., Path],
     stock: Callable[..., PreTrainedModel],
     streamed: Callable[..., StreamedModel],
     prompt: torch.Tensor,
-    implementation: str,
+    options: dict[str, Any],
 ) -> None:
-    if implementation.startswith("offloaded") and not torch.cuda.is_available():
-        pytest.skip("transformers moves offloaded caches by CUDA streams")
-    options = {"cache_implementation": implementation, **GREEDY}
-    outputs = [
-        model.generate(prompt, **options) for model in (streamed(checkpoint()), stock(checkpoint()))
-    ]
-    assert torch.equal(*outputs)
+    """Where a package or a GPU is missing, stock's own words say so."""
+
+    def answer(model: PreTrainedModel) -> list[int] | tuple[type, str]:
+        try:
+            return model.generate(prompt, **deepcopy(options), **GREEDY).tolist()
+        except (AssertionError, ImportError, RuntimeError) as error:
+            return type(error), str(error)
+
+    assert answer(streamed(checkpoint())) == answer(stock(checkpoint()))
 
 
 def test_a_cache_in_8_bits(
