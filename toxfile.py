@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent
 CELL_COMMAND = ("python", "-m", "pytest", "-q", "--no-header", "matrix/test_cells.py")
 CELL_EXTRAS = ("harness", "smollm2")
 LIGHT_ENVIRONMENTS = (
+    "ahead",
     "canary",
     "docs",
     "environments",

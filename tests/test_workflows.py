@@ -32,8 +32,8 @@ def steps(path):
     return [(job, step) for job, table in jobs.items() for step in table["steps"]]
 
 
-def test_there_are_workflows_for_tests_matrix_canary_and_releases():
-    assert [path.stem for path in WORKFLOWS] == ["canary", "matrix", "publish", "tests"]
+def test_there_are_workflows_for_tests_matrix_canary_nights_and_releases():
+    assert [path.stem for path in WORKFLOWS] == ["canary", "matrix", "nightly", "publish", "tests"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

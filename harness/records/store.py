@@ -19,6 +19,10 @@ between two in which a cell has different statuses."""
 ENVIRONMENTS = "environments"
 """Folder, beside that of the records, for those of each row of matrix/environments.toml."""
 
+AHEAD = "ahead"
+"""Folder, beside that of the records, for those of what is ahead of the releases: pre-releases, and
+transformers' main branch, whose version is one of development."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from harness.judging.expected_failures import judge
 from harness.judging.snapshots import load_side
 from harness.judging.tokenizers import told_apart
-from harness.matrix import load_surroundings
+from harness.matrix import load_matrix, load_surroundings
 from harness.records import read_all, write_atomically
-from harness.records.store import BOUNDARIES, ENVIRONMENTS
-from harness.render import changes, sweep
+from harness.records.store import AHEAD, BOUNDARIES, ENVIRONMENTS
+from harness.render import ahead, changes, sweep
 from harness.render.environments import environments
 from harness.render.frames import load_rows
 from harness.render.pages import documents
@@ -49,6 +49,7 @@ def report_texts(reports: Path) -> dict[Path, str]:
         [judge(record, rows.expected) for record in between],
         sweep.known(sweep.read_all(reports / "sweep")),
         environments(reports / ENVIRONMENTS, load_surroundings(), rows.expected),
+        ahead.read(reports / AHEAD, load_matrix().releases[-1].version, rows.expected),
     )
     return {reports / name: text for name, text in made.items()}
 

@@ -6,14 +6,16 @@ import base64
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.judging.tokenizers import TOKENIZER
 from harness.records import Record
-from harness.render import changes, frames, machine, speed
+from harness.render import ahead, changes, frames, machine, speed
 from harness.render.failures import failures
 from harness.render.families import counts, families
 from harness.render.formats import formats
@@ -89,18 +91,28 @@ def failure_lines(found: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def matrices(frame: pd.DataFrame, rows: frames.Rows) -> list[dict[str, Any]]:
-    """The matrix of each backend: its releases, newest first, and its rows by family."""
+def matrices(frame: pd.DataFrame, rows: frames.Rows, beyond: pd.DataFrame) -> list[dict[str, Any]]:
+    """The matrix of each backend: its releases, newest first, and its rows by family.
+
+    Before the releases comes what is ahead of them. The place of a cell is that in both tables, one
+    behind the other.
+    """
     texts = frame.drop_duplicates("architecture").set_index("architecture")
-    shown = frame[["anchor", "release", "status", "old"]].to_dict(orient="records")
+    both = pd.concat([frame, beyond])
+    shown = both[["anchor", "release", "status", "old"]].to_dict(orient="records")
+    heads = ahead.heads(beyond)
     found = []
     for run_on in frames.columns(frame):
         part = frame[frame["run_on"] == run_on]
         table = frames.matrix(frame, run_on)
         axis = list(table.columns)
+        further = frames.matrix(beyond, run_on).reindex(index=table.index) + len(frame)
         by_family: dict[str, list[dict[str, Any]]] = {}
-        for name, places in zip(table.index, table.to_numpy(dtype=object), strict=True):
-            cells = [None if pd.isna(at) else shown[at] | {"place": at} for at in places]
+        for name, *rows_of in zip(table.index, *map(as_objects, (table, further)), strict=True):
+            cells, before = (
+                [None if pd.isna(at) else shown[at] | {"place": at} for at in places]
+                for places in rows_of
+            )
             own = part[part["architecture"] == name]
             statuses = [c["status"] if c else "no-data" for c in cells]
             model_type = rows.model_types.get(name, "")
@@ -113,19 +125,28 @@ def matrices(frame: pd.DataFrame, rows: frames.Rows) -> list[dict[str, Any]]:
                 ),
                 "summary": row_summary(statuses, axis, frames.reach(own)),
                 "spark": speed.sparkline(own, axis),
-                "cells": cells[::-1],
+                "cells": [*before[::-1], *cells[::-1]],
             }
             by_family.setdefault(texts.loc[name, "family"], []).append(row)
         backend = part["backend"].iloc[0]
         note = rows.notes.get(backend, "")
         head = {"run_on": run_on, "backend": backend, "releases": axis[::-1], "note": note}
+        head["ahead"] = [(heads[version], version) for version in further.columns[::-1]]
         found.append(head | {"families": list(by_family.items())})
     chosen = next((m for m in found if m["backend"] == FIRST), found[0])
     return [matrix | {"chosen": matrix is chosen} for matrix in found]
 
 
-def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """For each device, a table of rows in words: architectures by backend."""
+def as_objects(table: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """The table's values, which may be NA."""
+    return table.to_numpy(dtype=object)
+
+
+def by_device(frame: pd.DataFrame, beyond: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """For each device, a table of rows in words: architectures by backend.
+
+    Behind the releases of all backends comes what is ahead of them.
+    """
     everywhere = frames.grid(frame)
     found = []
     for device, part in everywhere.groupby("device", sort=False):
@@ -140,7 +161,16 @@ def by_device(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
             run_on: f"{str(run_on).partition(' on ')[0]}, {in_words(axis, axis)}"
             for run_on, axis in axes.items()
         }
-        found.append((str(device), table.rename(columns=heads).reset_index()))
+        table = table.rename(columns=heads)
+        for (version, called), run_on in product(ahead.heads(beyond).items(), axes):
+            own = beyond[(beyond["release"] == version) & (beyond["run_on"] == run_on)]
+            if not own.empty:
+                statuses = own.set_index("architecture")["status"].reindex(table.index)
+                backend = str(run_on).partition(" on ")[0]
+                table[f"{backend}, {called} ({version})"] = [
+                    caption("no-data" if pd.isna(status) else status) for status in statuses
+                ]
+        found.append((str(device), table.reset_index()))
     return found
 
 
@@ -158,11 +188,11 @@ def contents(
     rows: frames.Rows,
     changed: dict[str, Any] | None,
     between: Iterable[Record],
+    further: Iterable[Record],
 ) -> dict[str, Any]:
     """What the pages show: sentences, tables and cells, in a stable order."""
-    frame = frames.cells(records, rows, between)
-    frame["rates"] = frame["checks"].map(speed.rates)
-    frame["wire"] = frame["checks"].map(speed.wire)
+    frame = timed(frames.cells(records, rows, between))
+    beyond = timed(ahead.beside(frame, further, rows))
     table = families(frame, rows)
     newest = frame.sort_values("time", kind="stable").iloc[-1]
     shown: dict[str, Any] = {
@@ -173,8 +203,12 @@ def contents(
             for name in frames.arrange(frame["architecture"], rows.architectures)
             if name in rows.examples
         ],
-        "matrices": matrices(frame, rows),
-        "devices": by_device(frame),
+        "matrices": matrices(frame, rows, beyond),
+        "devices": by_device(frame, beyond),
+        "ahead": [
+            (version, called, beyond.loc[beyond["release"] == version, "time"].max()[:10])
+            for version, called in ahead.heads(beyond).items()
+        ],
         "notes": {n: t for n, t in rows.notes.items() if n in set(frame["backend"])},
         "failures": failures(frame),
         "by_family": counts(frame, "family"),
@@ -188,12 +222,20 @@ def contents(
             "hardware": [name for name in frame["hardware"].unique() if name],
         },
         "frame": frame,
+        "both": pd.concat([frame, beyond], ignore_index=True),
         "changes": None,
     }
     if changed:
         axis = frames.releases(frame)
         shown["changes"] = changed | {"table": changes.grouped(changed, axis, rows)}
     return shown
+
+
+def timed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The cells with what they say of speed."""
+    return frame.assign(
+        rates=frame["checks"].map(speed.rates), wire=frame["checks"].map(speed.wire)
+    )
 
 
 def version(frame: pd.DataFrame, package: str) -> str:
@@ -209,6 +251,7 @@ def documents(
     between: Iterable[Record] = (),
     swept: dict[str, Any] | None = None,
     environments: pd.DataFrame | None = None,
+    further: Iterable[Record] = (),
 ) -> dict[str, str]:
     """File name -> text of every document.
 
@@ -219,6 +262,7 @@ def documents(
         between: judged, see `harness.render.frames.cells`.
         swept: see `harness.render.sweep.known`.
         environments: see `harness.render.environments`; None leaves that part out.
+        further: judged, of what is ahead of the releases, see `harness.render.ahead`.
 
     Raises:
         ValueError: there are no records.
@@ -226,7 +270,7 @@ def documents(
     rows, known = rows or frames.Rows(), list(records)
     models = [record for record in known if record.backend != TOKENIZER]
     others = [record for record in known if record.backend == TOKENIZER]
-    shown = contents(models, rows, changed, between)
+    shown = contents(models, rows, changed, between, further)
     shown["tokenizers"] = tokenizers(others, rows.expected)
     shown["formats"] = formats(models, rows.architectures)
     shown["environments"] = pd.DataFrame() if environments is None else environments
@@ -237,7 +281,7 @@ def documents(
     looks = {status: asdict(entry) for status, entry in LOOKS.items()}
     script = "\n".join(loader.get_source(html, f"script/{name}")[0] for name in SCRIPTS)
     style = loader.get_source(html, "style.css")[0]
-    data = payload(frame) | {"looks": looks, "swept": swept or {}}
+    data = payload(shown["both"]) | {"looks": looks, "swept": swept or {}}
     inlined = {"script": f'"use strict";\n{script}', "style": style, "data": data}
     sign = machine.badge(frame)
     return {

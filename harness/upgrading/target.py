@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,9 +14,11 @@ from pathlib import Path
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
+from rabbitllm.releases.environments import REPOSITORY
 from rabbitllm.releases.index import PACKAGE
 
 VERSION_FILE = Path("src") / PACKAGE / "__init__.py"
+VERSION = re.compile(r'^__version__ = "([^"]+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,42 @@ def of_checkout(folder: Path) -> Target:
         ValueError: it is none of transformers.
     """
     file = folder / VERSION_FILE
-    found = re.search(
-        r'^__version__ = "([^"]+)"', file.read_text("utf-8") if file.exists() else "", re.MULTILINE
-    )
+    found = VERSION.search(file.read_text("utf-8") if file.exists() else "")
     if not found:
         raise ValueError(f"{folder} is no checkout of {PACKAGE}: {file} states no __version__")
     return Target(found[1], f"-e {folder.resolve()}", True)
+
+
+def of_main(repository: str = REPOSITORY) -> Target:
+    """The target of the newest commit of a repository's main branch.
+
+    Args:
+        repository: as requirements write it.
+
+    Raises:
+        ValueError: it cannot be reached, or is none of transformers.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        address = repository.removeprefix("git+")
+        _git("clone", "--quiet", "--depth", "1", "--no-checkout", address, folder)
+        commit = _git("-C", folder, "rev-parse", "HEAD").strip()
+        text = _git("-C", folder, "show", f"HEAD:{VERSION_FILE.as_posix()}")
+    found = VERSION.search(text)
+    if not found:
+        raise ValueError(f"{address}: {VERSION_FILE} states no __version__")
+    return Target(found[1], f"{PACKAGE} @ {repository}@{commit}", True)
+
+
+def _git(*arguments: str) -> str:
+    """What git prints.
+
+    Raises:
+        ValueError: it failed, or there is no git.
+    """
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise ValueError("This needs git, which is not installed.") from None
+    if done.returncode:
+        raise ValueError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout

@@ -91,7 +91,10 @@ function age(time) {
 
 function command(cell) {
   const device = at("device", cell) === "cpu" ? "" : ` --device ${at("device", cell)}`;
-  return `tox -e matrix -- --force --releases ${at("release", cell)} --arch ${at("architecture", cell)} --attn ${at("backend", cell)}${device}`;
+  const release = at("release", cell);
+  // What is ahead of the releases has letters in its version.
+  const task = /[a-z]/.test(release) ? `ahead -- ${release.includes("dev") ? "main" : release}` : `matrix -- --force --releases ${release}`;
+  return `tox -e ${task} --arch ${at("architecture", cell)} --attn ${at("backend", cell)}${device}`;
 }
 
 function measured(cell) {
