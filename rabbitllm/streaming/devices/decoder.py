@@ -6,8 +6,7 @@ next is copied. Nothing waits on the host.
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import wait
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 
 from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.streaming.devices.encoded import Encoded, Portion
-from rabbitllm.utils.workers import Workers
+from rabbitllm.streaming.devices.recorder import Recorder
 
 BUFFERS = 3
 """In the ring: one is filled, one is decoded, one is on its way from the one to the other."""
@@ -25,7 +24,6 @@ the model itself copies between two tokens (ids, positions) must not wait behind
 Copies of a quarter of this cost 1% of the link (H100, PCIe 5)."""
 BY_TORCH = 16
 """Bytes that torch's operations take for each encoded one, in between."""
-RECORDER = "rabbitllm-record"
 Decode = Callable[[Codec, Sequence[torch.Tensor], torch.Tensor], None]
 
 
@@ -63,10 +61,9 @@ class Decoder:
         self.copying = torch.cuda.Stream(device)
         self._decoding = torch.cuda.Stream(device) if room else self.copying
         self._buffers = [allocate(room) for _ in range(BUFFERS if room else 0)]
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._enqueuing = threading.Lock()
         self._cut_off = False
-        self._recording = Workers(1, RECORDER)
+        self._recorder = Recorder(self._enqueuing)
         # torch hands out memory that kernels launched before may still use: in its own stream they
         # come first.
         here = torch.cuda.Event()
@@ -111,25 +108,10 @@ class Decoder:
         return self._decoding if all(each.there for each in filled) else self.copying
 
     def _graph(self, filled: Sequence[Filled], again: Hashable) -> torch.cuda.CUDAGraph | None:
-        """What was recorded of this; recorded the second time, when its kernels are compiled."""
-        if again is None or not self._buffers:
+        """What was recorded of this, if it is worth it."""
+        if again is None or not self._buffers or not _recordable(filled):
             return None
-        if again not in self._graphs:
-            self._graphs[again] = None
-        elif self._graphs[again] is None and _recordable(filled):
-            # By a thread of its own: no interrupt may fall between the begin and the end of it.
-            wait([self._recording.submit(self._record, filled, again)])
-        return self._graphs[again]
-
-    def _record(self, filled: Sequence[Filled], again: Hashable) -> None:
-        graph = torch.cuda.CUDAGraph()
-        with self._enqueuing, torch.cuda.stream(self._stream(filled)):
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._enqueue(filled)
-            finally:
-                graph.capture_end()
-        self._graphs[again] = graph
+        return self._recorder.find(again, partial(self._enqueue, filled), self._stream(filled))
 
     def _enqueue(self, filled: Sequence[Filled]) -> None:
         """Enqueues copies and kernels in the current stream, which waits for all."""
@@ -185,7 +167,7 @@ class Decoder:
 
     def close(self) -> None:
         """Ends; on return all that was enqueued has run."""
-        self._recording.close()
+        self._recorder.close()
         self.synchronize()
 
     def synchronize(self) -> None:
