@@ -140,6 +140,8 @@ class RowShelf:
             return None
         if 2 * count > len(self) or not (lookup := self._find_lookup()):
             return None
+        if lookup.takes(count) > len(self):
+            return None
         if self._unsettled:
             self._transfer.end_foresight()
         self._unsettled, self._foreseen, self._base = False, NOTHING, 0
@@ -153,7 +155,7 @@ class RowShelf:
 
     def _find_lookup(self) -> "Lookup | None":
         if not self._tried_lookup:
-            self._lookup = self._transfer.lookup(self._slots.memory, list(self._rows))
+            self._lookup = self._transfer.lookup(self._slots.memory, list(self._rows.values()))
             self._tried_lookup = True
         return self._lookup
 

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
@@ -19,9 +20,17 @@ from rabbitllm.errors import summary
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, readable_by_kernels, views
 from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
-from rabbitllm.streaming.devices.encoded import Encoded, encode, encode_rows, largest_unit, room_for
+from rabbitllm.streaming.devices.encoded import (
+    Encoded,
+    alike,
+    encode,
+    encode_rows,
+    largest_unit,
+    room_for,
+)
 from rabbitllm.streaming.devices.host_rows import HostRows
-from rabbitllm.streaming.devices.lookup import Kernels, Lookup
+from rabbitllm.streaming.devices.lookup import Home, Kernels, Lookup
+from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.plan import Memory, Shelf
@@ -59,6 +68,7 @@ class CudaTransfer(Transfer):
         self._rows_cut_off = False  # an interrupt left copies that `_rows_copied` does not cover
         self._host_rows: HostRows | None = None
         self._looking_up: torch.cuda.Stream | None = None  # in which kernels read pinned memory
+        self._recorder = Recorder()
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
         self._unlocking = ExitStack()
@@ -100,6 +110,7 @@ class CudaTransfer(Transfer):
         super().close()
         if os.getpid() == self._process:
             self._decoder.close()
+            self._recorder.close()
             if self._looking_up is not None:
                 self._looking_up.synchronize()
             self._unlocking.close()
@@ -155,19 +166,26 @@ class CudaTransfer(Transfer):
         return self.allocate(shelf.total).view(shelf.slots, shelf.nbytes)
 
     @override
-    def lookup(self, memory: torch.Tensor, names: Sequence[str]) -> Lookup | None:
-        rows: dict[str, list[torch.Tensor]]
-        rows = {name: [] for name in names if (name, 0) in self._rows}
-        for (name, number), encoded in self._rows.items():
-            source = self._pinned_rows.get((name, number))
-            if source is None or not encoded.plain:
+    def lookup(self, memory: torch.Tensor, stages: Sequence[Stage]) -> Lookup | None:
+        rows: dict[str, list[Encoded]] = defaultdict(list)
+        pinned: dict[str, list[torch.Tensor]] = defaultdict(list)
+        for (name, number), each in self._rows.items():
+            if (source := self._pinned_rows.get((name, number))) is None:
                 return None
-            rows[name].append(source)
-        kernels = row_kernels(self.device) if rows else None
+            rows[name].append(each)
+            pinned[name].append(source)
+        if not (rows and all(map(alike, rows.values()))):
+            return None
+        homes = {
+            stage.name: Home(pinned[stage.name], rows[stage.name][0], stage.nbytes)
+            for stage in stages
+            if stage.name in rows
+        }
+        kernels = row_kernels(self.device, [home.encoded for home in homes.values()])
         if kernels is None:
             return None
         self._looking_up = torch.cuda.current_stream(self.device)
-        lookup = Lookup(memory, rows, kernels)
+        lookup = Lookup(memory, homes, kernels, self._recorder)
         self.meter.counting.append(lookup.counted)
         return lookup
 
@@ -316,13 +334,20 @@ class CudaTransfer(Transfer):
             self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
 
 
-def row_kernels(device: torch.device) -> Kernels | None:
-    """By which a CUDA device looks rows up; None where it cannot, or there is no Triton."""
+def row_kernels(device: torch.device, rows: Iterable[Encoded]) -> Kernels | None:
+    """By which a CUDA device looks rows up; None where it cannot, or there is no Triton.
+
+    Args:
+        device: which.
+        rows: how they are stored: not all that is encoded can be decoded row by row.
+    """
     if not (readable_by_kernels() and find_spec("triton")):
         return None
     try:
         from rabbitllm.streaming.devices import row_kernels as kernels
 
+        if not all(map(kernels.decodes, rows)):
+            return None
         kernels.try_out(device)
     except (ImportError, OSError, RuntimeError, SubprocessError) as error:
         logger.warning(

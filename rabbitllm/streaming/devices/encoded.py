@@ -86,6 +86,12 @@ def encode_rows(stage: Stage, entries: Mapping[str, WeightEntry]) -> list[Encode
     return [_encode(row, entries) for row in rows_of(stage, entries)]
 
 
+def alike(rows: Sequence[Encoded]) -> bool:
+    """Whether all rows of a stage lie in the same way, and decode by the same codecs."""
+    first = rows[0]
+    return all((row.nbytes, row.portions) == (first.nbytes, first.portions) for row in rows)
+
+
 def rows_of(
     stage: Stage, entries: Mapping[str, WeightEntry]
 ) -> list[list[tuple[Weight, tuple[Cut, ...]]]]:

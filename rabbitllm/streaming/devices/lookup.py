@@ -2,22 +2,43 @@
 
 Which experts a token is sent to is computed on the device. A host that wants to know has to wait,
 and whatever it launches then comes late: meanwhile the device stands still. So the device finds out
-by itself which rows it has, takes the others out of pinned host memory, and keeps them in place of
-those that were asked for longest ago. The host launches that, and goes on.
+by itself which rows it has, takes the others out of pinned host memory, decodes what is encoded,
+and keeps them in place of those that were asked for longest ago. The host launches that, by one
+call once it is recorded, and goes on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
 import torch
 
+from rabbitllm.streaming.devices.encoded import Encoded
+from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.meter import RowCount
 from rabbitllm.streaming.recent import Contents
 
 NEVER = torch.iinfo(torch.int64).max
 """As the time when a slot was used last: it cannot be had."""
+RECORDED = 4
+"""Numbers of rows at a time with which work is recorded: that of a token, and of some batches."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """A stage's rows in pinned memory.
+
+    Attributes:
+        rows: each as it is stored: uint8 [bytes].
+        encoded: how every one of them lies there.
+        nbytes: of one as it computes.
+    """
+
+    rows: Sequence[torch.Tensor]
+    encoded: Encoded
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -51,11 +72,13 @@ class Found:
         places: for each number the place of its row in the table, which has the rows ascending; of
             none the one behind the last: [numbers].
         sources: for each place of the table the address that its row is at; 0 for none: [numbers].
-        keeping: and that of the slot that is to keep it; 0 for none: [numbers].
+        coming: 1 where that is in pinned memory, else 0: [numbers].
+        keeping: the address of the slot that is to keep a row that comes; 0 for none: [numbers].
     """
 
     places: torch.Tensor
     sources: torch.Tensor
+    coming: torch.Tensor
     keeping: torch.Tensor
 
 
@@ -72,11 +95,33 @@ class Kernels(Protocol):
         """
 
     def copy_rows(self, found: Found, table: torch.Tensor) -> None:
-        """Enqueues what copies rows to the table, and to where they are kept.
+        """Enqueues what copies rows to the table, and those that come to where they are kept.
 
         Args:
             found: which.
             table: uint8 [numbers, bytes].
+        """
+
+    def fetch_rows(self, found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
+        """Enqueues what copies those that are there to the table, and those that come elsewhere.
+
+        Args:
+            found: which.
+            table: uint8 [numbers, bytes].
+            stored: for each place of the table where its row goes if it comes: uint8 [numbers,
+                bytes as it is stored].
+        """
+
+    def decode_rows(
+        self, found: Found, table: torch.Tensor, stored: torch.Tensor, encoded: Encoded
+    ) -> None:
+        """Enqueues what decodes those that came to the table, and to where they are kept.
+
+        Args:
+            found: see `fetch_rows`.
+            table: see there.
+            stored: see there.
+            encoded: how each of them lies there.
         """
 
 
@@ -84,12 +129,14 @@ class Lookup:
     """The slots of a device that it looks rows up in.
 
     Each stage has as many slots as the others, and gives up the rows of its own that were asked for
-    longest ago: as in `Recent`, and for the same reason.
+    longest ago: as in `Recent`, and for the same reason. Rows that come encoded pass through the
+    last slots, as many as they take.
 
     Args:
         memory: uint8 [slots, bytes], on the device.
-        rows: stage -> all its rows, in pinned memory, as they are on the device: uint8 [bytes].
+        homes: stage -> its rows.
         kernels: what does it.
+        recorder: of what is enqueued again and again.
 
     Attributes:
         table: how many of the first slots are for the rows that are computed with.
@@ -97,24 +144,54 @@ class Lookup:
     """
 
     def __init__(
-        self, memory: torch.Tensor, rows: Mapping[str, Sequence[torch.Tensor]], kernels: Kernels
+        self,
+        memory: torch.Tensor,
+        homes: Mapping[str, Home],
+        kernels: Kernels,
+        recorder: Recorder,
     ) -> None:
-        self._memory, self._kernels = memory, kernels
-        self.names = list(rows)
+        self._memory, self._kernels, self._recorder = memory, kernels, recorder
+        self._recording = torch.cuda.Stream(memory.device)
+        self.names = list(homes)
         self.table = 0
-        self._sizes = {name: len(each[0]) for name, each in rows.items()}
-        self._rows = {name: len(each) for name, each in rows.items()}
-        self._no_row = max(self._rows.values())
-        self._homes = [
-            [row.data_ptr() for row in each] + [0] * (self._no_row + 1 - len(each))
-            for each in rows.values()
+        self._homes = homes
+        coded = (each.encoded.nbytes for each in homes.values() if not each.encoded.plain)
+        self._largest = max(coded, default=0)
+        self._no_row = no_row = max(len(each.rows) for each in homes.values())
+        stages, self._most = len(homes), max(1, len(memory) // len(homes))
+        addresses = [
+            [row.data_ptr() for row in each.rows] + [0] * (no_row + 1 - len(each.rows))
+            for each in homes.values()
         ]
-        self._counts = self._on_device([[0, 0]] * len(rows))
-        self._counted = [(0, 0)] * len(rows)
+        self._counts = self._on_device([[0, 0]] * stages)
+        self._counted = [(0, 0)] * stages
+        self._place = self._on_device([[-1] * (no_row + 1)] * stages)
+        self._slot, self._held, self._used = (
+            self._on_device([[0] * (self._most + 1)] * stages) for _ in range(3)
+        )
+        self._now = self._on_device(0)
+        known = zip(
+            self._on_device(addresses),
+            self._place,
+            self._slot,
+            self._held,
+            self._used,
+            self._counts,
+            [self._now] * stages,
+            strict=True,
+        )
+        self._known = {name: Known(*each) for name, each in zip(homes, known, strict=True)}
         self._slots: list[list[int]] = []
-        self._known: dict[str, Known] = {}
-        self._found: dict[int, Found] = {}
+        self._found: dict[int, tuple[torch.Tensor, Found]] = {}
         self._cut_off = False  # an interrupt fell before the copies of what was looked up
+
+    def takes(self, count: int) -> int:
+        """Slots that are taken, and keep nothing, where so many rows are asked for at a time."""
+        return count + self._passing(count)
+
+    def _passing(self, count: int) -> int:
+        """Slots that so many rows take as they are stored, at the end."""
+        return -(-count * self._largest // self._memory.shape[1])
 
     def begin(self, kept: Contents, table: int) -> None:
         """Takes over what lies where.
@@ -123,24 +200,30 @@ class Lookup:
             kept: rows and their slots; what lies in the table is forgotten.
             table: so many of the first slots are for the rows that are computed with.
         """
-        share = max(1, (len(self._memory) - table) // len(self.names))
-        self._slots = self._shared_out(kept, table, share)
+        keeping = range(table, len(self._memory) - self._passing(table))
+        share = max(1, len(keeping) // len(self.names))
+        self._slots = self._shared_out(kept, keeping, share)
         slot, held, used, place = [], [], [], []
         first, size = self._memory.data_ptr(), self._memory.shape[1]
         for name, slots in zip(self.names, self._slots, strict=True):
             rows = {at: number for number, at in kept.get(name, {}).items()}
             ages = {at: age for age, at in enumerate(rows)}
-            missing = share - len(slots)
+            missing = self._most - len(slots)
             slot.append([first + at * size for at in slots] + [0] * (missing + 1))
             held.append([rows.get(at, self._no_row) for at in slots])
             held[-1] += [self._no_row] * (missing + 1)
             used.append([ages.get(at, -1) for at in slots] + [NEVER] * (missing + 1))
             where = {number: at for at, number in enumerate(held[-1]) if number < self._no_row}
             place.append([where.get(number, -1) for number in range(self._no_row + 1)])
-        tables = [self._on_device(each) for each in (self._homes, place, slot, held, used)]
-        now = self._on_device(len(self._memory))  # later than any age
-        stages = zip(*tables, self._counts, [now] * len(self.names), strict=True)
-        self._known = {name: Known(*stage) for name, stage in zip(self.names, stages, strict=True)}
+        # Into the same memory, whose addresses are recorded.
+        for target, values in (
+            (self._place, place),
+            (self._slot, slot),
+            (self._held, held),
+            (self._used, used),
+            (self._now, len(self._memory)),  # later than any age
+        ):
+            target.copy_(torch.tensor(values, device="cpu"))
         self.table, self._cut_off = table, False
 
     def end(self) -> dict[str, dict[int, int]]:
@@ -150,8 +233,7 @@ class Lookup:
         """
         if self._cut_off:
             return {}
-        known = self._known.values()
-        states = torch.stack([torch.stack([each.used, each.held]) for each in known]).tolist()
+        states = torch.stack([self._used, self._held], dim=1).tolist()
         kept: dict[str, dict[int, int]] = {}
         for name, slots, state in zip(self.names, self._slots, states, strict=True):
             rows = sorted(zip(*state, slots, strict=False))
@@ -171,31 +253,51 @@ class Lookup:
         """
         count = asked.numel()
         if count not in self._found:
-            self._found[count] = Found(*(self._on_device([0] * count) for _ in range(3)))
-        found = self._found[count]
+            numbers, *others = (self._on_device([0] * count) for _ in range(5))
+            self._found[count] = numbers, Found(*others)
+        numbers, found = self._found[count]
+        work = partial(self._enqueue, name, numbers, found)
+        graph = None
+        if list(self._found).index(count) < RECORDED:
+            graph = self._recorder.find((name, count), work, self._recording)
         if self._cut_off:
             self.begin({}, self.table)
         self._cut_off = True
-        self._kernels.look_up(asked.reshape(-1).contiguous(), self._known[name], found)
-        self._kernels.copy_rows(found, self._memory[:count, : self._sizes[name]])
+        numbers.copy_(asked.reshape(-1))
+        if graph is None:
+            work()
+        else:
+            graph.replay()
         self._cut_off = False
         return found.places.view(asked.shape)
+
+    def _enqueue(self, name: str, numbers: torch.Tensor, found: Found) -> None:
+        home, count, kernels = self._homes[name], len(numbers), self._kernels
+        table, size = self._memory[:count, : home.nbytes], home.encoded.nbytes
+        kernels.look_up(numbers, self._known[name], found)
+        if home.encoded.plain:
+            kernels.copy_rows(found, table)
+            return
+        stored = self._memory.view(-1)[-count * size :].view(count, size)
+        kernels.fetch_rows(found, table, stored)
+        kernels.decode_rows(found, table, stored, home.encoded)
 
     def counted(self) -> Iterator[RowCount]:
         """What was looked up since the last time; waits for the device."""
         before, self._counted = self._counted, [(a, b) for a, b in self._counts.tolist()]
         for name, (asked, brought), last in zip(self.names, self._counted, before, strict=True):
             came = brought - last[1]
-            yield RowCount(name, asked - last[0], came, came * self._sizes[name])
+            nbytes = came * self._homes[name].encoded.nbytes
+            yield RowCount(name, asked - last[0], came, nbytes)
 
-    def _shared_out(self, kept: Contents, table: int, share: int) -> list[list[int]]:
+    def _shared_out(self, kept: Contents, keeping: range, share: int) -> list[list[int]]:
         """Each stage's slots: those first that hold rows of its own, as far as they are its."""
         slots = []
         for name in self.names:
             last = reversed(list(kept.get(name, {}).values()))
-            slots.append([at for at in last if at >= table][:share])
+            slots.append([at for at in last if at in keeping][:share])
         taken = {at for ours in slots for at in ours}
-        free = iter([at for at in range(table, len(self._memory)) if at not in taken])
+        free = iter([at for at in keeping if at not in taken])
         return [ours + list(islice(free, share - len(ours))) for ours in slots]
 
     @torch.inference_mode(False)

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from rabbitllm.checkpoint.codecs.kernels import ROW_KERNELS, Rows, decodes_rows
+from rabbitllm.streaming.devices.encoded import Encoded
 from rabbitllm.streaming.devices.lookup import NEVER, Found, Known
 
 PROGRAMS = 32
@@ -26,6 +28,7 @@ def _look_up(
     now,
     places,
     sources,
+    coming,
     keeping,
     no_row,
     no_slot,
@@ -55,6 +58,7 @@ def _look_up(
     kept = tl.load(slot + in_slot, mask=hit, other=0)
     far = tl.load(home + row, mask=row < no_row, other=0)
     tl.store(sources + behind, tl.where(hit, kept, far), mask=present == 1)
+    tl.store(coming + behind, absent, mask=present == 1)
 
     rank, missing = tl.cumsum(absent, 0) - 1, tl.sum(absent, 0)
     keeps = tl.zeros([ROWS], tl.int64)
@@ -74,6 +78,7 @@ def _look_up(
     found = tl.sum(present, 0)
     rest = (row >= found) & (row < numbers)
     tl.store(sources + row, 0, mask=rest)
+    tl.store(coming + row, 0, mask=rest)
     tl.store(keeping + row, 0, mask=rest)
     tl.store(held + at, held_at, mask=at < no_slot)
     tl.store(used + at, used_at, mask=at < no_slot)
@@ -83,50 +88,81 @@ def _look_up(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _copy(read, write, kept, words, WORDS: tl.constexpr):
+    keep = kept.to(tl.pointer_type(tl.int64))
+    step = tl.num_programs(1) * WORDS
+    for first in range(tl.program_id(1) * WORDS, words, step):
+        word = first + tl.arange(0, WORDS)
+        values = tl.load(read + word, mask=word < words)
+        tl.store(write + word, values, mask=word < words)
+        tl.store(keep + word, values, mask=(word < words) & (kept != 0))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _copy_rows(sources, keeping, table, words, width, WORDS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     source, kept = tl.load(sources + row), tl.load(keeping + row)
     if source != 0:
         read = source.to(tl.pointer_type(tl.int64))
-        keep = kept.to(tl.pointer_type(tl.int64))
-        write = table + row * width
-        step = tl.num_programs(1) * WORDS
-        for first in range(tl.program_id(1) * WORDS, words, step):
-            word = first + tl.arange(0, WORDS)
-            values = tl.load(read + word, mask=word < words)
-            tl.store(write + word, values, mask=word < words)
-            tl.store(keep + word, values, mask=(word < words) & (kept != 0))
+        _copy(read, table + row * width, kept, words, WORDS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fetch_rows(
+    sources,
+    coming,
+    table,
+    words,
+    width,
+    stored,
+    stored_words,
+    stored_width,
+    WORDS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    source, comes = tl.load(sources + row), tl.load(coming + row)
+    read = source.to(tl.pointer_type(tl.int64))
+    if comes != 0:
+        _copy(read, stored + row * stored_width, comes * 0, stored_words, WORDS)
+    elif source != 0:
+        _copy(read, table + row * width, comes * 0, words, WORDS)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _place_rows(
+    coming, keeping, offset, table, width, stored, stored_width, words, WORDS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(coming + row) != 0:
+        kept = tl.load(keeping + row)
+        kept = tl.where(kept != 0, kept + offset, 0)
+        _copy(stored + row * stored_width, table + row * width, kept, words, WORDS)
 
 
 def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
     """See `lookup.Kernels`."""
     no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
     with torch.cuda.device(asked.device):
-        _launch_look_up(asked, known, found, no_row, no_slot)
-
-
-def _launch_look_up(
-    asked: torch.Tensor, known: Known, found: Found, no_row: int, no_slot: int
-) -> None:
-    _look_up[1,](
-        asked,
-        len(asked),
-        known.home,
-        known.place,
-        known.slot,
-        known.held,
-        known.used,
-        known.counts,
-        known.now,
-        found.places,
-        found.sources,
-        found.keeping,
-        no_row,
-        no_slot,
-        ROWS=triton.next_power_of_2(max(no_row, len(asked))),
-        SLOTS=triton.next_power_of_2(no_slot),
-        NEVER=NEVER,
-    )
+        _look_up[1,](
+            asked,
+            len(asked),
+            known.home,
+            known.place,
+            known.slot,
+            known.held,
+            known.used,
+            known.counts,
+            known.now,
+            found.places,
+            found.sources,
+            found.coming,
+            found.keeping,
+            no_row,
+            no_slot,
+            ROWS=triton.next_power_of_2(max(no_row, len(asked))),
+            SLOTS=triton.next_power_of_2(no_slot),
+            NEVER=NEVER,
+        )
 
 
 def copy_rows(found: Found, table: torch.Tensor) -> None:
@@ -138,10 +174,63 @@ def copy_rows(found: Found, table: torch.Tensor) -> None:
         )
 
 
+def fetch_rows(found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
+    """See `lookup.Kernels`."""
+    words, stored_words = table.view(torch.int64), stored.view(torch.int64)
+    with torch.cuda.device(table.device):
+        _fetch_rows[len(words), PROGRAMS](
+            found.sources,
+            found.coming,
+            words,
+            words.shape[1],
+            words.stride(0),
+            stored_words,
+            stored_words.shape[1],
+            stored_words.stride(0),
+            WORDS=WORDS,
+        )
+
+
+def decode_rows(found: Found, table: torch.Tensor, stored: torch.Tensor, encoded: Encoded) -> None:
+    """See `lookup.Kernels`."""
+    with torch.cuda.device(table.device):
+        for portion in encoded.portions:
+            if not portion.pieces:
+                _place(found, table, portion.target, stored[:, portion.source])
+            for piece in portion.pieces:
+                first, target = portion.source.start, piece.target
+                sources = [stored[:, first + at.start : first + at.stop] for at in piece.sources]
+                which = Rows(found.coming, found.keeping, target.start)
+                decode = ROW_KERNELS[type(piece.codec)]
+                decode(piece.codec, sources, table[:, target], which)
+
+
+def _place(found: Found, table: torch.Tensor, target: slice, stored: torch.Tensor) -> None:
+    """Enqueues what copies what is stored as it computes."""
+    source, words = stored.view(torch.int64), table[:, target].view(torch.int64)
+    _place_rows[len(words), PROGRAMS](
+        found.coming,
+        found.keeping,
+        target.start,
+        words,
+        words.stride(0),
+        source,
+        source.stride(0),
+        words.shape[1],
+        WORDS=WORDS,
+    )
+
+
+def decodes(encoded: Encoded) -> bool:
+    """Whether rows can be decoded that are stored like this."""
+    pieces = (piece for portion in encoded.portions for piece in portion.pieces)
+    return all(decodes_rows(piece.codec) for piece in pieces)
+
+
 def try_out(device: torch.device) -> None:
-    """Launches both once, to no effect; raises what Triton raises where it does not work."""
+    """Launches what looks up and copies, to no effect; raises what Triton raises where it fails."""
     one, two = (torch.zeros(size, dtype=torch.int64, device=device) for size in (1, 2))
-    found, none = Found(one, one.clone(), one.clone()), two - 1
+    found, none = Found(one, *(one.clone() for _ in range(3))), two - 1
     known = Known(two, none, two.clone(), two + 1, two + NEVER, two.clone(), one[0].clone())
     look_up(one.clone(), known, found)
     copy_rows(found, torch.zeros(1, 8, dtype=torch.uint8, device=device))

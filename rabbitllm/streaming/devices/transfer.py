@@ -241,12 +241,12 @@ class Transfer(ABC):
             uint8 [slots, bytes], each slot aligned.
         """
 
-    def lookup(self, memory: torch.Tensor, names: Sequence[str]) -> Lookup | None:
+    def lookup(self, memory: torch.Tensor, stages: Sequence[Stage]) -> Lookup | None:
         """What looks rows up on the device itself; None if the host has to bring them.
 
         Args:
             memory: what `shelf` gave.
-            names: of the stages whose rows it is for.
+            stages: whose rows it is for, each of one row: see `Stage.row`.
         """
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from rabbitllm.checkpoint.codecs.cast import Cast
 from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 from rabbitllm.streaming.devices import CudaTransfer, cuda
+from rabbitllm.streaming.devices.encoded import Encoded
 from rabbitllm.streaming.devices.lookup import Found, Known, Lookup
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import EMPTY, Memory, Shelf
@@ -61,7 +64,8 @@ class Mixture:
             for kind, codec in (("plain", PLAIN), ("coded", other or Inverse())):
                 key = f"{name}.{kind}"
                 values = self.truth[key] = torch.randn(ROWS, WIDTH, WIDTH)
-                data = values.view(torch.uint8).reshape(-1)
+                stored = values.double() if isinstance(codec, Cast) else values
+                data = stored.view(torch.uint8).reshape(-1)
                 file = folder / key
                 file.write_bytes((~data if isinstance(codec, Inverse) else data).numpy().tobytes())
                 place = Extent(file, 0, data.numel())
@@ -145,6 +149,16 @@ def test_what_the_host_keeps_is_read_once(device: Device, tmp_path: Path) -> Non
     mixture.moving.close()
 
 
+def decode_row(encoded: Encoded, stored: torch.Tensor, target: torch.Tensor) -> None:
+    """Makes a row of what is stored of it."""
+    for portion in encoded.portions:
+        here = stored[portion.source]
+        if not portion.pieces:
+            target[portion.target] = here
+        for piece in portion.pieces:
+            piece.codec.decode_on([here[at] for at in piece.sources], target[piece.target])
+
+
 class Later:
     """What the kernels do, as work of the current stream."""
 
@@ -152,18 +166,40 @@ class Later:
         self.device = device
 
     def look_up(self, asked: torch.Tensor, known: Known, found: Found) -> None:
-        self._add(partial(look_up, asked.clone(), known, found))
+        self._add(partial(look_up, asked, known, found))
 
     def copy_rows(self, found: Found, table: torch.Tensor) -> None:
         def copy() -> None:
-            size = table.shape[1]
             rows = zip(found.sources.tolist(), table, found.keeping.tolist(), strict=True)
             for source, row, kept in rows:
                 for target in (row.data_ptr(), kept) if source else ():
                     if target:
-                        ctypes.memmove(target, source, size)
+                        ctypes.memmove(target, source, len(row))
 
         self._add(copy)
+
+    def fetch_rows(self, found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
+        def fetch() -> None:
+            every = zip(found.sources.tolist(), found.coming.tolist(), table, stored, strict=True)
+            for source, comes, row, there in every:
+                if source:
+                    target = there if comes else row
+                    ctypes.memmove(target.data_ptr(), source, len(target))
+
+        self._add(fetch)
+
+    def decode_rows(
+        self, found: Found, table: torch.Tensor, stored: torch.Tensor, encoded: Encoded
+    ) -> None:
+        def decode() -> None:
+            rows = zip(found.coming.tolist(), table, found.keeping.tolist(), stored, strict=True)
+            for comes, row, kept, there in rows:
+                if comes:
+                    decode_row(encoded, there, row)
+                if comes and kept:
+                    ctypes.memmove(kept, row.data_ptr(), len(row))
+
+        self._add(decode)
 
     def _add(self, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -188,18 +224,20 @@ def looks_up(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
 
     monkeypatch.setattr(Lookup, "end", behind(end))
     monkeypatch.setattr(Lookup, "counted", behind(counted))
-    monkeypatch.setattr(cuda, "row_kernels", lambda _: Later(device))
+    monkeypatch.setattr(cuda, "row_kernels", lambda *_: Later(device))
     return device
 
 
+CODECS = pytest.mark.parametrize("codec", [PLAIN, Inverse()], ids=["plain", "encoded"])
 ASKED = [[[0, 3]], [[1, 3]], [[4, 0]], [[2, 3]], [[3, 4]], [[0, 3]], [[1, 2]], [[0, 0]]]
 
 
+@CODECS
 @pytest.mark.parametrize("slots", [5, 8, 12])
 def test_what_a_device_looks_up_is_right_beside_what_the_host_brings(
-    looks_up: Device, tmp_path: Path, slots: int
+    looks_up: Device, tmp_path: Path, slots: int, codec: Codec
 ) -> None:
-    mixture = Mixture(tmp_path, "host", 0, slots, PLAIN)
+    mixture = Mixture(tmp_path, "host", 0, slots, codec)
     for turn in range(3):
         for numbers in ASKED:
             for name in "ab":
@@ -217,10 +255,11 @@ def test_what_a_device_looks_up_is_right_beside_what_the_host_brings(
     mixture.moving.close()
 
 
+@pytest.mark.parametrize(("codec", "slots"), [(PLAIN, 12), (Inverse(), 14)])
 def test_what_a_device_has_looked_up_it_keeps_and_the_host_knows(
-    looks_up: Device, tmp_path: Path
+    looks_up: Device, tmp_path: Path, codec: Codec, slots: int
 ) -> None:
-    mixture = Mixture(tmp_path, "host", 0, 12, PLAIN)
+    mixture = Mixture(tmp_path, "host", 0, slots, codec)
     for _ in range(4):
         for name in "ab":
             for numbers in ([[0, 1]], [[2, 3]], [[4, 4]]):
@@ -232,13 +271,69 @@ def test_what_a_device_has_looked_up_it_keeps_and_the_host_knows(
     mixture.moving.close()
 
 
-@pytest.mark.parametrize(("memory", "host", "codec"), [("disk", 2, PLAIN), ("host", 0, None)])
-def test_the_host_brings_what_a_device_cannot_look_up(
-    looks_up: Device, tmp_path: Path, memory: Memory, host: int, codec: Codec | None
-) -> None:
-    mixture = Mixture(tmp_path, memory, host, 12, codec)
+@CODECS
+def test_the_host_brings_what_lies_on_disk(looks_up: Device, tmp_path: Path, codec: Codec) -> None:
+    mixture = Mixture(tmp_path, "disk", 2, 12, codec)
     with torch.no_grad():
         assert mixture.shelf.look_up("a", torch.tensor([[0, 1]])) is None
+    mixture.moving.close()
+
+
+def test_the_host_brings_rows_that_are_stored_in_different_ways(
+    looks_up: Device, tmp_path: Path
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, 12)
+    mixture.moving._rows["b", 3] = replace(mixture.moving._rows["b", 3], portions=())
+    with torch.no_grad():
+        assert mixture.shelf.look_up("a", torch.tensor([[0, 1]])) is None
+    mixture.moving.close()
+
+
+def test_rows_that_come_encoded_leave_room_for_those_they_become(
+    looks_up: Device, tmp_path: Path
+) -> None:
+    """The last slots are the way of as many rows as the table has: nothing is kept there."""
+    for slots, codec in ((4, PLAIN), (4, Inverse()), (5, Inverse())):
+        mixture = Mixture(tmp_path, "host", 0, slots, codec)
+        for numbers in ASKED:
+            for name in "ab":
+                mixture.look_up(looks_up, name, numbers)
+        looks_up.default.synchronize()
+        mixture.meter.settle(wait=True)
+        kept = slots - (2 if codec == PLAIN else 4)
+        stats = mixture.meter.stats
+        assert (stats.rows_asked > stats.rows_brought) == (kept > 0)
+        mixture.moving.close()
+
+
+def test_the_host_brings_rows_that_are_larger_as_they_are_stored(
+    looks_up: Device, tmp_path: Path
+) -> None:
+    for slots in (4, 5):
+        mixture = Mixture(tmp_path, "host", 0, slots, Cast(torch.float64, torch.float32))
+        if slots == 4:
+            with torch.no_grad():
+                assert mixture.shelf.look_up("a", torch.tensor([[0, 1]])) is None
+        else:
+            mixture.look_up(looks_up, "a", [[0, 1]])
+        looks_up.default.synchronize()
+        mixture.moving.close()
+
+
+@CODECS
+def test_what_is_looked_up_again_is_one_call(
+    looks_up: Device, tmp_path: Path, codec: Codec
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, 12, codec)
+    made = []
+    for numbers in ASKED:
+        before = len(looks_up.default.work)
+        mixture.look_up(looks_up, "a", numbers)
+        made.append(len(looks_up.default.work) - before)
+    numbers_copied, recorded, computed = 1, 1, 1
+    assert made[0] > numbers_copied + recorded + computed
+    assert set(made[1:]) == {numbers_copied + recorded + computed}
+    looks_up.default.synchronize()
     mixture.moving.close()
 
 
@@ -256,10 +351,11 @@ def test_the_host_brings_what_leaves_no_room_or_is_nearly_all(
     mixture.moving.close()
 
 
+@CODECS
 def test_an_interrupt_of_any_call_leaves_the_next_one_right(
-    looks_up: Device, tmp_path: Path
+    looks_up: Device, tmp_path: Path, codec: Codec
 ) -> None:
-    mixture = Mixture(tmp_path, "host", 0, 8, PLAIN)
+    mixture = Mixture(tmp_path, "host", 0, 8, codec)
     for call in count(1):
         looks_up.calls, looks_up.interrupt_at = 0, call
         try:

@@ -47,6 +47,7 @@ def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
     known.held.scatter_(0, taken, kept)
     known.used.scatter_(0, taken, now)
     known.counts.add_(torch.stack([present.sum(), absent.sum()]))
+    found.coming.copy_(absent)
     found.sources.copy_(torch.where(hit, known.slot[place], known.home[numbers]))
     found.keeping.copy_(torch.where(keeps, known.slot[oldest], 0))
 
@@ -90,12 +91,12 @@ def test_every_row_that_is_asked_for_is_in_its_place(
 ) -> None:
     look = look_up
     if device == "cuda":
-        kernels = row_kernels(torch.device("cuda", 0))
+        kernels = row_kernels(torch.device("cuda", 0), [])
         assert kernels is not None
         look = kernels.look_up
     draw = random.Random(slots + asked)
     state, memory = known(slots, missing, device), Memory()
-    found = Found(*(torch.full((asked,), -1, device=device) for _ in range(3)))
+    found = Found(*(torch.full((asked,), -1, device=device) for _ in range(4)))
     total, brought, room = 0, 0, slots - missing
     held, last = set[int](), dict[int, int]()
     for turn in range(60):
@@ -110,6 +111,7 @@ def test_every_row_that_is_asked_for_is_in_its_place(
             assert place == asked if number >= ROWS else table[place] == number
         missed = [row for row in distinct if row not in held]
         assert came == missed
+        assert found.coming.tolist() == [int(HOME <= each < SLOT) for each in sources]
         total, brought = total + len(distinct), brought + len(missed)
         assert state.counts.tolist() == [total, brought]
         now = {row for row in state.held[:-1].tolist() if row < ROWS}
