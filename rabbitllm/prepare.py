@@ -165,7 +165,12 @@ def prepare(
             for weight in stage.weights
             if not stage.pinned and weight.by is None
         },
-        rows={w.name: w.rows for stage in stages if stage.least_rows for w in stage.weights},
+        rows={
+            weight.name: weight.rows
+            for stage in stages
+            for weight in stage.weights
+            if stage.least_rows and weight.row is None
+        },
     )
     staged = StagedModel(model, weights_dtype, dtypes, tied, stages)
     return Prepared(model, staged, location, partial(unexpected_names, trial, entries, mapping))

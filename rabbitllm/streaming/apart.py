@@ -4,13 +4,13 @@ An MLP has no cache, no mask and no positions: it can run elsewhere, and only it
 output have to move. What has this form is found by it: the forward takes one argument.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from inspect import signature
 
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rabbitllm.streaming.routed import find_routed
+from rabbitllm.streaming.experts import find_experts
+from rabbitllm.streaming.stages import find_blocks
 
 
 def find_apart(model: nn.Module) -> frozenset[str]:
@@ -19,22 +19,22 @@ def find_apart(model: nn.Module) -> frozenset[str]:
     One with experts that tokens are sent to is none, though modules inside of it may be. One with
     buffers may keep something there from call to call.
     """
-    routed = find_routed(model)
+    blocks = find_blocks(model)
+    experts = find_experts(model, blocks)
     return frozenset(
         found
-        for name, block in model.named_modules()
-        if isinstance(block, GradientCheckpointingLayer)
+        for name, block in blocks.items()
         for child, module in block.named_children()
-        for found in _within(f"{name}.{child}", module, routed)
+        for found in _within(f"{name}.{child}", module, experts)
     )
 
 
-def _within(name: str, module: nn.Module, routed: Mapping[str, object]) -> Iterator[str]:
+def _within(name: str, module: nn.Module, experts: Collection[str]) -> Iterator[str]:
     """The module, or what is beside its experts."""
-    if any(each.startswith(f"{name}.") for each in routed):
+    if any(each.startswith(f"{name}.") for each in experts):
         for child, inner in module.named_children():
-            yield from _within(f"{name}.{child}", inner, routed)
-    elif name not in routed and _is_apart(module):
+            yield from _within(f"{name}.{child}", inner, experts)
+    elif name not in experts and _is_apart(module):
         yield name
 
 

@@ -24,6 +24,7 @@ from rabbitllm.streaming.gather import Gather
 from rabbitllm.streaming.host import HostRoad
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.one_by_one import run_one_by_one
 from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory
@@ -122,9 +123,13 @@ def _gather(
         here = [stage for stage in routed if plan.places[stage.name].device == device]
         shelves[device] = RowShelf(transfers[device], slots, here)
     ahead, trial = None, Trial()
-    second = routed[1] if len(routed) > 1 else None
+    second = next(iter([stage for stage in routed if stage.gathered()][1:]), None)
     for stage in reversed(stages):
         device = plan.places[stage.name].device
+        block, _, name = stage.name.rpartition(".")
+        if stage.parts():
+            run_one_by_one(stage, model.get_submodule(block), shelves[device], device)
+            ahead = None
         for (module, by), weights in stage.gathered().items():
             part = replace(stage, weights=tuple(weights))
             if not stage.least_rows:
@@ -132,7 +137,6 @@ def _gather(
                 continue
             rows = ShelfRows(shelves[device], stage.name, stage.rows)
             Gather(module, part, by, rows, ahead)
-            block, _, name = stage.name.rpartition(".")
             first = stage is second
             ahead = Foresight(model.get_submodule(block), name, by, rows, trial, device, first)
     return routed, list(shelves.values())

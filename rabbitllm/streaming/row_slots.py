@@ -60,7 +60,7 @@ class RowSlots:
         key = weight.dtype, weight.offset, weight.shape, first, count
         if (view := self._views.get(key)) is None:
             view = self._make_view(weight, first, count)
-            if weight.shape[0] == 1:
+            if count == 1 or weight.shape[0] == 1:
                 self._views[key] = view
         return view
 

@@ -8,7 +8,7 @@ the next stage come, they become the table where they are, so that two take turn
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +122,40 @@ class RowShelf:
             return [marked(as_held(weights[0], view.detach().clone())) for view in views]
         return views
 
+    def lay_out_one(self, name: str, number: int, using: Collection[int]) -> list[torch.Tensor]:
+        """Makes a row of a stage ready where it lies, which need not be the table.
+
+        Args:
+            name: the stage's.
+            number: of the row.
+            using: rows of the stage that are not to be given up for it.
+
+        Returns:
+            The stage's weights, in its order, of just that row.
+
+        Raises:
+            CheckpointError: a file is not what it was, or what is encoded in it is damaged.
+        """
+        if torch.is_grad_enabled():  # a graph looks for rows in the table
+            return self.lay_out(name, (number,))
+        self._know_here()
+        if self._unsettled:
+            self._transfer.end_foresight()
+            self._recent.take(self._recent.contents)  # no slot stays with a row that did not come
+        self._unsettled, self._foreseen = True, NOTHING
+        self._new, self._laid_out = [], ("", ())
+        self._reserve()
+        slot = self._recent.find(name, number)
+        self._transfer.meter.rows(1, int(slot is None), 0)
+        if slot is None:
+            room = self._recent.make_room(name, using)
+            slot = 0 if room is None else room
+            self._transfer.bring_rows(self._rows[name], [(number, self._slots[slot])])
+            if room is not None:
+                self._recent.keep(name, number, room)
+        self._unsettled = False
+        return [self._slots.view(weight, slot, 1) for weight in self._rows[name].weights]
+
     def look_up(
         self, name: str, asked: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]] | None:
@@ -180,7 +214,7 @@ class RowShelf:
             self.lay_out(saved.name, saved.numbers)
         return saved.view.copy_from(self._slots.memory)
 
-    def keep(self, name: str, numbers: Sequence[int]) -> None:
+    def keep(self, name: str, numbers: Collection[int]) -> None:
         """Keeps what there is room for of the rows that the stage has just run with."""
         moved = []
         for place, number in self._new:
@@ -255,9 +289,9 @@ class RowShelf:
     @property
     def _behind_table(self) -> int:
         """The first slot that the table of no stage has reached for a while."""
-        return max(*self._asked, self._coming)
+        return max(1, *self._asked, self._coming)  # a row that comes alone needs one
 
     @property
     def _room_ahead(self) -> int:
         """Slots for rows that the next stage may ask for: as many as stages ask for."""
-        return min(self._behind_table, len(self._slots) - self._behind_table)
+        return min(max(*self._asked, self._coming), len(self._slots) - self._behind_table)

@@ -126,7 +126,7 @@ class StagedModel:
     def with_fewest_rows(self) -> "StagedModel":
         """The same with room for the experts of one token at a time, not for all of a layer's."""
         stages = [
-            replace(stage, least_rows=min(stage.rows, self._routes(stage)))
+            replace(stage, least_rows=min(stage.least_rows, self._routes(stage)))
             if stage.least_rows
             else stage
             for stage in self.stages

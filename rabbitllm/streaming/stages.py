@@ -7,7 +7,6 @@ them. Every other weight is small: together they are one stage more, which is pi
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from inspect import signature
 from itertools import chain
 
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rabbitllm.streaming.routed import Routed, find_routed
+from rabbitllm.streaming.experts import Experts, find_experts
 from rabbitllm.streaming.weights import Owner, Stage, Weight, lay_out
 
 LARGE = 1 / 8
@@ -58,23 +57,23 @@ def find_stages(
     tensors = {name: tensor for name, tensor in named if name in dtypes}
     nbytes = {name: tensor.numel() * dtypes[name].itemsize for name, tensor in tensors.items()}
     groups = _tied_groups(tensors, tied)
-    routed = _routed(model, groups, dtypes, rowwise)
-    for name in tensors:
-        if _home(name, routed):
-            del nbytes[name]
     blocks = find_blocks(model)
+    experts = _readable(find_experts(model, blocks), groups, dtypes, rowwise)
+    for name in tensors:
+        if _home(name, experts):
+            del nbytes[name]
     leaves = _leaves(model, blocks, nbytes)
     largest = max((_under(root, nbytes) for root in blocks), default=0)
     apart = [name for name in apart if _under(name, nbytes) > largest * LARGE]
     if apart and limit is None:
         limit = largest
     split = dict(pair for pair in blocks.items() for pair in _pieces(*pair, nbytes, limit, apart))
-    home = {name: _home(name, routed) or _home(name, split) for name in tensors}
+    home = {name: _home(name, experts) or _home(name, split) for name in tensors}
     for name in tensors:
         path, _, attribute = name.rpartition(".")
-        if home[name] in routed:
+        if home[name] in experts:
             continue
-        if _routes(name, tensors[name], routed):
+        if _routes(name, tensors[name], experts):
             home[name] = REST  # it is small, and what tells which experts are to come
             continue
         if attribute in model.get_submodule(path)._buffers:
@@ -82,7 +81,7 @@ def find_stages(
             home[name] = home[name] if home[name] in blocks else REST
         elif path in leaves:  # its own weights alone: a norm in an embedding is not asked by ids
             home[name] = path
-    leader = {root: root for root in (*split, *routed)} | _leaders(groups, home, leaves)
+    leader = {root: root for root in (*split, *experts)} | _leaders(groups, home, leaves)
     members = _members(groups, home, leader)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
 
@@ -90,8 +89,9 @@ def find_stages(
         if name == REST:
             weights = (_weight(group, model, tensors, dtypes) for group in members[REST])
             return Stage(REST, (model,), lay_out(weights), pinned=True)
-        if name in routed:
-            return _experts(name, routed[name], model, members[name], tensors, dtypes)
+        if name in experts:
+            weights = (_weight(group, model, tensors, dtypes) for group in members[name])
+            return experts[name].stage(name, model, weights)
         modules = tuple(module for root, module in (split | leaves).items() if leader[root] == name)
         embedding = model.get_input_embeddings()
         asked = embedding if embedding in modules and isinstance(embedding, nn.Embedding) else None
@@ -102,8 +102,14 @@ def find_stages(
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The outermost decoder layers, by their paths, in the order of the modules."""
-    return dict(_blocks(model, ""))
+    """The outermost decoder layers, by their paths, in the order of the modules.
+
+    Code that comes with a checkpoint may know nothing of transformers' class for them: then they
+    are what the model says must not be split (`_no_split_modules`).
+    """
+    found = dict(_blocks(model, "", lambda module: isinstance(module, GradientCheckpointingLayer)))
+    named = getattr(model, "_no_split_modules", None) or ()
+    return found or dict(_blocks(model, "", lambda module: type(module).__name__ in named))
 
 
 def block_of(name: str, blocks: Collection[str]) -> str:
@@ -113,48 +119,30 @@ def block_of(name: str, blocks: Collection[str]) -> str:
     return name
 
 
-def _routed(
-    model: nn.Module,
+def _readable(
+    experts: Mapping[str, Experts],
     groups: list[list[str]],
     dtypes: Mapping[str, torch.dtype],
     rowwise: Callable[[str, int], bool],
-) -> dict[str, Routed]:
-    """The modules that are asked for experts, as far as these can be read one by one."""
+) -> dict[str, Experts]:
+    """Those that can be read one by one."""
     alone = {names[0] for names in groups if len(names) == 1}
     return {
-        path: routed
-        for path, routed in find_routed(model).items()
+        path: each
+        for path, each in experts.items()
         if all(
-            (name := f"{path}.{weight}") in alone and name in dtypes and rowwise(name, count)
-            for weight, count in routed.rows.items()
+            name in alone and name in dtypes and rowwise(name, weight.slices)
+            for name, weight in each.weights.items()
         )
     }
 
 
-def _routes(name: str, tensor: torch.Tensor, routed: Mapping[str, Routed]) -> bool:
+def _routes(name: str, tensor: torch.Tensor, experts: Mapping[str, Experts]) -> bool:
     """Whether a weight beside experts has a row for each of them, as a router has."""
     return tensor.dim() > 0 and any(
-        name.startswith(path.rpartition(".")[0] + ".") and len(tensor) in asked.rows.values()
-        for path, asked in routed.items()
+        name.startswith(path.rpartition(".")[0] + ".") and len(tensor) in each.counts
+        for path, each in experts.items()
     )
-
-
-def _experts(
-    path: str,
-    routed: Routed,
-    model: nn.Module,
-    groups: list[list[str]],
-    tensors: Mapping[str, torch.Tensor],
-    dtypes: Mapping[str, torch.dtype],
-) -> Stage:
-    """The stage of a module that is asked for experts."""
-    weights = [_weight(group, model, tensors, dtypes) for group in groups]
-    asked = (
-        replace(weight, by=routed.by, rows=routed.rows[weight.name.removeprefix(f"{path}.")])
-        for weight in weights
-    )
-    module = model.get_submodule(path)
-    return Stage(path, (module,), lay_out(asked), least_rows=max(routed.rows.values()))
 
 
 def _leaves(
@@ -235,12 +223,14 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def _blocks(
+    module: nn.Module, prefix: str, is_block: Callable[[nn.Module], bool]
+) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
-        if isinstance(child, GradientCheckpointingLayer):
+        if is_block(child):
             yield prefix + name, child
         else:
-            yield from _blocks(child, f"{prefix}{name}.")
+            yield from _blocks(child, f"{prefix}{name}.", is_block)
 
 
 def _pieces(

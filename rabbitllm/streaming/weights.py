@@ -35,7 +35,9 @@ class Weight:
         offset: bytes from the start of its stage's buffer, a multiple of `ALIGNMENT`.
         by: which argument of the first owner's forward names the rows, slices along dimension 0,
             that the forward needs; None where it needs the whole. Other owners need the whole.
-        rows: how many rows there are to name; 0 where `by` is None.
+        rows: how many rows there are to name; 0 where there are none.
+        row: where rows are modules of their own, such as experts in a list, and not slices: the
+            number of the one that this weight belongs to.
         kind: what it is to its owners.
         on_disk: bytes that are stored of it; None for as many as it has.
     """
@@ -47,6 +49,7 @@ class Weight:
     offset: int = 0
     by: int | None = None
     rows: int = 0
+    row: int | None = None
     kind: Kind = "_parameters"
     on_disk: int | None = None
 
@@ -54,6 +57,11 @@ class Weight:
     def nbytes(self) -> int:
         """Bytes of the weight, without padding."""
         return self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def asked(self) -> bool:
+        """Whether the first owner needs no more of it than rows, or needs it with its row alone."""
+        return self.by is not None or self.row is not None
 
     @property
     def stored_nbytes(self) -> int:
@@ -67,7 +75,7 @@ class Stage:
 
     Attributes:
         name: the path of its first module in the model.
-        modules: as a rule one; two when a head is tied to the embedding.
+        modules: as a rule one; two when a head is tied to the embedding; those of a list.
         weights: laid out one behind the other in the stage's buffer.
         pinned: it is resident in any case.
         least_rows: of its weights' rows, how many must be on the device at a time; 0 where rows
@@ -101,7 +109,7 @@ class Stage:
     @property
     def slotless(self) -> bool:
         """Where it is not resident it takes no slot: of all its weights only rows are needed."""
-        return all(weight.by is not None and len(weight.owners) == 1 for weight in self.weights)
+        return all(weight.asked and len(weight.owners) == 1 for weight in self.weights)
 
     @property
     def rows(self) -> int:
@@ -110,8 +118,12 @@ class Stage:
 
     @property
     def row(self) -> "Stage":
-        """One row of all weights, as a stage."""
-        weights = (replace(weight, shape=of_row(weight), on_disk=None) for weight in self.weights)
+        """One row of all weights, as a stage; where rows are modules, the first."""
+        weights = (
+            replace(weight, shape=of_row(weight), on_disk=None)
+            for weight in self.weights
+            if not weight.row
+        )
         return replace(self, weights=lay_out(weights), least_rows=0)
 
     @property
@@ -124,6 +136,8 @@ class Stage:
         """Bytes that one row takes as it is stored, at most."""
         if not self.least_rows:
             return 0
+        if parts := self.parts():
+            return max(sum(align(weight.stored_nbytes) for weight in part) for part in parts)
         sizes = (-(-weight.stored_nbytes // weight.rows) for weight in self.weights)
         return sum(align(size) + ALIGNMENT * (size % ALIGNMENT != 0) for size in sizes)
 
@@ -146,8 +160,18 @@ class Stage:
                 found[asked, weight.by].append(weight)
         return found
 
+    def parts(self) -> list[tuple[Weight, ...]]:
+        """Of each row its weights, laid out as in `row`; none where rows are slices."""
+        found: dict[int, list[Weight]] = defaultdict(list)
+        for weight in self.weights:
+            if weight.row is not None:
+                found[weight.row].append(weight)
+        return [lay_out(found[number]) for number in sorted(found)]
+
     def streamed(self) -> "Stage | None":
-        """What takes a slot: all but what is gathered; None if nothing is left."""
+        """What takes a slot: all but what is asked for by rows; None if nothing is left."""
+        if self.slotless:
+            return None
         if not self.gathered():
             return self
         weights = lay_out(
@@ -171,6 +195,8 @@ def lay_out(weights: Iterable[Weight]) -> tuple[Weight, ...]:
 
 def of_row(weight: Weight) -> torch.Size:
     """The shape of one of a weight's rows, of which several may be one expert's."""
+    if weight.row is not None:
+        return weight.shape
     return torch.Size((weight.shape[0] // weight.rows, *weight.shape[1:]))
 
 

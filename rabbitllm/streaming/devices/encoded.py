@@ -96,6 +96,8 @@ def rows_of(
     stage: Stage, entries: Mapping[str, WeightEntry]
 ) -> list[list[tuple[Weight, tuple[Cut, ...]]]]:
     """Of each row of a stage its weights, as in `Stage.row`, and what is stored of them."""
+    if parts := stage.parts():
+        return [[(weight, whole(entries[weight.name])) for weight in part] for part in parts]
     rows: list[list[tuple[Weight, tuple[Cut, ...]]]] = [[] for _ in range(stage.rows)]
     for weight in stage.row.weights:
         for row, cuts in zip(rows, cut_rows(entries[weight.name], weight.rows), strict=False):

@@ -80,7 +80,7 @@ class Apart(TorchDispatchMode):
                 self.memory[slot.buffer.untyped_storage().data_ptr()] = lane.transfer.device
         for shelf in model._pipeline._shelves:
             where = shelf._transfer.device
-            self.memory[shelf._memory.untyped_storage().data_ptr()] = where
+            self.memory[shelf._slots.memory.untyped_storage().data_ptr()] = where
         self.homes = {
             module: model.streaming_plan.places[self._stage(name)].device
             for name, module in model.named_modules()

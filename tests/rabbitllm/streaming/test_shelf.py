@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from typing_extensions import override
 
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.meter import Meter
@@ -200,3 +202,110 @@ def test_a_graph_outside_a_watched_forward_has_rows_of_its_own() -> None:
     assert toy.shelf.save(torch.zeros(2)) is None
     toy.ask("b", [0, 3])
     assert torch.equal(toy.shelf.copy(saved), before[1])
+
+
+def listed(name: str) -> Stage:
+    """Rows that are modules of their own."""
+    modules = tuple(nn.Module() for _ in range(EXPERTS))
+    weights = [
+        Weight(f"{name}.{n}.{key}", (Owner(module, key),), torch.float32, torch.Size(shape[1:]))
+        for n, module in enumerate(modules)
+        for key, shape in SHAPES.items()
+    ]
+    rows = [replace(w, rows=EXPERTS, row=place // 2) for place, w in enumerate(weights)]
+    return Stage(name, modules, lay_out(rows), least_rows=1)
+
+
+class Single(Source):
+    """Brings such rows, which may fail."""
+
+    error: BaseException | None = None
+
+    @override
+    def bring_rows(self, row: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:
+        if self.error:
+            raise self.error
+        super().bring_rows(row, rows)
+
+    @override
+    def fill(self, row: Stage, number: int, buffer: torch.Tensor) -> None:
+        buffer.fill_(0xFF)
+        for weight, key in zip(row.weights, SHAPES, strict=True):
+            data = self.truth[f"{row.name}.{number}.{key}"].reshape(-1).view(torch.uint8)
+            buffer[weight.offset : weight.offset + len(data)] = data
+
+
+class OneByOne:
+    """Two lists of rows that ask a shelf, in turns."""
+
+    def __init__(self, slots: int) -> None:
+        stages = [listed("a"), listed("b")]
+        self.source: Any = Single(stages)
+        memory = torch.zeros(slots, stages[0].row_nbytes, dtype=torch.uint8)
+        self.shelf = RowShelf(self.source, memory, stages)
+
+    def ask(self, name: str, numbers: Sequence[int]) -> list[int]:
+        """Checks the values; returns the rows that had to come."""
+        came, using = [], set[int]()
+        with torch.no_grad():
+            for number in numbers:
+                self.source.brought = []
+                using.add(number)
+                tensors = self.shelf.lay_out_one(name, number, using)
+                for key, tensor in zip(SHAPES, tensors, strict=True):
+                    assert torch.equal(tensor, self.source.truth[f"{name}.{number}.{key}"])
+                self.shelf.keep(name, using)
+                came += self.source.brought
+        return came
+
+
+def test_rows_that_come_alone_stay_where_they_are() -> None:
+    toy = OneByOne(5)
+    assert toy.ask("a", [4, 1]) == [4, 1]
+    assert toy.ask("b", [1, 4]) == [1, 4]
+    assert toy.ask("a", [1, 3]) == [3]  # in the place of 4
+    assert toy.ask("b", [1, 4]) == []
+    assert toy.ask("a", [1, 3]) == []
+    assert toy.source.meter.stats.rows_asked == 10
+
+
+def test_a_long_list_passes_by_what_was_asked_with_it() -> None:
+    toy = OneByOne(4)
+    assert toy.ask("a", range(EXPERTS)) == list(range(EXPERTS))
+    assert toy.ask("a", range(EXPERTS)) == [3, 4, 5]
+    assert OneByOne(1).ask("a", [2, 3]) == [2, 3]
+
+
+def test_a_row_that_did_not_come_keeps_no_slot() -> None:
+    toy = OneByOne(3)
+    toy.source.error = KeyboardInterrupt()
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            toy.ask("a", [1])
+    toy.source.error = None
+    assert toy.ask("a", [1, 2]) == [1, 2]
+    assert toy.ask("a", [1, 2]) == []
+
+
+def test_rows_that_come_alone_share_a_shelf_with_tables() -> None:
+    stages = [stage("a"), listed("b")]
+    tables, single = Source(stages[:1]), Single(stages[1:])
+    source: Any = single
+    memory = torch.zeros(12, stages[0].row_nbytes, dtype=torch.uint8)
+    shelf = RowShelf(source, memory, stages)
+    for _ in range(3):
+        for numbers in ([0, 1], [2, 4]):
+            source.fill = tables.fill
+            with torch.no_grad():
+                held = shelf.lay_out("a", numbers)
+                for key, tensor in zip(SHAPES, held, strict=True):
+                    assert torch.equal(tensor, tables.truth[f"a.{key}"][numbers])
+                shelf.keep("a", numbers)
+                shelf.foresee("a", [5])
+                del source.fill
+                for number in numbers:
+                    up, _ = shelf.lay_out_one("b", number, numbers)
+                    assert torch.equal(up, single.truth[f"b.{number}.up"])
+                    shelf.keep("b", numbers)
+                up, _ = shelf.lay_out_one("b", 0, numbers)
+                assert torch.equal(up, single.truth["b.0.up"])
