@@ -24,6 +24,7 @@ from harness.records import Record, Store, read_all
 from harness.running.run import Work, run_cells
 from harness.upgrading.bisection import BISECTED, bisect, ends, is_bad, is_good
 from rabbitllm.releases.bisection import Found
+from rabbitllm.releases.environments import default_root
 from rabbitllm.releases.index import ask_index, of_its_time
 from rabbitllm.releases.selection import between
 
@@ -79,7 +80,7 @@ def search(good: Record, bad: Record, releases: list[str], results: Path) -> Fou
 
 def measured(release: str, like: Record, results: Path) -> Record:
     """The record of a cell in a release, with the dependencies of that release's day."""
-    day, requirements = of_its_time(release)
+    day, requirements = of_its_time(release, default_root())
     cell = load_matrix().cell(like.key, release)
     print(f"{cell.id}, with the packages of {day}", flush=True)
     with contextlib.redirect_stdout(sys.stderr):

@@ -27,9 +27,6 @@ PINNED = "requirements.txt"
 """File of an environment: the release, and what it was installed with on its day."""
 STAMP = "installed"
 """File of an environment that is whole."""
-SETTINGS = (
-    "# uv looks no further: environments are those of releases, not of a project.\n[tool.uv]\n"
-)
 WHICH = f"""
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -106,7 +103,6 @@ class Environments:
         mark = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:8]
         folder = self.root / f"tf{release}-{mark}"
         self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / "pyproject.toml").write_text(SETTINGS, "utf-8")
         with FileLock(f"{folder}.lock"):
             stamp = folder / STAMP
             if not stamp.is_file():

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 PACKAGE = "transformers"
+SETTINGS = "# uv looks no further: what runs here is of releases, not of a project.\n[tool.uv]\n"
+"""Of a folder that uv runs in."""
 
 
 class NoDateError(ValueError):
@@ -38,27 +40,29 @@ def ask_index(pre: bool) -> list[str]:
     return versions
 
 
-def uv(
-    *arguments: str, folder: Path | None = None, given: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Runs uv.
+def uv(*arguments: str, folder: Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs uv in a folder of its own.
+
+    Where the user is, a project's constraints and overrides would rule, which are none of a
+    release's.
 
     Args:
         arguments: of the command.
-        folder: that it runs in; its pyproject.toml rules, not that of the user's folder,
-            whose constraints and overrides are none of a release's. None is where this process is.
+        folder: that it runs in, which is made, and where uv finds `SETTINGS`.
         given: what it reads from stdin.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(SETTINGS, "utf-8")
     command = [sys.executable, "-m", "uv", *arguments]
     return subprocess.run(command, cwd=folder, input=given, capture_output=True, text=True)
 
 
-def upload_date(version: str, folder: Path | None = None) -> str:
+def upload_date(version: str, folder: Path) -> str:
     """The day when a release of transformers came out, such as "2026-10-26", in UTC.
 
     Args:
         version: of transformers.
-        folder: that uv runs in; None is where this process is.
+        folder: that uv runs in.
 
     Raises:
         NoDateError: the index tells no dates.
@@ -71,14 +75,14 @@ def upload_date(version: str, folder: Path | None = None) -> str:
     return str(max(days))
 
 
-def of_its_time(version: str, folder: Path | None = None) -> tuple[str, str]:
+def of_its_time(version: str, folder: Path) -> tuple[str, str]:
     """The day of a release, and the requirements that it was installed with on that day.
 
     Those are its own dependencies; torch is none of them and stays the one of all environments.
 
     Args:
         version: of transformers.
-        folder: that uv runs in; None is where this process is.
+        folder: that uv runs in.
 
     Raises:
         NoDateError: the index tells no dates.
@@ -90,7 +94,7 @@ def of_its_time(version: str, folder: Path | None = None) -> tuple[str, str]:
     return day, _compile(version, folder, *options).strip()
 
 
-def _compile(version: str, folder: Path | None, *options: str) -> str:
+def _compile(version: str, folder: Path, *options: str) -> str:
     command = ("pip", "compile", "--quiet", *options, "-")
     asked = uv(*command, folder=folder, given=f"{PACKAGE}=={version}")
     if asked.returncode:

@@ -32,10 +32,15 @@ def bisecting(cell_record, tmp_path, monkeypatch):
             versions = {"transformers": release}
             Store(work.results, release).put([made(release, bad, versions=versions)])
 
+        def of_its_time(release, folder):
+            assert folder == tmp_path / "environments"
+            return "2026-10-26", f"packages of {release}"
+
         run_cells.releases = []
         monkeypatch.setattr(bisect, "run_cells", run_cells)
         monkeypatch.setattr(bisect, "ask_index", lambda pre: INDEX)
-        monkeypatch.setattr(bisect, "of_its_time", lambda v: ("2026-10-26", f"packages of {v}"))
+        monkeypatch.setenv("RABBITLLM_ENVIRONMENTS", str(tmp_path / "environments"))
+        monkeypatch.setattr(bisect, "of_its_time", of_its_time)
         return main(["bisect", "llama/sdpa", "--results", str(tmp_path)]), run_cells.releases
 
     return run

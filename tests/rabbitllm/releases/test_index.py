@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +15,12 @@ wheels = [{ url = "https://example.org/a.whl", upload-time = 2026-10-26T18:17:23
 
 
 @pytest.fixture
-def uv(monkeypatch):
+def uv(monkeypatch, tmp_path):
     """Have uv answer with LOCKED and then a list; return the commands that it got."""
     commands = []
 
     def run(command, *, input, cwd, **_):
-        assert cwd == Path("/root")
+        assert cwd == tmp_path
         assert input == "transformers==5.21.0"
         commands.append(command)
         locked = "pylock.toml" in command
@@ -31,20 +30,20 @@ def uv(monkeypatch):
     return commands
 
 
-def test_a_release_comes_with_the_packages_of_its_last_upload_s_day(uv):
-    assert index.of_its_time("5.21.0", Path("/root")) == ("2026-10-27", "a==1\nb==2")
+def test_a_release_comes_with_the_packages_of_its_last_upload_s_day(uv, tmp_path):
+    assert index.of_its_time("5.21.0", tmp_path) == ("2026-10-27", "a==1\nb==2")
     assert uv[1][uv[1].index("--exclude-newer") + 1] == "2026-10-27T23:59:59Z"
 
 
-def test_an_index_that_does_not_answer_is_an_error_with_what_uv_said(monkeypatch):
+def test_an_index_that_does_not_answer_is_an_error_with_what_uv_said(monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess((), 2, "", "error: no\n  connection\n")
     monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ValueError, match=r"transformers==5\.21\.0.*error: no connection"):
-        index.upload_date("5.21.0", Path("/root"))
+        index.upload_date("5.21.0", tmp_path)
 
 
-def test_an_index_without_dates_is_an_error(monkeypatch):
+def test_an_index_without_dates_is_an_error(monkeypatch, tmp_path):
     silent = subprocess.CompletedProcess((), 0, "[[packages]]\n", "")
     monkeypatch.setattr(index.subprocess, "run", lambda *_, **__: silent)
     with pytest.raises(ValueError, match=r"does not say when transformers 5\.21\.0 came out"):
-        index.upload_date("5.21.0", Path("/root"))
+        index.upload_date("5.21.0", tmp_path)
