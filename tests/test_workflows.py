@@ -109,7 +109,9 @@ def run_script(tmp_path, monkeypatch):
         files = {"GITHUB_OUTPUT": "output", "GITHUB_STEP_SUMMARY": "summary", "REPORTS": "out"}
         path = f"{program.parent}:/usr/bin:/bin"
         variables = {"PATH": path, "STATUS": str(status), **files, **inputs}
+        variables = {name: value for name, value in variables.items() if value is not None}
         done = subprocess.run([SCRIPT], cwd=tmp_path, env=variables, capture_output=True, text=True)
+        run.err = done.stderr
         return done.returncode, (tmp_path / "asked").read_text().split("\n")[:-1]
 
     return run
@@ -151,6 +153,54 @@ def test_a_switch_that_is_neither_true_nor_false_is_refused(run_script, tmp_path
     (tmp_path / "asked").touch()
     assert run_script(0, SHRINK="True") == (2, [])
     assert (tmp_path / "output").read_text() == "status=2\nissue=\n"
+    assert run_script.err == 'shrink is "True": give "true" or "false".\n'
+
+
+def test_by_hand_the_status_is_said(run_script):
+    assert run_script(3, GITHUB_OUTPUT=None, GITHUB_STEP_SUMMARY=None)[0] == 3
+    assert run_script.err == "status=3\nissue=\n"
+
+
+NEWER = {
+    "mapfile": r"\b(mapfile|readarray|coproc)\b",
+    "associative arrays, references": r"\b(declare|local|typeset)\s+-[a-z]*[Ang]",
+    "changed case": r"\$\{\w+(\[[@*]\])?(,|\^|@[A-Za-z]\})",
+    "places from the end": r"\$\{\w+\[-|\$\{\w+:[^-=?+}]*:\s*-",
+    "redirection of both": r"&>>|\|&",
+    "whether a variable is set": r"\[\[?\s+-v\s",
+    "falling through": r";;?&",
+    "newer variables": r"\$\{?(EPOCH\w+|BASHPID|SRANDOM)",
+    "wait for any": r"\bwait\s+-n",
+    "time as text": r"printf\s.*%\(",
+}
+"""What bash 3.2, that of macOS, does not have."""
+
+
+def too_new(script):
+    """What a script of bash holds that bash 3.2 does not have, or fails at under `set -u`."""
+    code = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in script.splitlines())
+    found = [name for name, pattern in NEWER.items() if re.search(pattern, code)]
+    return found + [f"{name} is empty" for name in re.findall(r"(\w+)=\(\s*\)", code)]
+
+
+def test_the_script_runs_with_the_bash_of_macos():
+    assert too_new(SCRIPT.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("mapfile -t lines", "mapfile"),
+        ("local -A by_name", "associative arrays, references"),
+        ('echo "${name,,}"', "changed case"),
+        ('echo "${words[-1]}"', "places from the end"),
+        ("make &>> log", "redirection of both"),
+        ("[[ -v MODEL ]]", "whether a variable is set"),
+        ("words=()", "words is empty"),
+    ],
+)
+def test_what_is_too_new_for_it_would_be_found(line, found):
+    assert too_new(f"echo a  # mapfile\n{line}\n") == [found]
 
 
 def test_a_model_that_looks_like_an_option_is_none(run_script):

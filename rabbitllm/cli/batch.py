@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +137,25 @@ class Worker:
         return self._lines(block)
 
 
+def shares(
+    arguments: argparse.Namespace,
+    there: Mapping[str, float],
+    machines: Iterable[Mapping[str, Any]],
+) -> tuple[int, dict[str, float]]:
+    """How many workers a cluster gets, and what Ray keeps of it for each.
+
+    Args:
+        arguments: of the sub-command.
+        there: GPUs and CPU cores of the cluster, by Ray's names.
+        machines: as Ray lists them, with those that have left.
+    """
+    gpus = int(there.get("GPU", 0)) if arguments.device != "cpu" else 0
+    workers = arguments.workers or gpus or sum(machine["Alive"] for machine in machines)
+    if gpus:
+        return workers, {"num_gpus": min(1, gpus / workers)}
+    return workers, {"num_cpus": int(there["CPU"]) // workers}
+
+
 def _by_ray(arguments: argparse.Namespace) -> Any:
     """What has a Ray cluster answer lines, as `BatchFile.run` takes it."""
     try:
@@ -158,15 +177,7 @@ def _by_ray(arguments: argparse.Namespace) -> Any:
         if not items:
             return
         ray.init(address=arguments.ray)
-        there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0)) if arguments.device != "cpu" else 0
-        machines = sum(node["Alive"] for node in ray.nodes())  # Ray also lists those that left
-        workers = arguments.workers or gpus or machines
-        share = (
-            {"num_gpus": min(1, gpus / workers)}
-            if gpus
-            else {"num_cpus": int(there["CPU"]) // workers}
-        )
+        workers, share = shares(arguments, ray.cluster_resources(), ray.nodes())
         size = min(arguments.sequences, -(-len(items) // workers))
         ray.data.DataContext.get_current().enable_progress_bars = False
         answered = ray.data.from_items(

@@ -122,7 +122,8 @@ def main(arguments: argparse.Namespace) -> int:
     before = _earlier(arguments.reports)
     for place in filter(None, (arguments.golden.absolute().parent, arguments.reports)):
         _refuse_closed(place)
-    print(f"{len(releases)} releases, {releases[0]} to {releases[-1]}", file=sys.stderr)
+    several = f"{len(releases)} releases, {releases[0]} to {releases[-1]}"
+    print(several if releases[1:] else f"1 release, {releases[0]}", file=sys.stderr)
     with ExitStack() as stack:
         if arguments.shrink:
             folder = _shrunk(folder, Path(stack.enter_context(tempfile.TemporaryDirectory())))

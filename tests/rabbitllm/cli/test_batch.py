@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rabbitllm.cli.batch import shares
 from tests.patience import PATIENCE
 
 pytest.importorskip("fastapi")
@@ -191,3 +193,19 @@ def test_kill_9_loses_and_doubles_nothing(talker: Path, tmp_path: Path) -> None:
     for line in found.values():
         usage = line["response"]["body"]["usage"]
         assert usage["completion_tokens"] == 5 + names.index(line["custom_id"])
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "there", "due"),
+    [
+        ("auto", None, {"CPU": 16.0}, (2, {"num_cpus": 8})),  # one on each machine that is there
+        ("auto", None, {"CPU": 16.0, "GPU": 4.0}, (4, {"num_gpus": 1})),
+        ("auto", 8, {"CPU": 16.0, "GPU": 4.0}, (8, {"num_gpus": 0.5})),
+        ("cpu", None, {"CPU": 16.0, "GPU": 4.0}, (2, {"num_cpus": 8})),
+    ],
+)
+def test_a_cluster_is_shared_out_among_what_is_alive(
+    device: str, asked: int | None, there: dict[str, float], due: tuple[int, dict[str, float]]
+) -> None:
+    machines = [{"Alive": True}, {"Alive": False}, {"Alive": True}]
+    assert shares(argparse.Namespace(device=device, workers=asked), there, machines) == due

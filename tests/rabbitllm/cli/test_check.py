@@ -58,6 +58,7 @@ def test_a_release_that_gives_other_tokens_is_found_and_named(command, model, to
     status, out, err = command("check", model, "--releases", "5.3,newest", "--reports", "reports")
     assert status == 1
     assert "tokens broke in 5.4.1 (last good: 5.4.0)" in out
+    assert "2 releases, 5.3.0 to 5.5.0\n" in err
     assert "5.5.0: bad" in err
     assert "commit it" in err
     assert {file.name for file in Path("reports").iterdir()} == {
@@ -83,6 +84,19 @@ def test_what_is_right_stays_in_the_file(command, model, tokens):
     status, _, err = command("check", model, "--releases", "5.3")
     assert status == 2
     assert "rabbitllm-golden.json is of another checkpoint" in err
+
+
+def test_the_file_s_folder_is_made_before_any_release_is_asked(command, model, tokens):
+    status, _, err = command("check", model, "--releases", "5.3", "--golden", "a/b/right.json")
+    assert status == 0
+    assert json.loads(Path("a/b/right.json").read_text())["release"] == "5.3.0"
+    assert "1 release, 5.3.0\n" in err
+    assert "What is right is in a/b/right.json: commit it.\n" in err
+    tokens.asked.clear()
+    closed = ("--golden", model / "config.json" / "right.json")
+    status, _, err = command("check", model, "--releases", "5.3", *closed)
+    assert (status, tokens.asked) == (2, [])
+    assert f"{model / 'config.json'} cannot be written to: " in err
 
 
 def test_machines_get_json(command, model, tokens):
