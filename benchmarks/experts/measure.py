@@ -1,39 +1,72 @@
 """A mixture of experts with each budget, beside stock and accelerate, in one run.
 
     python -m benchmarks.experts --shape qwen3-30b-a3b --folder /data --budgets 4GiB,16GiB \
-        --peers stock,accelerate --out experts-h100.jsonl
+        --peers stock,accelerate,whole --out experts-h100.jsonl
 
 Each engine generates the same tokens (drawn with one seed, as greedy ones repeat themselves), and
 reads a long prompt. Where stock is among them it stays on the device, and takes turns with each
 budget: the pace of a host wanders by half within minutes, and with few bytes to move it is the
-host's pace that is measured. Writes a line of JSON for each, and a Markdown table beside them.
+host's pace that is measured. `whole` is the streamed model that moves all experts, without stock
+beside it. Writes a line of JSON for each, and a Markdown table beside them.
 """
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from benchmarks.disk import read_alone
+from benchmarks.experts.table import render
 from benchmarks.experts.write import SHAPES, write_mixture
 from benchmarks.peers.engines import load_offloaded
+from benchmarks.records import write_as_they_come
 from benchmarks.streaming.setups import DEVICE, MEMORY, stock, streamed
-from rabbitllm.cli.tables import table
+from rabbitllm.checkpoint.tensors import read_header
 from rabbitllm.measure.generation import time_generation
+from rabbitllm.measure.limits import copy_bandwidth
+from rabbitllm.streaming import stages
 from rabbitllm.streaming.routed import find_routed
 
 PROMPT, TURNS = 32, 3
 SLOW = 6
 """New tokens of what is slow."""
-COUNTED = ("bytes_from_disk", "bytes_to_device", "rows_asked", "rows_brought", "rows_foreseen")
+COUNTED = (
+    "bytes_from_disk",
+    "bytes_to_device",
+    "bytes_of_rows",
+    "rows_asked",
+    "rows_brought",
+    "rows_foreseen",
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is measured.
+
+    Attributes:
+        name: for the table.
+        load: makes the model.
+        slow: few tokens are timed, once.
+        beside: stock takes turns with it, where it is among the peers.
+        disk: its experts are on disk.
+    """
+
+    name: str
+    load: Callable[[], Any]
+    slow: bool = False
+    beside: bool = True
+    disk: bool = False
 
 
 def measure(
@@ -119,89 +152,93 @@ def _counts(model: Any) -> dict[str, int]:
     return {key: stats[key] for key in COUNTED}
 
 
-def engines(asked: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Any]]:
-    """What is measured: a name -> what loads it."""
-    peers: dict[str, Callable[[], Any]] = {
-        "stock": partial(stock, folder),
-        "accelerate": partial(load_offloaded("cpu"), folder, str(DEVICE), asked.folder / "scratch"),
-    }
-    host = {"host_memory": asked.host_memory} if asked.host_memory else {}
-    limit = asked.prompt + 256
-    ours = {
-        budget: partial(streamed, folder, max_seq_len=limit, **{MEMORY: budget} | host)
-        for budget in asked.budgets.split(",")
-    }
-    return {name: peers[name] for name in filter(None, asked.peers.split(","))} | ours
+def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Engine]:
+    """What is measured, in turn."""
+    scratch = asked.folder / "scratch"
+    limit = {"max_seq_len": asked.prompt + 256}
+    peers = asked.peers.split(",")
+    if "stock" in peers:
+        yield Engine("stock", partial(stock, folder))
+    if "accelerate" in peers:
+        load = partial(load_offloaded("cpu"), folder, str(DEVICE), scratch)
+        yield Engine("accelerate", load, slow=True, beside=False)
+    for place in asked.places.split(","):
+        disk = place == "disk"
+        host = {"host_memory": "min"} if disk and DEVICE.type == "cuda" else {}
+        for budget in asked.budgets.split(","):
+            load = partial(streamed, folder, **{MEMORY: budget} | host | limit)
+            yield Engine(f"{budget}, from {place}", load, slow=disk, disk=disk)
+        if "whole" in peers:
+            load = partial(_whole, folder, **{MEMORY: "min"} | host | limit)
+            name = f"min, from {place}, all experts"
+            yield Engine(name, load, slow=True, beside=False, disk=disk)
+
+
+def _whole(folder: Path, **options: Any) -> Any:
+    """The streamed model as if no module were asked for experts: blocks come as they are."""
+    with patch.object(stages, "find_routed", lambda _: {}):
+        return streamed(folder, **options)
+
+
+def expert_bytes(model: Any, folder: Path) -> float:
+    """Bytes that an expert takes in the files of a checkpoint, on average."""
+    files = [read_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    stored = (entry for tensors in files for key, entry in tensors.items() if ".experts." in key)
+    count = sum(max(routed.rows.values()) for routed in find_routed(model).values())
+    return sum(entry.nbytes for entry in stored) / count
+
+
+def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Writes the checkpoint; measures what is asked for."""
+    layers = asked.layers or SHAPES[asked.shape].num_hidden_layers
+    folder = asked.folder / f"{asked.shape}-{layers}"
+    write_mixture(asked.shape, layers, folder, DEVICE.type)
+    rates = {"disk": read_alone(sorted(folder.glob("*.safetensors")))}
+    if DEVICE.type == "cuda":
+        rates["link"] = copy_bandwidth([DEVICE], seconds=0.5)["pinned"]
+    beside = None
+    for engine in sorted(engines(asked, folder), key=lambda engine: not engine.beside):
+        print(f"{engine.name} ...", file=sys.stderr, flush=True)
+        if not engine.beside:
+            beside = None
+            gc.collect()
+        others = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0
+        model = engine.load()
+        new = SLOW if engine.slow else asked.new_tokens
+        figures = measure(model, new, asked.prompt, engine.slow, beside)
+        if figures["peak_device_bytes"]:
+            figures["peak_device_bytes"] -= others
+        about = {"engine": engine.name, "shape": asked.shape, "layers": layers, "disk": engine.disk}
+        yield about | {"rates": rates, "expert_bytes": expert_bytes(model, folder)} | figures
+        if engine.name == "stock" and DEVICE.type == "cuda":
+            beside = model
+        del model
+        gc.collect()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experts", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--folder", type=Path, required=True, help="for checkpoints")
     parser.add_argument("--budgets", default="min", help="in turn (%(default)s)")
-    parser.add_argument("--host-memory", help="of a GPU's host, such as 'min': experts on disk")
-    parser.add_argument("--peers", default="", help="stock, accelerate; none by default")
+    parser.add_argument(
+        "--from",
+        dest="places",
+        default="ram" if DEVICE.type == "cuda" else "disk",
+        help="where experts come from: ram, disk; a CPU has them on disk (%(default)s)",
+    )
+    parser.add_argument("--peers", default="", help="stock, accelerate, whole; none by default")
     parser.add_argument("--new-tokens", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
     asked = parser.parse_args(argv)
     if DEVICE.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # see `setups.ATTENTION`
-    config = SHAPES[asked.shape]
-    if asked.layers:
-        config.num_hidden_layers = asked.layers
-        if kinds := getattr(config, "layer_types", None):
-            config.layer_types = kinds[: asked.layers]
-    layers = config.num_hidden_layers
-    folder = write_mixture(asked.shape, asked.folder / f"{asked.shape}-{layers}", DEVICE.type)
-    records, beside = [], None
-    for name, load in engines(asked, folder).items():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        others = torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0
-        model = load()
-        slow = name == "accelerate"
-        new = SLOW if slow else asked.new_tokens
-        figures = measure(model, new, asked.prompt, slow, None if slow else beside)
-        if figures["peak_device_bytes"]:
-            figures["peak_device_bytes"] -= others
-        if name == "stock" and DEVICE.type == "cuda":
-            beside = model
-        del model
-        gc.collect()
-        records.append({"engine": name, "shape": asked.shape, "layers": layers} | figures)
-        with asked.out.open("a") as stream:
-            stream.write(json.dumps(records[-1]) + "\n")
-    text = render(records)
-    asked.out.with_suffix(".md").write_text(text)
-    print(text)
+    write_as_they_come(measure_all(asked), asked.out, render)
     return 0
-
-
-def render(records: Sequence[dict[str, Any]]) -> str:
-    """The records as a Markdown table."""
-    tokens = records[0]["tokens"]
-    rows = []
-    for record in records:
-        moved = record["per_token"]
-        wire = "bytes_to_device" if DEVICE.type == "cuda" else "bytes_from_disk"
-        asked = moved.get("rows_asked", 0)
-        distinct, beside = record["distinct_experts"], record["stock_turns"]
-        same = all(a == b for a, b in zip(tokens, record["tokens"], strict=False))
-        rows.append(
-            {
-                "engine, budget": record["engine"],
-                "tokens/s": f"{record['tokens_per_second']:.2f}",
-                "stock, in turns": f"{statistics.median(beside):.2f}" if beside else "",
-                "moved a token": f"{moved[wire] / 1e9:.2f} GB" if moved else "",
-                "experts asked": f"{asked:.0f}" if moved else "",
-                "had to come": f"{moved['rows_brought'] / asked:.0%}" if asked else "",
-                "foreseen": f"{moved['rows_foreseen'] / asked:.0%}" if asked else "",
-                "prompt, s": f"{record['prompt_seconds']:.2f}",
-                "distinct in 64": "" if distinct is None else f"{distinct:.0f}",
-                "tokens as the first's": "yes" if same else "NO",
-            }
-        )
-    shape = f"{records[0]['shape']}, {records[0]['layers']} layers"
-    return f"{table(rows, 'github')}\n\n{shape}.\n"

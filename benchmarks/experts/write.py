@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +68,68 @@ SHAPES: dict[str, PretrainedConfig] = {
         tie_word_embeddings=True,
     ),
     "gpt-oss-120b": AutoConfig.for_model("gpt_oss"),
+    "tiny-gpt-oss": AutoConfig.for_model(
+        "gpt_oss",
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    ),
     "deepseek-v3": AutoConfig.for_model("deepseek_v3", first_k_dense_replace=1),
+    "tiny-deepseek-v3": AutoConfig.for_model(
+        "deepseek_v3",
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        q_lora_rank=128,
+        kv_lora_rank=128,
+        n_routed_experts=8,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+    ),
+}
+FP8 = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "weight_block_size": [128, 128],
+    "activation_scheme": "dynamic",
 }
 QUANTISED: dict[str, dict[str, Any]] = {
     "gpt-oss-120b": {"quant_method": "mxfp4"},
-    "deepseek-v3": {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "weight_block_size": [128, 128],
-        "activation_scheme": "dynamic",
-    },
+    "tiny-gpt-oss": {"quant_method": "mxfp4"},
+    "deepseek-v3": FP8,
+    "tiny-deepseek-v3": FP8,
 }
 """Shape -> `quantization_config` of the checkpoint that it is written in."""
 
 
-def write_mixture(shape: str, folder: Path, device: str) -> Path:
+def write_mixture(shape: str, layers: int, folder: Path, device: str) -> Path:
     """Writes a checkpoint, a shard a layer; returns `folder`. A complete one there is kept.
 
     Args:
         shape: a key of `SHAPES`.
+        layers: as many as that has, or fewer.
         folder: made.
         device: where to draw the numbers: a GPU is quicker.
     """
     if (folder / SAFETENSORS.index).is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    config, quantised = SHAPES[shape], QUANTISED.get(shape)
+    config, quantised = deepcopy(SHAPES[shape]), QUANTISED.get(shape)
+    config.num_hidden_layers = layers
+    if kinds := getattr(config, "layer_types", None):
+        config.layer_types = kinds[:layers]
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config)
     config.architectures, config.dtype = [type(model).__name__], "bfloat16"

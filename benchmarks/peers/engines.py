@@ -12,7 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ATTENTION = "sdpa"
-"""The backend of all of them: it is the one that airllm picks."""
+"""The backend of all of them, where the model has it: it is the one that airllm picks."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,17 @@ class Peer:
     slower: int = 1
 
 
+def attention_of(folder: Path) -> str:
+    """The backend of a checkpoint's model: stock refuses one that the model does not have."""
+    model: Any = AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(folder))]
+    return ATTENTION if model._supports_sdpa else "eager"
+
+
 def load_stock(folder: Path, device: str, scratch: Path) -> Any:
     """The stock model: copied to a CUDA device; on CPU, mapped files."""
     placement = {} if device == "cpu" else {"device_map": {"": device}}
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", attn_implementation=ATTENTION, **placement
+        folder, dtype="auto", attn_implementation=attention_of(folder), **placement
     )
 
 
@@ -61,7 +67,7 @@ def load_offloaded(where: str) -> Callable[[Path, str, Path], Any]:
         return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype="auto",
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_of(folder),
             device_map=dict.fromkeys(others, device) | dict.fromkeys(blocks, where),
             offload_folder=scratch,
         )
@@ -120,7 +126,7 @@ def load_streamed(**options: Any) -> Callable[[Path, str, Path], Any]:
         return AutoModel.from_pretrained(
             folder,
             device=device,
-            attn_implementation=ATTENTION,
+            attn_implementation=attention_of(folder),
             layer_shards_saving_path=stores_of(folder),
             max_seq_len=256,
             show_layer_progress=False,

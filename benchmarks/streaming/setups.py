@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.peers.engines import stores_of
+from benchmarks.peers.engines import attention_of, stores_of
 from rabbitllm import AutoModel
 from rabbitllm.prepare import Prepared, prepare
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
@@ -73,7 +73,7 @@ def stock(folder: Path) -> Any:
         config=config,
         dtype="auto",
         device_map={"": DEVICE},
-        attn_implementation=ATTENTION,
+        attn_implementation=attention_of(folder),
     )
 
 
@@ -82,7 +82,7 @@ def streamed(folder: Path, **options: Any) -> Any:
     return AutoModel.from_pretrained(
         folder,
         device=str(DEVICE),
-        attn_implementation=ATTENTION,
+        attn_implementation=attention_of(folder),
         show_layer_progress=False,
         **{"max_seq_len": TOKENS} | options,
     )
@@ -96,7 +96,7 @@ def from_disk(folder: Path, **options: Any) -> Any:
 
 def prepared(folder: Path) -> Prepared:
     """The model without its weights: what budgets are counted from."""
-    return prepare(folder, None, DEVICE, "auto", ATTENTION, False)
+    return prepare(folder, None, DEVICE, "auto", attention_of(folder), False)
 
 
 def budget(folder: Path, share: float, tokens: int = TOKENS) -> dict[str, int]:
