@@ -196,33 +196,62 @@ def _cast(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _lossless(stored, out, size, n, lowest, AT_ONCE: tl.constexpr):
-    block = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
-    half = (n + 1) // 2
-    inside = i < n
-    upper = i >= half
-    start = stored + block * size
-    low = tl.load(start + i, inside, 0).to(tl.int32)
-    pair = tl.load(start + n + tl.where(upper, i - half, i), inside, 0).to(tl.int32)
-    place = tl.where(upper, pair >> 4, pair & 15)
-    exponent = tl.where(place == 0, 0, place + lowest - 1)
-    word = (low & 0x80) << 8 | exponent << 7 | low & 0x7F
-    tl.store(out + block * n + i, word.to(tl.int16), inside)
+def _lossless(
+    coming,
+    keeping,
+    offset,
+    out,
+    out_step,
+    stored,
+    stored_step,
+    size,
+    n,
+    lowest,
+    AT_ONCE: tl.constexpr,
+):
+    row = tl.program_id(2).to(tl.int64)
+    if tl.load(coming + row) != 0:
+        block = tl.program_id(0).to(tl.int64)
+        i = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
+        half = (n + 1) // 2
+        inside = i < n
+        upper = i >= half
+        start = stored + row * stored_step + block * size
+        low = tl.load(start + i, inside, 0).to(tl.int32)
+        pair = tl.load(start + n + tl.where(upper, i - half, i), inside, 0).to(tl.int32)
+        place = tl.where(upper, pair >> 4, pair & 15)
+        exponent = tl.where(place == 0, 0, place + lowest - 1)
+        word = (low & 0x80) << 8 | exponent << 7 | low & 0x7F
+        _store(out, out_step, keeping, offset, block * n + i, word, inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _outliers(stored, out, size, n, count, AT_ONCE: tl.constexpr):
-    block = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
-    lists = stored + block * size + n + (n + 1) // 2
-    inside = i < count
-    position = tl.load(lists + 2 * i, inside, 0).to(tl.int32)
-    position |= tl.load(lists + 2 * i + 1, inside, 0).to(tl.int32) << 8
-    exponent = tl.load(lists + 2 * count + i, inside, 0).to(tl.int32)
-    inside &= position < n
-    word = tl.load(out + block * n + position, inside, 0).to(tl.int32) & 0x807F
-    tl.store(out + block * n + position, (word | exponent << 7).to(tl.int16), inside)
+def _outliers(
+    coming,
+    keeping,
+    offset,
+    out,
+    out_step,
+    stored,
+    stored_step,
+    size,
+    n,
+    count,
+    AT_ONCE: tl.constexpr,
+):
+    row = tl.program_id(2).to(tl.int64)
+    if tl.load(coming + row) != 0:
+        block = tl.program_id(0).to(tl.int64)
+        i = tl.program_id(1) * AT_ONCE + tl.arange(0, AT_ONCE)
+        lists = stored + row * stored_step + block * size + n + (n + 1) // 2
+        inside = i < count
+        position = tl.load(lists + 2 * i, inside, 0).to(tl.int32)
+        position |= tl.load(lists + 2 * i + 1, inside, 0).to(tl.int32) << 8
+        exponent = tl.load(lists + 2 * count + i, inside, 0).to(tl.int32)
+        inside &= position < n
+        place = block * n + position
+        word = tl.load(out + row * out_step + place, inside, 0).to(tl.int32) & 0x807F
+        _store(out, out_step, keeping, offset, place, word | exponent << 7, inside)
 
 
 def scaled_rows(
@@ -321,20 +350,23 @@ def _one(device: torch.device) -> Rows:
     return Rows(yes, torch.zeros_like(yes), 0)
 
 
-def lossless(codec: Lossless, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
-    """Decodes what `Lossless` stores; arguments as `Codec.decode_on`."""
+def lossless_rows(
+    codec: Lossless, stored: Sequence[torch.Tensor], target: torch.Tensor, which: Rows
+) -> None:
+    """Decodes rows of what `Lossless` stores; arguments as those of `ROW_KERNELS`."""
     made, at_once = target.view(torch.int16), TILE
-    blocks, rest = divmod(made.numel(), BLOCK)
+    blocks, rest = divmod(made.shape[1], BLOCK)
     size = codec.block_bytes(BLOCK)
     for begin, count, n in ((0, blocks, BLOCK), (blocks, 1, rest)):
         if not (count and n):
             continue
-        source, words_of = stored[0][begin * size :], made[begin * BLOCK :]
-        grid = count, triton.cdiv(n, at_once)
-        _lossless[grid](source, words_of, size, n, codec.lowest, AT_ONCE=at_once)
+        some = which._replace(offset=which.offset + 2 * begin * BLOCK)
+        rows = *_steps(made[:, begin * BLOCK :], stored[0][:, begin * size :]), size, n
+        grid = count, triton.cdiv(n, at_once), len(target)
+        _lossless[grid](*some, *rows, codec.lowest, AT_ONCE=at_once)
         if codec.outliers:
-            grid = count, triton.cdiv(codec.outliers, at_once)
-            _outliers[grid](source, words_of, size, n, codec.outliers, AT_ONCE=at_once)
+            grid = count, triton.cdiv(codec.outliers, at_once), len(target)
+            _outliers[grid](*some, *rows, codec.outliers, AT_ONCE=at_once)
 
 
 def lossless_float32(
@@ -342,7 +374,7 @@ def lossless_float32(
 ) -> None:
     """Decodes what `LosslessFloat32` stores; arguments as `Codec.decode_on`."""
     upper = torch.empty(len(target) // 2, dtype=torch.uint8, device=target.device)
-    lossless(codec.upper, stored[:1], upper)
+    _alone(lossless_rows)(codec.upper, stored[:1], upper)
     codec.join(upper, stored[1], target)
 
 
@@ -367,6 +399,7 @@ ROW_KERNELS: dict[
 ] = {
     Scaled: scaled_rows,
     Words: words_rows,
+    Lossless: lossless_rows,
     EightBit: lossy_rows,
     FourBit: lossy_rows,
     Cast: cast_rows,
@@ -376,7 +409,7 @@ ROW_KERNELS: dict[
 KERNELS: dict[type[Codec], Callable[[Any, Sequence[torch.Tensor], torch.Tensor], None]] = {
     Scaled: _alone(scaled_rows),
     Words: _alone(words_rows),
-    Lossless: lossless,
+    Lossless: _alone(lossless_rows),
     LosslessFloat32: lossless_float32,
     Nested: nested,
     EightBit: _alone(lossy_rows),

@@ -12,6 +12,7 @@ from torch import nn
 
 from rabbitllm.checkpoint.codecs.cast import Cast
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout
+from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.codecs.lossy import EightBit, FourBit
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.codecs.scaled import Scaled
@@ -35,6 +36,7 @@ TOGETHER: dict[str, tuple[Codec, tuple[int, ...]]] = {
     "4bit": (FourBit(TO), (40, 64)),
     "float32": (Cast(torch.float32, torch.bfloat16), (40, 64)),
     "float16": (Cast(torch.float16, torch.bfloat16), (33, 65)),
+    "lossless": (Lossless(110, 8), (256, 256)),
 }
 """Of all experts in one tensor: how they are stored, and the shape of one."""
 APART: dict[str, tuple[Codec, tuple[int, ...]]] = {
@@ -84,6 +86,12 @@ class Mixture:
         layout, extents = Layout(torch.bfloat16, shape), []
         if codec == PLAIN:
             stored = [torch.randn(shape).bfloat16().reshape(-1).view(torch.uint8)]
+        elif isinstance(codec, Lossless):
+            values = (torch.randn(shape) * 0.02).bfloat16()
+            values[..., 0, ::100] = 1e30
+            codec, made = Lossless.encode(values) or pytest.fail("not encoded")
+            assert codec.outliers
+            stored = [each.reshape(-1) for each in made.values()]
         else:
             stored = random_bytes(codec, layout)
         for each in stored:
