@@ -135,7 +135,7 @@ def _gather(
             if not stage.least_rows:
                 Gather(module, part, by, _disk_rows(weights, transfers[device], device))
                 continue
-            rows = ShelfRows(shelves[device], stage.name, stage.rows)
+            rows = ShelfRows.of(shelves[device], stage)
             Gather(module, part, by, rows, ahead)
             first = stage is second
             ahead = Foresight(model.get_submodule(block), name, by, rows, trial, device, first)

@@ -134,6 +134,10 @@ class Foresight:
             counted = Counter(guess.flatten().tolist())
             self._rows.foresee([number for number, _ in counted.most_common()])
 
+    def wants_all(self, asked: int, routes: int) -> bool:
+        """See `gather.Ahead`."""
+        return self._rows.wants_all(asked, routes)
+
     def begin_all(self, running: bool) -> bool:
         """See `gather.Ahead`."""
         return self._rows.foresee_all(running)

@@ -21,11 +21,6 @@ PADDING = "padding_idx"
 """The attribute by which an embedding knows a row of the whole table; it only matters to gradients.
 """
 
-GUESSED = 1 / 2
-"""Of all rows, what tokens may ask for at most for a guess to be worth it: more is nearly all."""
-ALL = 7 / 8
-"""Of all rows, from how many on the next module is taken to ask for all."""
-
 
 class Rows(Protocol):
     """What brings rows of a stage's weights."""
@@ -72,8 +67,16 @@ class Ahead(Protocol):
     def begin(self) -> None:
         """Has those come that were found: what this module needs is on its way."""
 
+    def wants_all(self, asked: int, routes: int) -> bool:
+        """Whether all had better come, whatever is asked for.
+
+        Args:
+            asked: how many rows this module asks for.
+            routes: how many numbers it is given.
+        """
+
     def begin_all(self, running: bool) -> bool:
-        """Has all rows come: this module needs nearly all.
+        """Has all rows come.
 
         Args:
             running: it is not launched to its end yet, so its rows must stay.
@@ -135,7 +138,8 @@ class Gather:
             call.arguments[self._by], tensors = found
             counted = dict.fromkeys(self._whole, asked.numel())
             return self._run_bound(forward, call, tensors, counted)
-        if self._ahead and asked.numel() <= self._count * GUESSED:
+        routes = asked.numel()
+        if self._ahead and not self._ahead.wants_all(min(routes, self._count), routes):
             self._ahead.guess(next(iter(call.arguments.values())))
         numbers, positions = torch.unique(asked.cpu(), return_inverse=True)
         if self._rows.most is not None and len(numbers) > self._rows.most:
@@ -177,15 +181,17 @@ class Gather:
             if self._rows.most is not None:
                 # Some models send a token to no expert by a number behind the last.
                 there = [number for number in numbers if number < self._count]
-        nearly_all = len(there) >= self._count * ALL and not torch.is_grad_enabled()
+        routes = call.arguments[self._by].numel()
+        ahead = None if torch.is_grad_enabled() else self._ahead
+        whole = bool(ahead and ahead.wants_all(len(there), routes))
         tensors = self._rows.bring(there)
         if self._ahead and rowwise:
             self._ahead.begin()
-        come = bool(self._ahead and nearly_all and self._ahead.begin_all(running=True))
+        come = bool(ahead and whole and ahead.begin_all(running=True))
         output = self._run_bound(forward, call, tensors, counted)
         self._rows.ran(there)
-        if self._ahead and nearly_all and not come:
-            self._ahead.begin_all(running=False)
+        if ahead and whole and not come:
+            ahead.begin_all(running=False)
         return output
 
     def _run_bound(

@@ -9,7 +9,9 @@ from torch import nn
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.binding import marked
+from rabbitllm.streaming.pace import RowBytes, all_ahead
 from rabbitllm.streaming.shelf import RowShelf
+from rabbitllm.streaming.weights import Stage
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,19 @@ class ShelfRows:
         shelf: that.
         name: the stage's.
         count: how many rows there are.
+        row: bytes of one of them.
     """
 
     shelf: RowShelf
     name: str
     count: int
+    row: RowBytes
+
+    @classmethod
+    def of(cls, shelf: RowShelf, stage: Stage) -> "ShelfRows":
+        """Those of a stage."""
+        row = RowBytes(stage.row_nbytes, stage.stored_row_nbytes)
+        return cls(shelf, stage.name, stage.rows, row)
 
     @property
     def most(self) -> int:
@@ -97,6 +107,16 @@ class ShelfRows:
     def foresee(self, numbers: Sequence[int]) -> None:
         """Has rows come that may be asked for next, the likeliest first."""
         self.shelf.foresee(self.name, numbers)
+
+    def wants_all(self, asked: int, routes: int) -> bool:
+        """Whether all had better come ahead.
+
+        Args:
+            asked: how many rows the stage before asks for.
+            routes: how many numbers that is given.
+        """
+        kept = self.shelf.kept(self.name)
+        return all_ahead(asked, routes, self.count, kept, self.row, self.shelf.pace)
 
     def foresee_all(self, running: bool) -> bool:
         """Has all rows come, which are going to be asked for next: see `RowShelf.foresee_all`."""

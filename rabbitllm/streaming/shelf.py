@@ -18,6 +18,7 @@ from rabbitllm.streaming.buffers import View, as_held
 from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.foreseen import NOTHING, Foreseen
+from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.recent import Recent
 from rabbitllm.streaming.row_slots import RowSlots
 from rabbitllm.streaming.weights import Stage
@@ -75,6 +76,15 @@ class RowShelf:
     def __len__(self) -> int:
         """The most rows of one stage that it can hold at a time."""
         return len(self._slots)
+
+    @property
+    def pace(self) -> Pace:
+        """The device's."""
+        return self._transfer.pace
+
+    def kept(self, name: str) -> int:
+        """How many rows of a stage are there."""
+        return len(self._recent.contents.get(name, ()))
 
     def lay_out(self, name: str, numbers: Sequence[int]) -> list[torch.Tensor]:
         """Makes rows of a stage the table.

@@ -33,6 +33,7 @@ from rabbitllm.streaming.devices.lookup import Home, Kernels, Lookup
 from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
+from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.plan import Memory, Shelf
 from rabbitllm.streaming.weights import Stage
 
@@ -52,6 +53,10 @@ class CudaTransfer(Transfer):
     2.11, CUDA 13.0)."""
     workspace = 128 << 20
     """cuBLAS, and the allocator's own rounding."""
+    pace = Pace(memory=64, tokens=295)
+    """An H100's memory carries 3.35 TB/s and a PCIe 5 link 52 GB/s; it makes 989 T operations/s in
+    bfloat16, two for each token and weight of two bytes
+    (https://www.nvidia.com/en-us/data-center/h100/). Other cards and links are as far apart."""
     survives_fork = False
 
     def __init__(self, reader: Reader, meter: Meter, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import views
 from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.meter import Mark, Meter
+from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.plan import SLOTS, Memory, Shelf
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.utils.workers import Workers
@@ -91,11 +92,13 @@ class Transfer(ABC):
     Attributes:
         outside: bytes that a process takes on the device outside of torch's allocator.
         workspace: bytes that computing takes in any case, rounding of the allocator included.
+        pace: how it computes beside what comes.
         survives_fork: a forked process can go on with it.
     """
 
     outside: ClassVar[int] = 0
     workspace: ClassVar[int]
+    pace: ClassVar[Pace]
     survives_fork = True
 
     def __init__(self, reader: Reader, meter: Meter, device: torch.device) -> None:

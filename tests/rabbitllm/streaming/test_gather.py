@@ -64,8 +64,34 @@ class Tables:
         assert numbers == self.running
 
 
+class Next:
+    """What the next module is told; it takes all rows from so many on."""
+
+    def __init__(self, all_from: int, comes: bool) -> None:
+        self.all_from, self.comes = all_from, comes
+        self.told: list[object] = []
+
+    def guess(self, states: torch.Tensor) -> None:
+        self.told.append(("guess", len(states)))
+
+    def begin(self) -> None:
+        self.told.append("begin")
+
+    def wants_all(self, asked: int, routes: int) -> bool:
+        assert asked <= routes
+        return asked >= self.all_from
+
+    def begin_all(self, running: bool) -> bool:
+        self.told.append(("all", running))
+        return self.comes
+
+
 def gathered(
-    module: nn.Module, by: int, most: int | None = None, looks_up: bool = False
+    module: nn.Module,
+    by: int,
+    most: int | None = None,
+    looks_up: bool = False,
+    ahead: Next | None = None,
 ) -> dict[str, Table]:
     """Takes the module's weights away, and has it gather their rows."""
     tables = {name: Table(weight.detach()) for name, weight in module.named_parameters()}
@@ -76,7 +102,7 @@ def gathered(
         for name, t in tables.items()
     ]
     stage = Stage("asked", (module,), tuple(weights), least_rows=by)
-    Gather(module, stage, by, Tables(tables, most, looks_up))
+    Gather(module, stage, by, Tables(tables, most, looks_up), ahead)
     return tables
 
 
@@ -168,6 +194,28 @@ def test_experts_give_stocks_bits_from_the_rows_that_tokens_are_sent_to(
         assert module.num_experts == count == 4
         for table in tables[module].values():
             assert [len(asked) for asked in table.asked][1:] == [2]  # one token goes to two
+
+
+@pytest.mark.parametrize("comes", [False, True])
+def test_rows_of_the_next_module_come_ahead_guessed_or_all(
+    checkpoint: Callable[..., Path], stock: Callable[..., PreTrainedModel], comes: bool
+) -> None:
+    experts = experts_of(stock(checkpoint("mixtral")))[0]
+    ahead = Next(3, comes)
+    gathered(experts, 1, ahead=ahead)
+
+    def told(routes: list[list[int]]) -> list[object]:
+        ahead.told = []
+        index = torch.tensor(routes)
+        experts(torch.randn(len(index), 64), index, torch.ones(index.shape))
+        return ahead.told
+
+    with torch.no_grad():
+        assert told([[0, 1]]) == [("guess", 1), "begin"]
+        assert told([[0, 1], [1, 0]]) == ["begin"]  # four may have been asked for
+        beside = [("all", True)] if comes else [("all", True), ("all", False)]
+        assert told([[0, 1], [1, 2]]) == ["begin", *beside]
+    assert told([[0, 1], [1, 2]]) == ["begin"]  # a graph needs the table
 
 
 def test_all_experts_count_again_behind_an_interrupt(

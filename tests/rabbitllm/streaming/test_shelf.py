@@ -175,7 +175,7 @@ def test_a_graph_finds_its_rows_behind_a_pass_without_one() -> None:
 
 
 def test_more_than_there_is_room_for_is_refused_by_name() -> None:
-    rows = ShelfRows(Toy(3).shelf, "a", EXPERTS)
+    rows = ShelfRows.of(Toy(3).shelf, stage("a"))
     with pytest.raises(BudgetError, match=r"^a needs 6 experts .* room for 3"):
         rows.bring(range(EXPERTS))
 
