@@ -14,10 +14,19 @@ OFFLOADED = 16, 16
 """Prompts, and new tokens of each, with a cache off the device."""
 
 
-def measure_batch(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> dict[str, Any]:
-    """Figures of all the prompts, the longest first, as `rabbitllm batch` takes them."""
+def measure_batch(
+    model: Any, prompts: Sequence[list[int]], new_tokens: int, offloaded: bool | None = None
+) -> dict[str, Any]:
+    """Figures of all the prompts, the longest first, as `rabbitllm batch` takes them.
+
+    Args:
+        model: what answers.
+        prompts: all of them.
+        new_tokens: of each answer.
+        offloaded: where the cache is to lie, see `Batch`.
+    """
     with _Timed(model) as timed:
-        batch = Batch(model)
+        batch = Batch(model, offloaded=offloaded)
         most, rows = (
             0,
             [
@@ -28,7 +37,8 @@ def measure_batch(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> 
         while batch.step():
             most = max(most, len(batch.running))
     written = sum(row.answer.result().new_tokens for row in rows)
-    return {"at_once": most, "passes": batch.passes} | timed.figures(prompts, written)
+    about = {"at_once": most, "passes": batch.passes, "cache_offloaded": batch.offloaded}
+    return about | timed.figures(prompts, written)
 
 
 def measure_fixed(

@@ -31,6 +31,8 @@ from benchmarks.streaming.setups import ATTENTION, DEVICE, MEMORY, streamed
 from rabbitllm.batching.keeping import max_seq_len_for
 from rabbitllm.cli.tables import table
 
+CACHES = {"batch": None, "batch-device": False, "batch-host": True}
+"""Parts that are a `Batch` -> where its cache is to lie."""
 PARTS = ("serve", "batch", "fixed", *(("offloaded",) if DEVICE.type == "cuda" else ()))
 CLIENTS = (1, 4, 16, 64)
 ALONE = 4
@@ -48,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="for the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
     parser.add_argument("--budget", default="8GiB", help=f"{MEMORY} (%(default)s)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="(%(default)s)")
+    known = ", ".join(dict.fromkeys((*PARTS, *CACHES)))
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {known} (%(default)s)")
     parser.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="(%(default)s)")
     parser.add_argument("--requests", type=int, default=2, help="of a client (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=128, help="of an answer (%(default)s)")
@@ -107,8 +110,9 @@ def _batch(
     model.generate(torch.tensor([prompts[0]], device=DEVICE), max_new_tokens=3)
     for part in parts:
         gc.collect()
-        if part == "batch":
-            yield {"part": part} | measure_batch(model, prompts, asked.new_tokens)
+        if part in CACHES:
+            caches = CACHES[part]
+            yield {"part": part} | measure_batch(model, prompts, asked.new_tokens, caches)
         elif part == "offloaded":
             yield {"part": part} | measure_offloaded(model, prompts)
         else:
@@ -136,7 +140,11 @@ def render(records: Sequence[dict[str, Any]]) -> str:
             {
                 "asked": {
                     "serve": f"serve, {record.get('clients')} clients",
-                    "batch": f"Batch, {record.get('at_once')} at once",
+                    **dict.fromkeys(
+                        CACHES,
+                        f"Batch, {record.get('at_once')} at once"
+                        f"{', cache off the device' if record.get('cache_offloaded') else ''}",
+                    ),
                     "fixed": f"generate, {record.get('at_once')} at once",
                     "offloaded": f"the same, {record.get('at_once')} at once, cache off the device"
                     f" ({'the same' if record.get('same_tokens') else 'OTHER'} tokens)",

@@ -13,15 +13,18 @@ to release.
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 
 from rabbitllm.batching.cache import SLACK, RowsCache, can_hold_rows, slack_bytes
+from rabbitllm.batching.offloading import PINNED, can_offload, pays
 from rabbitllm.batching.row import Row
 from rabbitllm.errors import BudgetError
 from rabbitllm.model import StreamedModel
 from rabbitllm.streaming.working import Work, read_geometry
+from rabbitllm.utils.memory import available_host_memory
 
 PASS_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a pass, padding included, that cost little beside the weights' way, or on a CPU seconds
@@ -55,20 +58,36 @@ class Batch:
         model: what generates.
         most: sequences that have a part in a pass at most. Fewer do where memory is short: what
             their caches take lies in the budget, and who does not fit waits.
+        offloaded: the cache lies in the host's memory, where there is one GPU. None has it there
+            whenever that makes for more tokens a second, as far as bytes that cross the link tell:
+            see `rabbitllm.batching.offloading`. It is chosen when a sequence joins while none runs.
+
+    Raises:
+        ValueError: it is to be in the host's memory, and cannot.
 
     Attributes:
         waiting: sequences that have no part in passes yet, in the order of their turn.
         running: those that have.
         shares: the model's sequences can share passes.
         passes: shared ones so far.
+        offloaded: the cache of those that run, or ran last, is in the host's memory.
     """
 
-    def __init__(self, model: StreamedModel, most: int = 256) -> None:
+    def __init__(
+        self, model: StreamedModel, most: int = 256, offloaded: bool | None = None
+    ) -> None:
+        if offloaded and not can_offload(model):
+            raise ValueError(
+                "A cache in the host's memory comes to one GPU, layer by layer: the model is on "
+                f"{' and '.join(map(str, model.streaming_plan.device_bytes))}. Leave out offloaded."
+            )
         self.model = model
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.shares = can_share(model)
         self.passes = 0
+        self.offloaded = bool(offloaded)
+        self._place = offloaded
         self._most = most
         self._bound = _rope_bound(model)
         self._held: RowsCache | None = None
@@ -155,7 +174,10 @@ class Batch:
 
     def _enter(self, row: Row) -> None:
         if self._held is None:
-            self._held = RowsCache(self.model.config.get_text_config(decoder=True))
+            if self._place is None:
+                self.offloaded = self._pays_to_offload(row)
+            config = self.model.config.get_text_config(decoder=True)
+            self._held = RowsCache(config, self.model.device if self.offloaded else None)
         elif self.running:
             self._held.select([*range(len(self.running)), 0])
         self.running.append(row)
@@ -264,12 +286,49 @@ class Batch:
             width //= 2
         return min(width, pending)
 
-    def _fits(self, rows: Sequence[Row], width: int, more: int) -> bool:
-        """Whether there is memory for these rows, `more` tokens further on than they are now."""
+    def _fits(
+        self, rows: Sequence[Row], width: int, more: int, offloaded: bool | None = None
+    ) -> bool:
+        """Whether there is memory for these rows, `more` tokens further on than they are now.
+
+        Args:
+            rows: at once.
+            width: tokens of the pass.
+            more: see above.
+            offloaded: with their cache in the host's memory; None for where it is.
+        """
+        away = self.offloaded if offloaded is None else offloaded
         longest = max(min(row.longest, row.past + row.pending + more) for row in rows)
-        work = Work(len(rows), width, max(0, longest - width), logits=min(width, len(rows)))
-        held = Work(len(self.running), 0, self.held_columns)
+        past, logits = max(0, longest - width), min(width, len(rows))
+        work = Work(len(rows), width, past, logits, offloaded=away)
+        held = Work(len(self.running), 0, self.held_columns, offloaded=away)
+        if away:
+            taken = self._cached(len(self.running), self.held_columns)
+            grown = self._cached(len(rows), longest) - taken
+            if PINNED * grown > available_host_memory():
+                return False
         return self.model._rooms.fits(work, held, self._slack)
+
+    def _cached(self, rows: int, tokens: int) -> int:
+        """Bytes of a cache of so many rows of so many tokens, wherever it lies."""
+        return self._geometry.cached(Work(rows, 0, tokens)) * self.model.dtype.itemsize
+
+    def _pays_to_offload(self, first: Row) -> bool:
+        """Whether this row, and who waits behind it, had better have a cache in host memory."""
+        if not can_offload(self.model):
+            return False
+        asked = [first, *islice(self.waiting, self._most - 1)]
+        on_device, on_host = (self._count_fitting(asked, away) for away in (False, True))
+        tokens = sum(row.longest for row in asked) // len(asked)
+        moved = self.model._pipeline.streamed_nbytes
+        return pays(on_device, on_host, moved, self._cached(on_host, tokens))
+
+    def _count_fitting(self, asked: Sequence[Row], offloaded: bool) -> int:
+        """How many of the rows there is room for at once, of which one may always try."""
+        for count in range(2, len(asked) + 1):
+            if not self._fits(asked[:count], 1, HEADROOM, offloaded):
+                return count - 1
+        return len(asked)
 
     def _slack(self, work: Work) -> int:
         return slack_bytes(self._geometry, self.model.dtype, work)

@@ -5,7 +5,7 @@ stock's `generate`: windows and masks count columns. In a pass in which rows bri
 of tokens, each row's come first and padding behind them; afterwards the row moves to the right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +26,16 @@ class RowsCache:
 
     Args:
         config: of the model.
+        device: the GPU that the model computes on, if the cache is to lie in the host's memory: a
+            layer's part of it is there while that layer computes.
 
     Attributes:
         cache: what the model's forward is given.
         columns: tokens of each row in it, padding included.
     """
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.cache = make_cache(config)
+    def __init__(self, config: PretrainedConfig, device: torch.device | None = None) -> None:
+        self.cache = OffloadedCache(config, device) if device else make_cache(config)
         for layer in self.cache.layers:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.sliding_window += SLACK
@@ -42,7 +44,8 @@ class RowsCache:
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows, in this order; one that comes twice makes a row to be overwritten."""
         if self.columns:
-            self.cache.batch_select_indices(torch.tensor(rows))
+            for layer in self._layers():
+                layer.batch_select_indices(torch.tensor(rows))
 
     def settle(self, shifts: Sequence[int], drop: int) -> None:
         """Moves rows to the right, and drops columns that are padding in all of them.
@@ -54,10 +57,7 @@ class RowsCache:
         if not drop and not any(shifts):
             return
         by = torch.tensor(shifts)[:, None]
-        layers: Sequence[Any] = self.cache.layers
-        for layer in layers:
-            if not layer.is_initialized:  # it uses another layer's
-                continue
+        for layer in self._layers():
             held = layer.keys.shape[-2]
             left = min(held, self.columns - drop)
             columns = ((torch.arange(held - left, held) - by) % held).to(layer.keys.device)
@@ -66,6 +66,45 @@ class RowsCache:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length -= drop
         self.columns -= drop
+
+    def _layers(self) -> Iterator[Any]:
+        """The layers that hold something, each on its device as long as it is looked at."""
+        layers: Sequence[Any] = self.cache.layers
+        held = [index for index, layer in enumerate(layers) if layer.is_initialized]
+        if not isinstance(self.cache, OffloadedCache):  # others use these layers' states
+            yield from (layers[index] for index in held)
+            return
+        self.cache.wait()
+        for index in held:
+            layers[index].prefetch()
+            yield layers[index]
+            self.cache.offload(index, self.cache.only_non_sliding)
+
+
+class OffloadedCache(DynamicCache):
+    """Stock's cache in the host's memory.
+
+    Args:
+        config: of the model.
+        device: the GPU that it computes on.
+    """
+
+    def __init__(self, config: PretrainedConfig, device: torch.device) -> None:
+        with torch.cuda.device(device):  # whose stream stock makes
+            super().__init__(config=config, offloading=True)
+        self._device = device
+
+    def wait(self) -> None:
+        """Has the device's own stream wait for what comes ahead in stock's other one."""
+        torch.cuda.current_stream(self._device).wait_stream(self.prefetch_stream)
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Stock's; nothing comes ahead into memory that the device's own stream still reads.
+
+        Not all releases see to that by themselves.
+        """
+        self.prefetch_stream.wait_stream(torch.cuda.current_stream(self._device))
+        return super().update(*args, **kwargs)
 
 
 def slack_bytes(geometry: Geometry, dtype: torch.dtype, work: Work) -> int:

@@ -11,7 +11,12 @@ STEP = 64
 
 
 def max_seq_len_for(
-    config: PretrainedConfig, dtype: torch.dtype, device: torch.device, rows: int, tokens: int
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: int,
+    tokens: int,
+    offloaded: bool = False,
 ) -> int:
     """The `max_seq_len` of `AutoModel.from_pretrained` that leaves room for a batch.
 
@@ -23,10 +28,11 @@ def max_seq_len_for(
         device: where it runs.
         rows: sequences that are to share passes.
         tokens: of each, prompt and answer.
+        offloaded: their cache lies in the host's memory.
     """
     geometry = read_geometry(config)
     width = min(tokens, max(LEAST_CHUNK, PASS_TOKENS[device.type] // rows))
-    work = Work(rows, width, tokens - width, logits=min(width, rows))
+    work = Work(rows, width, tokens - width, logits=min(width, rows), offloaded=offloaded)
     needed = working_bytes(geometry, dtype, device, work)
     least, above = 0, 1
     while working_bytes(geometry, dtype, device, Work(1, above * STEP)) < needed:

@@ -2,9 +2,10 @@
 
 Each line of IN is a request to /v1/chat/completions or /v1/completions, and gets a line of OUT as
 soon as it is answered. Requests share every pass over the weights, the longest first, as many as
-there is memory for. Whatever ends the command: run it again, and it goes on where it stopped. A
-line that cannot be answered gets an error line. With --ray the machines of a Ray cluster answer,
-each worker a block of lines at a time.
+there is memory for; where more tokens a second are predicted so, their caches lie in host memory
+and come to the GPU layer by layer. Whatever ends the command: run it again, and it goes on where it
+stopped. A line that cannot be answered gets an error line. With --ray the machines of a Ray cluster
+answer, each worker a block of lines at a time.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
         written = Output(file)
         written.resume(output)
         job = BatchFile(asked, written)
+        lines: Lines | None = None
         if arguments.ray:
             job.survey(len)
             answer, unit = _by_ray(arguments), "B"
@@ -95,9 +97,11 @@ def main(arguments: argparse.Namespace) -> int:
                 bar.set_postfix_str(f"{tally.answered} answers, {rate:.1f} new tokens/s", False)
                 bar.update(tally.work - bar.n)
     seconds = time.perf_counter() - begun
+    caches = ", caches in host memory" if lines and lines.offloaded else ""
     print(
         f"{tally.answered} answered, {tally.before} before, {tally.refused} refused; "
-        f"{tally.new_tokens} tokens written at {tally.new_tokens / seconds:.2f} tokens/s",
+        f"{tally.new_tokens} tokens written at {tally.new_tokens / seconds:.2f} tokens/s"
+        f"{caches}",
         file=sys.stderr,
     )
     return 0
@@ -115,10 +119,11 @@ def lines_of(arguments: argparse.Namespace, demand: Demand) -> "Lines":
     from rabbitllm.serving.lines import Lines
     from rabbitllm.serving.prompts import Prompts
 
-    model = load_shared(arguments, demand)
+    model, offloaded = load_shared(arguments, demand)
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     name = arguments.name or name_of(arguments.model)
-    return Lines(Prompts(model, name, arguments.max_new_tokens), Batch(model, arguments.sequences))
+    batch = Batch(model, arguments.sequences, offloaded)
+    return Lines(Prompts(model, name, arguments.max_new_tokens), batch)
 
 
 class Worker:

@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
     if memory < LEAST_QUEUE:
         raise ValueError(f"--queue: {arguments.queue} holds no request: give one such as 256MiB.")
     listener = _listen(arguments.host, arguments.port)
-    model = load_shared(arguments)
+    model = load_shared(arguments).model
     name = arguments.name or name_of(arguments.model)
     host, taken = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback

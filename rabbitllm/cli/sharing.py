@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +17,32 @@ if TYPE_CHECKING:
 
 BYTES = 4
 """Of a request's text, for each token, about: enough to know how many have room at once."""
+
+
+class Shared(NamedTuple):
+    """A model that answers many at once.
+
+    Attributes:
+        model: itself.
+        offloaded: where the cache is to lie, as `rabbitllm.batching.Batch` takes it.
+    """
+
+    model: "StreamedModel"
+    offloaded: bool | None = None
+
+
+class Choice(NamedTuple):
+    """What there is to be room for.
+
+    Attributes:
+        rows: sequences at once.
+        offloaded: their cache lies in the host's memory.
+        rate: tokens a second that are predicted for all of them.
+    """
+
+    rows: int
+    offloaded: bool
+    rate: float
 
 
 class Demand(NamedTuple):
@@ -55,11 +82,12 @@ def add_sharing_arguments(parser: argparse.ArgumentParser, sequences: int) -> No
     )
 
 
-def load_shared(arguments: argparse.Namespace, demand: Demand | None = None) -> "StreamedModel":
+def load_shared(arguments: argparse.Namespace, demand: Demand | None = None) -> Shared:
     """Loads a model that answers many at once, as `add_sharing_arguments` describes that.
 
     Without a word on that, a GPU whose budget does not hold all weights keeps as much room for
-    caches as makes for most tokens a second, by what moves then and the rates measured.
+    caches as makes for most tokens a second, by what moves then and the rates measured; or has them
+    lie in the host's memory, where they take no room and move.
 
     cuDNN's attention is left out: its plan for a length that is new, and every pass has another
     one, takes 48 ms of the host on a Hopper GPU (torch 2.11).
@@ -80,29 +108,43 @@ def load_shared(arguments: argparse.Namespace, demand: Demand | None = None) -> 
     if arguments.cache_tokens:
         tokens = -(-arguments.cache_tokens // rows)
     elif not (demand and demand.sequences) or arguments.max_seq_len or devices[0].type == "cpu":
-        return load(arguments)
+        return Shared(load(arguments))
     prepared = prepare_only(arguments, devices[0], arguments.attn_implementation)
     location = prepared.location
     staged = prepared.staged.stored(location.encoded(arguments.compression))
+    chosen: Choice | None = None
     if not tokens and demand:
         files = sorted({entry.file for entry in location.entries.values()})
         limits = measure_limits(devices, staged.dtype, files)
         most = min(rows, demand.sequences)
         chosen = best_rows(staged, budgets_from(arguments, devices), limits, demand.tokens, most)
         if chosen is None:
-            return load(arguments)
-        rows, tokens = chosen, demand.tokens
-        print(f"Keeping room for {rows} sequences of {tokens} tokens", file=sys.stderr)
-    kept = max_seq_len_for(prepared.model.config, staged.dtype, devices[0], rows, tokens)
-    return load(arguments, max_seq_len=max(kept, arguments.max_seq_len or 0))
+            return Shared(load(arguments))
+        rows, tokens = chosen.rows, demand.tokens
+        where = ", their caches in host memory" if chosen.offloaded else ""
+        print(
+            f"Keeping room for {rows} sequences of {tokens} tokens{where}: {chosen.rate:.0f} "
+            "tokens/s predicted",
+            file=sys.stderr,
+        )
+    offloaded = chosen.offloaded if chosen else None
+    config, device = prepared.model.config, devices[0]
+    kept = max_seq_len_for(config, staged.dtype, device, rows, tokens, bool(offloaded))
+    return Shared(load(arguments, max_seq_len=max(kept, arguments.max_seq_len or 0)), offloaded)
 
 
 def best_rows(
-    staged: "StagedModel", budgets: "Budgets", limits: "Limits", tokens: int, most: int
-) -> int | None:
+    staged: "StagedModel",
+    budgets: "Budgets",
+    limits: "Limits",
+    tokens: int,
+    most: int,
+    host: int | None = None,
+) -> Choice | None:
     """For how many sequences to keep room, so that most tokens a second are predicted.
 
-    More of them share a pass, and less of the weights stays where it is computed with.
+    More of them share a pass, and less of the weights stays where it is computed with. Where one
+    GPU computes, their cache may lie in the host's memory instead.
 
     Args:
         staged: the model.
@@ -110,30 +152,59 @@ def best_rows(
         limits: of the roads.
         tokens: of each sequence.
         most: sequences that there are.
+        host: bytes that caches in the host's memory may take beside the weights there; None for
+            what is free.
 
     Returns:
-        Their number; None where a budget is no size, or not even one has room.
+        The choice; None where a budget is no size, or not even one sequence has room.
     """
+    from rabbitllm.utils.memory import available_host_memory
+
+    free = available_host_memory() if host is None else host
+    single = budgets.first.type == "cuda" and len(budgets.totals) == 1 and bool(limits.pinned)
+    choices = [
+        choice
+        for offloaded in ((False, True) if single else (False,))
+        for choice in _choices(staged, budgets, limits, tokens, _steps(most), offloaded, free)
+    ]
+    return max(choices, key=lambda choice: choice.rate, default=None)
+
+
+def _choices(
+    staged: "StagedModel",
+    budgets: "Budgets",
+    limits: "Limits",
+    tokens: int,
+    steps: Sequence[int],
+    offloaded: bool,
+    free: int,
+) -> Iterator[Choice]:
+    """Those of the numbers of sequences that have room, see `best_rows`."""
     from rabbitllm.batching.keeping import max_seq_len_for
+    from rabbitllm.batching.offloading import PINNED, pass_seconds
     from rabbitllm.measure.prediction import predict
     from rabbitllm.streaming.several import place_on
     from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
-    geometry, device = read_geometry(staged.model.config), budgets.first
-    best, fastest = None, 0.0
-    for rows in _steps(most):
-        kept = max_seq_len_for(staged.model.config, staged.dtype, device, rows, tokens)
+    config, device = staged.model.config, budgets.first
+    geometry = read_geometry(config)
+    for rows in steps:
+        kept = max_seq_len_for(config, staged.dtype, device, rows, tokens, offloaded)
         working = working_bytes(geometry, staged.dtype, device, Work(1, kept))
         if any(
             total == "min" or total < staged.minimum_bytes + working
             for total in budgets.totals.values()
         ):
-            break
-        placed = place_on(staged, replace(budgets, max_seq_len=kept))
-        rate = rows / predict(*placed, limits).seconds
-        if rate > fastest:
-            best, fastest = rows, rate
-    return best
+            return
+        placed, plan = place_on(staged, replace(budgets, max_seq_len=kept))
+        moved, seconds = predict(placed, plan, limits)
+        if offloaded:
+            cached = geometry.cached(Work(rows, 0, tokens)) * staged.dtype.itemsize
+            if PINNED * cached > free - plan.host_bytes:
+                return
+            assert limits.pinned
+            seconds = pass_seconds(seconds, moved, cached, limits.pinned * 1e9)
+        yield Choice(rows, offloaded, rows / seconds)
 
 
 def _steps(most: int) -> list[int]:

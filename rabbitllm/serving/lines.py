@@ -57,6 +57,11 @@ class Lines:
         self._prompts = prompts
         self._batch = batch
 
+    @property
+    def offloaded(self) -> bool:
+        """The cache of those that are answered lies in the host's memory."""
+        return self._batch.offloaded
+
     def measure(self, line: bytes) -> int:
         """Tokens of a line's prompt and its longest answers.
 

@@ -55,6 +55,15 @@ def batch(command: Command, talker: Path, tmp_path: Path) -> Callable[..., tuple
     return run
 
 
+def test_it_says_where_caches_lie_if_that_is_host_memory(
+    batch: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = pytest.importorskip("rabbitllm.serving.lines")
+    assert "caches" not in batch([request("a")])[2]
+    monkeypatch.setattr(lines.Lines, "offloaded", property(lambda _: True))
+    assert batch([request("a"), request("b")])[2].endswith(" tokens/s, caches in host memory\n")
+
+
 def test_every_line_is_answered_as_by_the_server(
     batch: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

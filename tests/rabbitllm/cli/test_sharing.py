@@ -11,8 +11,9 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from rabbitllm.batching.offloading import PINNED
 from rabbitllm.cli import sharing
-from rabbitllm.cli.sharing import Demand, best_rows, demand_of, load_shared
+from rabbitllm.cli.sharing import Choice, Demand, best_rows, demand_of, load_shared
 from rabbitllm.measure.limits import Limits
 from rabbitllm.streaming.several import Budgets
 from rabbitllm.streaming.staged import StagedModel
@@ -44,21 +45,53 @@ def budgets(size: int | str) -> Budgets:
     return Budgets({GPU: size}, 64 << 30, None)  # type: ignore[dict-item]
 
 
+def chosen(staged: StagedModel, size: int | str, tokens: int, most: int, host: int) -> Choice:
+    choice = best_rows(staged, budgets(size), LIMITS, tokens, most, host)
+    assert choice
+    return choice
+
+
 def test_room_goes_to_caches_as_long_as_that_makes_for_more_tokens(staged: StagedModel) -> None:
-    few = best_rows(staged, budgets(4 << 30), LIMITS, 400, 256)
-    more = best_rows(staged, budgets(8 << 30), LIMITS, 400, 256)
-    long = best_rows(staged, budgets(8 << 30), LIMITS, 8000, 256)
-    assert few
-    assert more
-    assert long
-    assert 1 < few < more
-    assert 1 <= long < more
-    assert best_rows(staged, budgets(60 << 30), LIMITS, 400, 100) == 100
+    few = chosen(staged, 4 << 30, 400, 256, host=0)
+    more = chosen(staged, 8 << 30, 400, 256, host=0)
+    long = chosen(staged, 8 << 30, 8000, 256, host=0)
+    assert 1 < few.rows < more.rows
+    assert 1 <= long.rows < more.rows
+    assert few.rate < more.rate
+    assert chosen(staged, 60 << 30, 400, 100, host=0).rows == 100
+    assert not any(each.offloaded for each in (few, more, long))
+
+
+def test_caches_go_to_the_host_where_more_of_them_make_for_more_tokens(
+    staged: StagedModel,
+) -> None:
+    host = 400 << 30
+    device, away = (chosen(staged, 3 << 30, 2000, 256, each) for each in (0, host))
+    assert (device.offloaded, away.offloaded) == (False, True)
+    assert away.rows > 2 * device.rows
+    assert away.rate > device.rate
+    assert not chosen(staged, 60 << 30, 400, 100, host).offloaded  # all have room there
+    assert not chosen(staged, 8 << 30, 400, 4, host).offloaded
+
+
+def test_caches_in_the_host_take_no_more_than_there_is(staged: StagedModel) -> None:
+    sizes = [chosen(staged, 6 << 30, 400, 256, host) for host in (20 << 30, 100 << 30)]
+    assert all(each.offloaded for each in sizes)
+    assert sizes[0].rows < sizes[1].rows
+    token = 28 * 2 * 4 * 128 * 2
+    assert PINNED * sizes[0].rows * 400 * token < (20 << 30) - 8_000_000_000  # weights are there
+
+
+def test_several_gpus_keep_caches_themselves(staged: StagedModel) -> None:
+    several = Budgets({GPU: 3 << 30, torch.device("cuda:1"): 3 << 30}, 64 << 30, None)
+    choice = best_rows(staged, several, LIMITS, 2000, 256, 400 << 30)
+    assert choice
+    assert not choice.offloaded
 
 
 @pytest.mark.parametrize("size", ["min", 2 << 30])
 def test_where_there_is_nothing_to_choose(staged: StagedModel, size: int | str) -> None:
-    assert best_rows(staged, budgets(size), LIMITS, 400, 256) is None
+    assert best_rows(staged, budgets(size), LIMITS, 400, 256, 0) is None
 
 
 def test_what_a_file_asks(tmp_path: Path) -> None:

@@ -1,0 +1,233 @@
+"""Caches in the host's memory: when they pay, and that sequences answer as alone.
+
+Without a GPU stock's streams are stand-ins, which note who waits for whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from rabbitllm import StreamedModel
+from rabbitllm.batching import Batch, offloading
+from rabbitllm.batching import batch as module
+from rabbitllm.batching.cache import OffloadedCache, RowsCache
+from rabbitllm.batching.offloading import can_offload, pass_seconds, pays
+from rabbitllm.streaming.working import Work, read_geometry
+from tests.rabbitllm.batching.test_batch import Letters, alone, prompts
+
+GB = 1_000_000_000
+
+
+def test_a_cache_comes_beside_the_weights_and_once_more_by_itself() -> None:
+    assert pass_seconds(0.25, 13 * GB, 0, 52 * GB) == 0.25
+    assert pass_seconds(0.25, 13 * GB, 5 * GB, 50 * GB) == pytest.approx(18 / 50 + 10 / 50)
+
+
+def test_a_disk_that_is_waited_for_hides_the_cache() -> None:
+    assert pass_seconds(13.0, 13 * GB, 5 * GB, 50 * GB) == pytest.approx(13.0 + 10 / 50)
+
+
+@pytest.mark.parametrize(
+    ("on_device", "on_host", "moved", "cached", "due"),
+    [
+        (8, 256, 13 * GB, 6 * GB, True),  # a small budget: 256 in 31 GB of link, or 8 in 13
+        (200, 256, 7 * GB, 6 * GB, False),  # nearly as many have room without
+        (64, 64, 7 * GB, GB, False),  # no more of them
+        (8, 256, 0, 6 * GB, False),  # no weights cross the link
+        (1, 2, 30 * GB, 60 * GB, False),  # long texts
+    ],
+)
+def test_when_it_pays(on_device: int, on_host: int, moved: int, cached: int, due: bool) -> None:
+    assert pays(on_device, on_host, moved, cached) is due
+
+
+class Stream:
+    """A stand-in for a CUDA stream."""
+
+    waits: list[tuple[object, object]]
+
+    def wait_stream(self, other: Stream) -> None:
+        self.waits.append((self, other))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """The device's own stream, where CPUs count as a GPU."""
+    Stream.waits = []
+    stream = Stream()
+    monkeypatch.setattr(torch, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(module, "can_offload", lambda _: True)
+    return stream
+
+
+@pytest.fixture
+def load(
+    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel]
+) -> Callable[..., StreamedModel]:
+    def loaded(architecture: str = "llama", **options: Any) -> StreamedModel:
+        model = streamed(checkpoint(architecture), **options)
+        vars(model)["tokenizer"] = Letters()
+        model.generation_config.eos_token_id = None
+        return model
+
+    return loaded
+
+
+def read(model: StreamedModel, ids: list[list[int]], held: RowsCache) -> None:
+    name = next(each for each in module.CACHES if each in signature(model.forward).parameters)
+    model(torch.tensor(ids), use_cache=True, **{name: held.cache})
+
+
+@contextmanager
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """What layers are asked to do, by name and number."""
+    events: list[tuple[str, int]] = []
+    make = OffloadedCache.__init__
+
+    def init(cache: OffloadedCache, *args: Any, **kwargs: Any) -> None:
+        make(cache, *args, **kwargs)
+        for index, layer in enumerate(cache.layers):
+            for name in ("prefetch", "offload"):
+                monkeypatch.setattr(layer, name, noting(getattr(layer, name), name, index))
+
+    def noting(original: Callable[[], None], name: str, index: int) -> Callable[[], None]:
+        def noted() -> None:
+            events.append((name, index))
+            original()
+
+        return noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OffloadedCache, "__init__", init)
+        yield events
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral", "deepseek_v3"])
+def test_sequences_that_come_and_go_answer_as_alone(
+    load: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    own: Stream,
+    architecture: str,
+) -> None:
+    monkeypatch.setitem(module.PASS_TOKENS, "cpu", 16)
+    monkeypatch.setattr(module, "LEAST_CHUNK", 3)
+    model = load(architecture)
+    batch, rows = Batch(model, offloaded=True), []
+    for i, prompt in enumerate(prompts()):
+        rows.append(batch.add(prompt, max_new_tokens=4 + 3 * i, do_sample=False))
+        batch.step()
+        assert batch._held is None or isinstance(batch._held.cache, DynamicCache)
+        assert batch._held is None or batch._held.cache.offloading
+    batch.run()
+    for row in rows:
+        assert row.tokens == alone(model, row.prompt, row.limit)
+
+
+def test_layers_come_to_be_changed_and_go_again(
+    load: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch, own: Stream
+) -> None:
+    model = load()
+    layers = model.config.num_hidden_layers
+    with told(monkeypatch) as events:
+        held = RowsCache(model.config, model.device)
+        read(model, [[5, 6, 7], [8, 9, 10]], held)
+        held.columns = 3
+        assert [name for name, _ in events].count("offload") == layers
+        for change in (lambda: held.select([1]), lambda: held.settle([1], 0)):
+            events.clear()
+            Stream.waits.clear()
+            change()
+            names = ("prefetch", "offload")
+            assert events == [(name, index) for index in range(layers) for name in names]
+            assert Stream.waits == [(own, held.cache.prefetch_stream)]
+        events.clear()
+        held.settle([0], 0)
+        assert not events
+
+
+def test_nothing_comes_ahead_before_the_other_stream_is_through(
+    load: Callable[..., StreamedModel], own: Stream
+) -> None:
+    model = load()
+    held = RowsCache(model.config, model.device)
+    read(model, [[5, 6, 7]], held)
+    ahead = held.cache.prefetch_stream
+    layers = model.config.num_hidden_layers
+    assert Stream.waits.count((ahead, own)) >= layers
+    assert Stream.waits.count((own, ahead)) >= layers
+    assert Stream.waits.index((ahead, own)) < Stream.waits.index((own, ahead))
+
+
+def test_it_is_chosen_where_it_pays(
+    load: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch, own: Stream
+) -> None:
+    model = load(host_memory="min")
+    (room,) = model._rooms.each
+    room.free = None
+    room.nbytes = room.needed(Work(6, 1, 99, logits=6, offloaded=True))
+    seen: list[tuple[int, ...]] = []
+
+    def paid(*figures: int) -> bool:
+        seen.append(figures)
+        return len(seen) == 1
+
+    monkeypatch.setattr(module, "pays", paid)
+    batch = Batch(model)
+    rows = [batch.add(prompt, max_new_tokens=10, do_sample=False) for prompt in prompts([90] * 6)]
+    batch.step()
+    (figures,) = seen
+    on_device, on_host, moved, cached = figures
+    assert 1 <= on_device < on_host == 6
+    layer = model.model.layers[0]
+    assert moved >= 4 * sum(weight.numel() * 4 for weight in layer.parameters() if weight.dim() > 1)
+    geometry = read_geometry(model.config)
+    assert cached == on_host * 100 * geometry.kept * len(geometry.windows) * 4
+    assert batch.offloaded
+    batch.run()
+    for row in rows:
+        assert row.tokens == alone(model, row.prompt, 10)
+    batch.add([5, 6], max_new_tokens=1)
+    batch.run()
+    assert len(seen) > 1
+    assert not batch.offloaded
+
+
+def test_the_hosts_memory_bounds_it(
+    load: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch, own: Stream
+) -> None:
+    model = load()
+    batch = Batch(model, offloaded=True)
+    row = batch._cached(1, 30)
+    monkeypatch.setattr(module, "available_host_memory", lambda: 3 * offloading.PINNED * row)
+    for prompt in prompts([20] * 6):
+        batch.add(prompt, max_new_tokens=10)
+    batch.step()
+    assert len(batch.running) == 3
+
+
+def test_without_one_gpu_it_is_refused_or_not_chosen(load: Callable[..., StreamedModel]) -> None:
+    model = load()
+    assert not can_offload(model)
+    with pytest.raises(ValueError, match="the model is on cpu"):
+        Batch(model, offloaded=True)
+    batch = Batch(model)
+    batch.add([5, 6], max_new_tokens=1)
+    batch.run()
+    assert not batch.offloaded
