@@ -34,6 +34,8 @@ def main() -> None:
     assert roots - {".."} == {"rabbitllm", f"rabbitllm-{version}.dist-info"}, roots
     assert (home / "py.typed").is_file()
     assert (home / "compatibility.json").is_file()
+    for schema in ("compatibility", "releases/bisect", "releases/check"):
+        assert (home / f"{schema}.schema.json").is_file()
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder, MODEL))
         assert run(folder, "--version") == f"rabbitllm {version}\n"

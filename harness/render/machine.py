@@ -25,6 +25,7 @@ def compatibility(frame: pd.DataFrame) -> str:
     not pass, "reason". A range has "architecture", "attention", "device" and, in words, "verdict".
     "attention" is what `attn_implementation` takes, with "uncompiled " before it where
     torch.compile was off: by that name alone users get it compiled, which is not what ran.
+    `rabbitllm/compatibility.schema.json` is its schema.
     """
     everywhere = grid(frame)
     names = ["architecture", "run_on"]

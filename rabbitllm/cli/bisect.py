@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,6 @@ from rabbitllm.cli.options import positive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rabbitllm.releases.bisection import Found
     from rabbitllm.releases.environments import Environments
     from rabbitllm.releases.trial import Trial
 
@@ -34,8 +34,7 @@ UNANSWERED = MISUSED
 EXAMPLE = """\
   rabbitllm bisect --releases 5.0..newest -- pytest tests/test_wrapper.py
   rabbitllm bisect --releases 5.12.1..5.13.1 --with peft --with-editable . -- python script.py"""
-LINES = 30
-"""Of an output, those that are shown."""
+FORMATS = ("text", "json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a release that is good and a later one that is bad; 5.12, newest and main will do",
     )
     parser.add_argument("--pre", action="store_true", help="try pre-releases, too")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed")
     add_environments(parser)
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="what is run, after --")
 
@@ -91,10 +91,11 @@ def main(arguments: argparse.Namespace) -> int:
     """
     from rabbitllm.releases.bisection import bisect
     from rabbitllm.releases.index import ask_index
+    from rabbitllm.releases.outcome import FORMATS, Outcome
     from rabbitllm.releases.selection import MAIN, between, ends
     from rabbitllm.releases.trial import attempt
 
-    environments = environments_of(arguments)
+    environments, render = environments_of(arguments), FORMATS[arguments.format]
     begun = time.monotonic()
     known = ask_index(pre=arguments.pre)
     first, last = ends(arguments.releases, known)
@@ -107,16 +108,21 @@ def main(arguments: argparse.Namespace) -> int:
 
     try:
         good, bad = measure(first), measure(last)
-        if problem := _problem(good, bad):
-            print(problem)
+        for trial in (good, bad):
+            if trial.works is None:
+                raise ValueError(f"{trial.release} {trial.verdict}: {trial.output.strip()}")
+        outcome = Outcome(arguments.command, good, bad)
+        if not good.works or bad.works:
+            print(render(outcome))
             return 1
         steps = len(inside).bit_length()
         between_them = f"{len(inside)} releases lie between {first} and {last}"
         print(f"{between_them}: {steps} more to try, at most", file=sys.stderr)
         found = bisect(inside, good, bad, measure, lambda trial: trial.works)
+        outcome = replace(outcome, found=found)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error  # of the question, not of this machine
-    print(in_words(found))
+    print(render(outcome))
     print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr)
     return 0
 
@@ -170,34 +176,3 @@ def _absolute(requirement: str) -> str:
 
 def _is_project(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("pyproject.toml", "setup.py"))
-
-
-def _problem(good: "Trial", bad: "Trial") -> str:
-    """Why it was no release between the two that broke the command; empty if it may have been.
-
-    Raises:
-        ValueError: an end tells nothing.
-    """
-    for trial in (good, bad):
-        if trial.works is None:
-            raise ValueError(f"{trial.release} {trial.verdict}: {trial.output.strip()}")
-    if not good.works:
-        return f"The command fails in {good.release} already:\n{_tail(good.output)}"
-    if bad.works:
-        hint = "If it fails before, name that release."
-        return f"The command works in {bad.release}. {hint}\n{_tail(bad.output)}"
-    return ""
-
-
-def in_words(found: "Found[Trial]") -> str:
-    """What was found, with what the command printed in both releases."""
-    good, bad = found.good, found.bad
-    skipped = [f"could not be told: {release}" for release in found.skipped]
-    outputs = [f"--- {t.release}: {t.verdict}\n{_tail(t.output)}" for t in (good, bad)]
-    return "\n".join([f"last good: {good.release}, first bad: {bad.release}", *skipped, *outputs])
-
-
-def _tail(output: str) -> str:
-    lines = output.rstrip().splitlines() or ["(no output)"]
-    left = len(lines) - LINES
-    return "\n".join([*([f"... {left} lines before"] if left > 0 else []), *lines[-LINES:]])

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
+from typing import get_args
 
+import jsonschema
+import pytest
+
+from harness.matrix import ROOT, Device
+from harness.records.record import Status
 from harness.render.frames import Rows, cells
-from harness.render.machine import badge, compatibility
+from harness.render.machine import SCHEMA, badge, compatibility
 
 ROWS = Rows(("llama", "gemma2", "qwen3_moe"), ("eager", "sdpa"))
 
@@ -22,6 +29,22 @@ def test_cells_are_lines_in_the_promised_order(record, three_releases):
     assert ranked == sorted(ranked)
     assert len(keys) == len(set(keys)) == 19
     assert sum('"status"' in line for line in text.splitlines()) == 19
+
+
+def test_the_table_is_as_the_published_schema_has_it(three_releases):
+    schema = json.loads(files("rabbitllm").joinpath("compatibility.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    table = jsonschema.Draft202012Validator(schema)
+    found = json.loads(compatibility(cells(three_releases, ROWS)))
+    table.validate(found)
+    table.validate(json.loads((ROOT / "reports" / "compatibility.json").read_text("utf-8")))
+    of_cell = schema["properties"]["cells"]["items"]["properties"]
+    assert tuple(of_cell["status"]["enum"]) == get_args(Status)
+    assert tuple(of_cell["device"]["enum"]) == get_args(Device)
+    assert schema["properties"]["schema"]["const"] == SCHEMA
+    found["cells"][0]["status"] = "good"
+    with pytest.raises(jsonschema.ValidationError):
+        table.validate(found)
 
 
 def test_only_what_does_not_pass_has_a_reason_of_one_short_line(three_releases):

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import pytest
 from packaging.version import Version
 
 from rabbitllm.cli.bisect import environments_of
 from rabbitllm.releases import index, trial
+from rabbitllm.releases.outcome import VERSION
 from rabbitllm.releases.trial import Trial
 
 INDEX = ["5.2.1", "5.0.0", "5.1.0", "5.2.0", "5.3.0"]
@@ -42,6 +46,32 @@ def test_the_first_bad_release_is_named_with_what_both_printed(command, statuses
     )
     assert "5.0.0: good" in err
     assert "3 releases lie between 5.0.0 and 5.3.0: 2 more to try" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome", "ends"),
+    [
+        ({"5.1.0": 125, "5.2.0": 125, "5.2.1": 1, "5.3.0": 1}, "found", ("5.0.0", "5.2.1")),
+        ({"5.0.0": 1, "5.3.0": 1}, "fails-in-first", (None, "5.0.0")),
+        ({}, "works-in-last", ("5.3.0", None)),
+    ],
+)
+def test_machines_get_json_as_the_published_schema_has_it(command, statuses, given, outcome, ends):
+    statuses |= given
+    words = ("--releases", "5.0..newest", "--format", "json")
+    status, out, _ = command("bisect", *words, *ARGUMENTS)
+    found = json.loads(out)
+    schema = json.loads(files("rabbitllm.releases").joinpath("bisect.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(found)
+    assert status == (outcome != "found")
+    assert (found["version"], found["outcome"]) == (VERSION, outcome)
+    got = [found[end] and found[end]["release"] for end in ("last_good", "first_bad")]
+    assert tuple(got) == ends
+    assert found["could_not_be_told"] == (["5.1.0", "5.2.0"] if outcome == "found" else [])
+    assert found["command"] == [*ARGUMENTS[1:]]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema).validate({**found, "version": VERSION + 1})
 
 
 def test_what_could_not_be_told_is_named(command, statuses):
