@@ -24,11 +24,16 @@ from harness.matrix import load_matrix
 
 __all__ = ["accelerate"]
 
+LACKING = (AttributeError, ImportError, RuntimeError)
+"""What transformers raises of a class that a release does not have, or cannot import."""
+BROKEN = (*LACKING, LookupError, NameError, OSError, SyntaxError, TypeError, ValueError)
+"""What a broken release or engine raises: it breaks its cells, too, which then say so."""
+
 
 def import_models() -> None:
     """Imports the modelling code of the matrix's architectures, as far as the release has it."""
     for name in {row.model_class for row in load_matrix().architectures}:
-        with suppress(Exception):  # what a release cannot import, its cells will say
+        with suppress(*LACKING):
             getattr(transformers, name)
 
 
@@ -68,8 +73,7 @@ torch.set_num_threads(1)
 tqdm.monitor_interval = 0
 # Releases start CUDA as they load a model, 5.17.0 for one: then a cell begins with what is above.
 for step in () if torch.cuda.is_available() else (import_models, import_measuring, load_a_model):
-    # A release or an engine that is broken breaks its cells, too, which then say so.
-    with suppress(Exception), redirect_stderr(io.StringIO()):
+    with suppress(*BROKEN), redirect_stderr(io.StringIO()):
         step()
 
 # Out of the collector's sight: a collection in a cell's process then looks only at what the cell
