@@ -22,7 +22,7 @@ from harness.records import Store
 from harness.records.provenance import cores
 from harness.records.store import AHEAD
 from harness.render.ahead import outdated
-from harness.render.folder import render_reports
+from harness.render.folder import rendered
 from harness.running.run import Work, run_cells
 from harness.upgrading.target import Target, of_main, parse_target
 from rabbitllm.releases.index import ask_index
@@ -79,8 +79,8 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"transformers {target.release}: {outcome.summary(time.monotonic() - begun)}")
     for path in outdated(reports / AHEAD, listed[-1]):
         path.unlink()
-    for path in render_reports(reports):
-        print(path)
+    for line in rendered(reports):
+        print(line)
     return 0
 
 

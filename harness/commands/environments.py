@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.commands import names
 from harness.matrix import ROOT, load_matrix, load_surroundings
 from harness.records.store import ENVIRONMENTS
-from harness.render.folder import render_reports
+from harness.render.folder import rendered
 from harness.running.outcome import Outcome
 from harness.running.run import Work, run_cells, say
 from harness.tables import unknown
@@ -62,8 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
             folder = reports / ENVIRONMENTS / row.id
             work = Work(folder, force=arguments.force, surroundings=row.id)
             outcomes.append(run_cells(cells, work))
-    for path in render_reports(reports):
-        print(path)
+    for line in rendered(reports):
+        print(line)
     whole = Outcome(
         sum(outcome.total for outcome in outcomes),
         list(chain.from_iterable(outcome.fresh for outcome in outcomes)),

@@ -31,6 +31,16 @@ def render_reports(reports: Path, before: str | None = None) -> list[Path]:
     return list(texts)
 
 
+def rendered(reports: Path) -> list[str]:
+    """Renders the records of a folder beside what was measured there; says what was written.
+
+    Other records alone make no report: that is said, too.
+    """
+    if any((reports / "results").glob("transformers-*.jsonl")):
+        return [str(path) for path in render_reports(reports)]
+    return [f"No report: {reports / 'results'} has no records of the matrix."]
+
+
 def report_texts(reports: Path) -> dict[Path, str]:
     """Path -> text of the reports that a folder's records and last comparison make.
 

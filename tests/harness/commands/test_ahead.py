@@ -98,3 +98,10 @@ def test_a_release_is_refused(run, capsys):
 def test_a_repository_that_cannot_be_reached_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="git clone"):
         of_main(f"git+{(tmp_path / 'none').as_uri()}")
+
+
+def test_without_records_of_releases_there_is_no_report(run, capsys):
+    Store(run.reports / "results", NEWEST).path.unlink()
+    run("main")
+    assert "No report: " in capsys.readouterr().out
+    assert not (run.reports / "compatibility.md").exists()

@@ -5,6 +5,7 @@ import pytest
 from harness.__main__ import main
 from harness.commands import environments
 from harness.matrix import load_surroundings
+from harness.records.merge import write
 from harness.running.outcome import Outcome
 
 
@@ -19,7 +20,7 @@ def measured(monkeypatch):
         return Outcome(len(cells), problems=problems)
 
     monkeypatch.setattr(environments, "run_cells", run_cells)
-    monkeypatch.setattr(environments, "render_reports", lambda reports: [reports / "a.md"])
+    monkeypatch.setattr(environments, "rendered", lambda reports: [f"{reports}/a.md"])
     return calls
 
 
@@ -48,3 +49,18 @@ def test_a_row_that_is_not_there_is_an_error_with_the_alternatives(measured, cap
     assert main(["environments", "--only", "oldest"]) == 2
     assert "Unknown environment 'oldest'. Available: lowest" in capsys.readouterr().err
     assert not measured
+
+
+def test_a_folder_without_records_of_the_matrix_gets_no_report(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(environments, "run_cells", lambda cells, work: Outcome(len(cells)))
+    assert main(["environments", "--only", "lowest", "--reports", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"No report: {tmp_path / 'results'} has no records of the matrix.\n" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_records_gets_its_reports(monkeypatch, tmp_path, capsys, cell_record):
+    monkeypatch.setattr(environments, "run_cells", lambda cells, work: Outcome(len(cells)))
+    write([cell_record()], tmp_path / "results")
+    assert main(["environments", "--only", "lowest", "--reports", str(tmp_path)]) == 0
+    assert f"{tmp_path / 'compatibility.md'}\n" in capsys.readouterr().out
