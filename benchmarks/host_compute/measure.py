@@ -124,12 +124,12 @@ def predict(folder: Path, budget: str, options: dict[str, Any], new_tokens: int)
 
 def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A record for each budget and way."""
-    folder = asked.folder / f"{asked.shape}-bf16"
-    write_checkpoint(SHAPES[asked.shape], folder, torch.bfloat16, DEVICE.type)
-    torch.cuda.empty_cache()
-    dtype = prepared(folder).staged.dtype
+    dtype, folder = torch.bfloat16, asked.folder / f"{asked.shape}-bf16"
+    # First: a system that has much to write to disk keeps cores busy for seconds.
     roads = roads_of(DEVICE, dtype)
     print(describe(roads), file=sys.stderr, flush=True)
+    write_checkpoint(SHAPES[asked.shape], folder, dtype, DEVICE.type)
+    torch.cuda.empty_cache()
     plain: dict[str, Any] = {}
     stores = {"layer_shards_saving_path": asked.folder / "stores"}
     for budget in asked.budgets.split(","):

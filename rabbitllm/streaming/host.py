@@ -15,7 +15,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 
 from rabbitllm.streaming.binding import bind, bindings, bound, streams
 from rabbitllm.streaming.entry import Forward, run_by
@@ -25,7 +24,6 @@ from rabbitllm.streaming.room import work_of
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.utils.workers import Workers
 
-HOST = torch.device("cpu")
 WORKER = "rabbitllm-host"
 
 
@@ -164,7 +162,7 @@ class _Hosted:
         begun = time.perf_counter()
         tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
         home = next(tensors).device
-        there = send_to_device(args, HOST), send_to_device(kwargs, HOST)
+        there = self._landing.take((args, kwargs))
         output = self._worker.run(partial(forward, *there[0], **there[1]))
         output = self._landing.bring(output, home)
         self._meter.host(self._stage.name, self._stage.nbytes, begun, time.perf_counter())

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from rabbitllm import StreamedModel, auto
 from rabbitllm.streaming import host, landing
+from rabbitllm.streaming.landing import Landing
+from rabbitllm.streaming.picking import HOST
 from rabbitllm.streaming.roads import Roads
 from tests.rabbitllm.streaming.simulated import simulate
 
@@ -70,20 +72,21 @@ def test_answers_are_stocks_and_only_inputs_and_outputs_cross(
     assert all(name.endswith("mlp") for name in on_host)
     crossed: list[tuple[tuple[int, ...], torch.device]] = []
 
-    def send(value: Any, device: torch.device) -> Any:
-        tensors = value if isinstance(value, tuple) else [value]
-        crossed.extend((t.shape, device) for t in tensors if isinstance(t, torch.Tensor))
+    def take(value: torch.Tensor) -> torch.Tensor:
+        crossed.append((value.shape, HOST))
         return value
 
-    for module in (host, landing):
-        monkeypatch.setattr(module, "send_to_device", send)
+    def bring(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+        crossed.append((value.shape, device))
+        return value
+
+    monkeypatch.setattr(Landing, "_take", lambda _, value: take(value))
+    monkeypatch.setattr(landing, "send_to_device", bring)
     options = {"max_new_tokens": 6, "do_sample": False}
     output = model.generate(prompt[:1], **options)
     assert torch.equal(output, reference.generate(prompt[:1], **options))
     width = model.config.hidden_size
-    assert crossed == [
-        ((1, 1, width), place) for place in [host.HOST, prompt.device] * 5 * len(on_host)
-    ]
+    assert crossed == [((1, 1, width), place) for place in [HOST, prompt.device] * 5 * len(on_host)]
 
 
 def test_short_passes_compute_where_weights_lie_and_long_ones_on_the_device(

@@ -1,7 +1,8 @@
-"""What kernels fetch from the host's memory, on a device whose memory that is."""
+"""What kernels write to the host's memory and read there, on a device whose memory that is."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +46,24 @@ def test_a_page_gives_each_output_in_memory_of_its_own(
         assert torch.equal(*bits)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64, torch.bool])
+def test_a_page_takes_each_input_once_it_has_been_written(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    device, page = Device(monkeypatch), host_buffer(4096)
+    lands = _Page(page, page)
+    inputs = [torch.randint(0, 2, (2, tokens, 32)).to(dtype) for tokens in (1, 3, 2)]
+    inputs[1] = inputs[1].transpose(0, 1)  # not in one piece
+    inputs.append(inputs[0].sum().to(dtype))
+    taken = []
+    for count, given in enumerate(inputs, 1):
+        taken.append(lands.take(given))
+        assert device.waited == 2 * count  # for what was there before, and for the kernel
+    for given, there in zip(inputs, taken, strict=True):
+        assert there.dtype == given.dtype
+        assert torch.equal(given, there)
+
+
 def test_what_is_large_or_no_tensor_or_not_for_a_gpu_is_copied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -53,6 +72,9 @@ def test_what_is_large_or_no_tensor_or_not_for_a_gpu_is_copied(
     class Page:
         def bring(self, output: torch.Tensor) -> str:
             return "fetched"
+
+        def take(self, given: torch.Tensor) -> str:
+            return "written"
 
     def page(device: torch.device) -> Any:
         asked.append(device)
@@ -68,3 +90,15 @@ def test_what_is_large_or_no_tensor_or_not_for_a_gpu_is_copied(
     for output, device in ((large, gpu), ((small,), gpu), (small[:0], gpu), (small, CPU)):
         assert lands.bring(output, device) == "copied"
     assert lands.bring(small, other) == "copied"
+    assert lands.take((small, {"mask": None, "states": small})) == (
+        small,
+        {"mask": None, "states": small},
+    )
+    assert [_where(lands, each, gpu) for each in (small, large)] == ["written", "copied"]
+    assert _where(lands, small, other) == "copied"
+
+
+def _where(lands: Landing, given: torch.Tensor, device: torch.device) -> Any:
+    """How a tensor that says to be on a device is taken."""
+    there = SimpleNamespace(nbytes=given.nbytes, device=device, to=lambda _: "copied")
+    return lands._take(there)  # type: ignore[arg-type]
