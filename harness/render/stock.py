@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from harness.judging.changes import Change, compare
 from harness.judging.expected_failures import Expected
 from harness.records import Record
-from harness.stock.differences import INTERFACES, Difference, differences
+from harness.stock.differences import ANSWERS, INTERFACES, Difference, differences
 from harness.stock.store import FOLDER, read
 from rabbitllm.releases.markdown import escape_markdown
 
+What = TypeVar("What")
 KINDS = {
     "regressed": "Worse answers",
     "lost": "Not measured any more",
@@ -21,6 +23,8 @@ KINDS = {
     "same": "Failures of another kind",
 }
 """Kind of a change that a page shows -> its heading there. Of "same", what fails otherwise."""
+ANSWERED = ("Token ids", "Golden logits")
+"""Headings of `ANSWERS`."""
 MOST, FEW = 40, 3
 """Lines of a list that are shown; parameters of a type that are named one by one."""
 
@@ -58,15 +62,17 @@ def page(old: str, new: str, changes: Sequence[Change], found: Sequence[Differen
         f"# What changed for models in transformers {new}",
         "",
         f"Since {old}. Answers are those of the matrix; configs, parameters and interfaces are "
-        "what the release has without weights.",
+        "what the release has without weights. Token ids are those of small tokenizers, as "
+        "published or made by a class, and of SmolLM2's; golden logits those of small checkpoints "
+        "with the same bits everywhere, read at once and with a cache.",
         "",
-        *_answers(changes),
+        *_cells(changes),
         *in_lists(found),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _answers(changes: Sequence[Change]) -> list[str]:
+def _cells(changes: Sequence[Change]) -> list[str]:
     """Cells whose status changed; architectures that changed alike are one line."""
     alike: dict[tuple[str, str, str], set[str]] = {}
     for change in changes:
@@ -91,16 +97,30 @@ def _answers(changes: Sequence[Change]) -> list[str]:
 
 
 def in_lists(found: Sequence[Difference]) -> list[str]:
-    """Differences as lists of Markdown: interfaces first, then model types."""
+    """Differences as lists of Markdown: answers first, then interfaces, then model types."""
     interfaces = [d for d in found if d.subject in INTERFACES]
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for subject in dict.fromkeys(d.subject for d in found if d.subject not in INTERFACES):
-        for line in _of_type([d for d in found if d.subject == subject]):
-            grouped.setdefault(line, []).append(subject)
+    lines = []
+    for subject, heading in zip(ANSWERS, ANSWERED, strict=True):
+        alike = _alike((d.how, d.what) for d in found if d.subject == subject)
+        items = [f"{', '.join(who)}: {how}" for how, who in alike.items()]
+        lines += _list(heading, items) or [f"## {heading}", "", "All are as they were.", ""]
+    types = dict.fromkeys(d.subject for d in found if d.subject not in (*INTERFACES, *ANSWERS))
+    grouped = _alike(
+        (line, name) for name in types for line in _of_type([d for d in found if d.subject == name])
+    )
     return [
+        *lines,
         *_list("Interfaces", [f"{d.subject}: {d.what}: {d.how}" for d in interfaces]),
         *_list("Model types", [f"{', '.join(t)}: {w}: {h}" for (w, h), t in grouped.items()]),
     ]
+
+
+def _alike(pairs: Iterable[tuple[What, str]]) -> dict[What, list[str]]:
+    """What changed -> all with whom it did."""
+    found: dict[What, list[str]] = {}
+    for what, name in pairs:
+        found.setdefault(what, []).append(name)
+    return found
 
 
 def _of_type(found: Sequence[Difference]) -> list[tuple[str, str]]:

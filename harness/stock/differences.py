@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-BUILDS = "builds"
+BUILDS, REFUSED = "builds", "no, "
+"""A fact of each model type, which says "yes" or "no" and why; how a refusal begins."""
 INTERFACES = ("caches", "masks", "layers", "rope", "attention")
-"""Subjects that are no model types."""
+ANSWERS = ("tokens", "logits")
+"""Subjects that are no model types: those of `harness.stock.snapshot`, `harness.stock.answers`."""
+QUESTIONS = "questions: digest"
+"""The fact that tells whether two releases were asked the same."""
+ROUNDING = 2e-5
+"""The largest difference of two logits that counts as rounding, as a fraction of the largest.
+
+As for golden values; releases and backends differ by up to 3e-6.
+"""
+SHORT = 80
+"""Characters of token ids that are said."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +28,8 @@ class Difference:
     """Something that changed.
 
     Attributes:
-        subject: a model type, or one of `INTERFACES`.
-        what: such as "config rope_theta" or "Cache.crop".
+        subject: a model type, or one of `INTERFACES` or `ANSWERS`.
+        what: such as "config rope_theta" or "Cache.crop"; of answers, who gave them.
         how: such as "10000.0 -> 500000.0", "new", "gone", "without cache_position".
     """
 
@@ -51,7 +63,7 @@ def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[Dif
                 for what in sorted({*ours, *theirs})
                 if ours.get(what) != theirs.get(what)
             ]
-    return found
+    return found + _answers(before, after)
 
 
 def _by_owner(facts: Mapping[str, str]) -> dict[tuple[str, str], dict[str, str]]:
@@ -59,9 +71,53 @@ def _by_owner(facts: Mapping[str, str]) -> dict[tuple[str, str], dict[str, str]]
     found: dict[tuple[str, str], dict[str, str]] = {}
     for fact, value in facts.items():
         subject, _, what = fact.partition(": ")
+        if subject in ANSWERS or fact == QUESTIONS:
+            continue
         owner = what.partition(".")[0] if subject in INTERFACES else ""
         found.setdefault((subject, owner), {})[what] = value
     return found
+
+
+def _answers(before: Mapping[str, str], after: Mapping[str, str]) -> list[Difference]:
+    """Who answers otherwise, if both were asked, and asked the same."""
+    asked = before.get(QUESTIONS)
+    if asked is None or asked != after.get(QUESTIONS):
+        return [Difference(subject, "all", "not compared: asked otherwise") for subject in ANSWERS]
+    found = []
+    for fact in sorted({*before, *after}):
+        subject, _, who = fact.partition(": ")
+        if subject in ANSWERS and (how := _other(subject, before.get(fact), after.get(fact))):
+            found.append(Difference(subject, who, how))
+    return found
+
+
+def _other(subject: str, before: str | None, after: str | None) -> str:
+    """How an answer differs; empty if it does not."""
+    if before == after:
+        return ""
+    if before is None or after is None:
+        return "new" if before is None else "gone"
+    if before.startswith(REFUSED) or after.startswith(REFUSED):
+        return " -> ".join(a if a.startswith(REFUSED) else "answers" for a in (before, after))
+    ours, theirs = json.loads(before), json.loads(after)
+    return _other_ids(ours, theirs) if subject == "tokens" else _off(ours, theirs)
+
+
+def _other_ids(before: Mapping[str, list[int]], after: Mapping[str, list[int]]) -> str:
+    """Of token ids by text: how many texts have others, and those of the shortest."""
+    texts = sorted((text for text in before if before[text] != after[text]), key=len)
+    ids = f"{before[texts[0]]} -> {after[texts[0]]}"
+    shown = f": {ids}" if len(ids) <= SHORT else ""
+    return f"other ids of {len(texts)} of {len(before)} texts, such as {texts[0]!r}{shown}"
+
+
+def _off(before: Sequence[float], after: Sequence[float]) -> str:
+    """How far logits are from others; empty if that is rounding."""
+    largest = max(map(abs, before))
+    off = [abs(a - b) / largest for a, b in zip(before, after, strict=True)]
+    if all(distance <= ROUNDING for distance in off):  # which a NaN is not
+        return ""
+    return f"off by up to {max(off):.2g} of the largest logit"
 
 
 def _how(before: str | None, after: str | None) -> str:

@@ -40,7 +40,8 @@ def test_two_releases_of_one_folder(results, capsys):
 def test_releases_with_snapshots_are_compared_as_stock_too(results, capsys):
     said = {"5.0.0": "(self, cache_position)", "5.1.0": "(self)"}
     for release, signature in said.items():
-        snapshots_of.write(release, {"llama: layer L": signature}, results.parent / "stock")
+        facts = {"questions: digest": "abc", "llama: layer L": signature}
+        snapshots_of.write(release, facts, results.parent / "stock")
     main(["diff", "5.0.0", "5.1.0", "--results", str(results)])
     printed = capsys.readouterr().out
     assert printed.endswith(

@@ -55,3 +55,10 @@ def test_only_releases_with_a_snapshot_and_one_before_have_a_page(tmp_path, cell
         write(release, {"attention: eager": "there"}, tmp_path / "stock")
     made = pages(tmp_path, [cell_record(release=r) for r in order], order, [])
     assert list(made) == [tmp_path / "stock" / "5.2.0.md"]
+
+
+def test_a_page_names_who_answers_otherwise_and_says_where_all_is_as_it_was():
+    off = [Difference("logits", name, "off by 0.3") for name in ("phi", "phi with a cache")]
+    text = page("5.0.0", "5.1.0", [], off)
+    assert "## Token ids\n\nAll are as they were.\n" in text
+    assert "## Golden logits\n\n- phi, phi with a cache: off by 0.3\n" in text

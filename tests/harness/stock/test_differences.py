@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.stock.differences import differences
+from harness.stock.differences import QUESTIONS, ROUNDING, differences
 
 BEFORE = {
+    QUESTIONS: "abc",
     "llama: builds": "yes",
     "llama: config rope_theta": "1.0",
     "llama: config inner": "{'a': 1}",
@@ -63,3 +64,51 @@ def test_of_a_new_class_and_a_new_type_only_that_is_said():
         ("caches", "New", "new"),
         ("t", "model type", "new"),
     ]
+
+
+ANSWERS = {
+    QUESTIONS: "abc",
+    "tokens: mixtral": '{"a rabbit": [1, 2], "": []}',
+    "logits: llama": "[1.0, -4.0]",
+}
+
+
+def other(fact, value, before=ANSWERS):
+    return [(d.subject, d.what, d.how) for d in differences(before, {**ANSWERS, fact: value})]
+
+
+def test_other_token_ids_are_named_with_a_text():
+    (found,) = other("tokens: mixtral", '{"a rabbit": [1, 3], "": []}')
+    assert found == (
+        "tokens",
+        "mixtral",
+        "other ids of 1 of 2 texts, such as 'a rabbit': [1, 2] -> [1, 3]",
+    )
+    long = f'{{"a rabbit": {[1] * 40}, "": []}}'
+    (found,) = other("tokens: mixtral", long)
+    assert found[2] == "other ids of 1 of 2 texts, such as 'a rabbit'"
+
+
+@pytest.mark.parametrize(
+    ("logits", "how"),
+    [
+        (f"[{1.0 + 4 * ROUNDING * 0.9}, -4.0]", None),
+        ("[1.1, -4.0]", "off by up to 0.025 of the largest logit"),
+        ("[NaN, -4.0]", "off by up to nan of the largest logit"),
+        ("no, KeyError: 'x'", "answers -> no, KeyError: 'x'"),
+    ],
+)
+def test_logits_are_other_ones_beyond_rounding(logits, how):
+    assert other("logits: llama", logits) == ([("logits", "llama", how)] if how else [])
+
+
+@pytest.mark.parametrize("asked", [{QUESTIONS: "def"}, {}])
+def test_answers_to_other_questions_are_not_compared(asked):
+    before = {fact: value for fact, value in ANSWERS.items() if fact != QUESTIONS} | asked
+    assert other("logits: llama", "[5.0, 5.0]", before) == [
+        (subject, "all", "not compared: asked otherwise") for subject in ("tokens", "logits")
+    ]
+
+
+def test_who_answers_for_the_first_time_is_new():
+    assert other("logits: phi", "[1.0]") == [("logits", "phi", "new")]

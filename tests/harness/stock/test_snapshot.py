@@ -9,8 +9,8 @@ import pytest
 from transformers.cache_utils import DynamicCache
 
 from harness.stock import snapshot, store
-from harness.stock.differences import differences
-from harness.stock.store import read, take, write
+from harness.stock.differences import ANSWERS, differences
+from harness.stock.store import Asked, read, take, write
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_signature_that_changes_is_a_difference(facts, monkeypatch):
 
     monkeypatch.setattr(DynamicCache, "reset", reset, raising=False)
     after = snapshot.facts(["llama"])
-    (found,) = differences(facts, after)
+    found = next(d for d in differences(facts, after) if d.subject not in ANSWERS)
     assert (found.subject, found.what) == ("caches", "DynamicCache.reset")
 
 
@@ -58,24 +58,40 @@ class Here:
     bin: Path
     variables: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
+    release: str = "5.0.0"
+
     def make(self, release):
         return self
 
 
-def test_the_script_runs_by_itself_and_a_file_keeps_its_facts(tmp_path, monkeypatch):
-    script = tmp_path / "snapshot.py"
-    script.write_text("import json, sys; print(json.dumps({'types': ' '.join(sys.argv[1:])}))")
-    monkeypatch.setattr(store.snapshot, "__file__", str(script))
-    facts = take("5.0.0", ["llama", "gemma2"], Here(Path(sys.executable).parent))
-    assert facts == {"types": "llama gemma2"}
+@pytest.fixture
+def asked(tmp_path):
+    return Asked(tmp_path / "questions", "abc", {"smol": tmp_path / "smol.gguf"})
+
+
+def scripts(folder, monkeypatch, text):
+    """Stands two scripts in for those that a release runs."""
+    for name in ("snapshot", "answers"):
+        script = folder / f"{name}.py"
+        script.write_text(text)
+        monkeypatch.setattr(getattr(store, name), "__file__", str(script))
+
+
+def test_the_scripts_run_by_themselves_and_a_file_keeps_their_facts(tmp_path, monkeypatch, asked):
+    echo = "import json, sys; print(json.dumps({sys.argv[0][-11:]: ' '.join(sys.argv[1:])}))"
+    scripts(tmp_path, monkeypatch, echo)
+    facts = take("5.0.0", ["llama", "gemma2"], Here(Path(sys.executable).parent), asked)
+    assert facts == {
+        "questions: digest": "abc",
+        "snapshot.py": "llama gemma2",
+        "/answers.py": f"{tmp_path / 'questions'} smol={tmp_path / 'smol.gguf'}",
+    }
     write("5.0.0", facts, tmp_path / "stock")
     assert read("5.0.0", tmp_path / "stock") == facts
     assert read("5.1.0", tmp_path / "stock") == {}
 
 
-def test_a_script_that_fails_is_an_error_with_its_last_line(tmp_path, monkeypatch):
-    script = tmp_path / "snapshot.py"
-    script.write_text("raise KeyError('transformers is broken')")
-    monkeypatch.setattr(store.snapshot, "__file__", str(script))
+def test_a_script_that_fails_is_an_error_with_its_last_line(tmp_path, monkeypatch, asked):
+    scripts(tmp_path, monkeypatch, "raise KeyError('transformers is broken')")
     with pytest.raises(ValueError, match=r"5\.0\.0: KeyError: 'transformers is broken'"):
-        take("5.0.0", [], Here(Path(sys.executable).parent))
+        take("5.0.0", [], Here(Path(sys.executable).parent), asked)
