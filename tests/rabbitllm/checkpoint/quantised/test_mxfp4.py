@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rabbitllm import CheckpointError
+from rabbitllm.streaming.devices import cuda
+from tests.rabbitllm.streaming.devices import twin
+from tests.rabbitllm.streaming.simulated import simulate
 
 SETTINGS = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 EXPERTS = r"experts\.(gate_up|down)_proj$"
@@ -55,6 +59,30 @@ def test_what_stock_reads_is_the_same(
     config = Mxfp4Config(dequantize=True)
     reference = stock(folders.quantised, quantization_config=config, dtype=torch.bfloat16)
     assert torch.equal(logits(folders.quantised), reference(prompt).logits)
+
+
+@torch.inference_mode()
+def test_a_device_fetches_and_decodes_experts_itself(
+    folders: Any,
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., PreTrainedModel],
+    prompt: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A token's; a prompt asks for all, and the host brings those."""
+    simulate(monkeypatch)
+    decoded: list[None] = []
+    spy = SimpleNamespace(**vars(twin))
+    spy.decode_rows = lambda *arguments: decoded.append(twin.decode_rows(*arguments))
+    monkeypatch.setattr(cuda, "row_kernels", lambda *_: spy)
+    model = streamed(folders.quantised, device_memory="min", host_memory="auto")
+    reference = stock(folders.plain)
+    for ids in (prompt, *prompt.T[:5, :1, None], prompt, *prompt.T[5:, :1, None]):
+        assert torch.equal(model(ids).logits, reference(ids).logits)
+    layers, tokens = 2, 9
+    assert len(decoded) == layers * tokens
+    stats = model.streaming_stats()
+    assert 0 < stats["rows_brought"] < stats["rows_asked"]
 
 
 @pytest.mark.parametrize(

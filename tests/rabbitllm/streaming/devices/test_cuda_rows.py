@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,12 +19,12 @@ from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 from rabbitllm.streaming.devices import CudaTransfer, cuda
-from rabbitllm.streaming.devices.encoded import Encoded
-from rabbitllm.streaming.devices.lookup import Found, Known, Lookup
+from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import EMPTY, Memory, Shelf
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Owner, Stage, Weight, lay_out
+from tests.rabbitllm.streaming.devices import twin
 from tests.rabbitllm.streaming.devices.test_cuda_order import (
     WIDTH,
     Device,
@@ -33,7 +32,6 @@ from tests.rabbitllm.streaming.devices.test_cuda_order import (
     Simulated,
     device,
 )
-from tests.rabbitllm.streaming.devices.test_lookup import look_up
 
 __all__ = ["device"]
 
@@ -149,57 +147,14 @@ def test_what_the_host_keeps_is_read_once(device: Device, tmp_path: Path) -> Non
     mixture.moving.close()
 
 
-def decode_row(encoded: Encoded, stored: torch.Tensor, target: torch.Tensor) -> None:
-    """Makes a row of what is stored of it."""
-    for portion in encoded.portions:
-        here = stored[portion.source]
-        if not portion.pieces:
-            target[portion.target] = here
-        for piece in portion.pieces:
-            piece.codec.decode_on([here[at] for at in piece.sources], target[piece.target])
-
-
 class Later:
     """What the kernels do, as work of the current stream."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
 
-    def look_up(self, asked: torch.Tensor, known: Known, found: Found) -> None:
-        self._add(partial(look_up, asked, known, found))
-
-    def copy_rows(self, found: Found, table: torch.Tensor) -> None:
-        def copy() -> None:
-            rows = zip(found.sources.tolist(), table, found.keeping.tolist(), strict=True)
-            for source, row, kept in rows:
-                for target in (row.data_ptr(), kept) if source else ():
-                    if target:
-                        ctypes.memmove(target, source, len(row))
-
-        self._add(copy)
-
-    def fetch_rows(self, found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
-        def fetch() -> None:
-            every = zip(found.sources.tolist(), found.coming.tolist(), table, stored, strict=True)
-            for source, comes, row, there in every:
-                if source:
-                    target = there if comes else row
-                    ctypes.memmove(target.data_ptr(), source, len(target))
-
-        self._add(fetch)
-
-    def decode_rows(
-        self, found: Found, table: torch.Tensor, stored: torch.Tensor, encoded: Encoded
-    ) -> None:
-        def decode() -> None:
-            rows = zip(found.coming.tolist(), table, found.keeping.tolist(), stored, strict=True)
-            for comes, row, kept, there in rows:
-                if comes:
-                    decode_row(encoded, there, row)
-                if comes and kept:
-                    ctypes.memmove(kept, row.data_ptr(), len(row))
-
-        self._add(decode)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self._add(partial(getattr(twin, name), *arguments))
 
     def _add(self, work: Callable[[], None]) -> None:
         def run() -> None:

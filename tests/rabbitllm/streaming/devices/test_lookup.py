@@ -10,6 +10,7 @@ import torch
 
 from rabbitllm.streaming.devices.cuda import row_kernels
 from rabbitllm.streaming.devices.lookup import NEVER, Found, Known
+from tests.rabbitllm.streaming.devices.twin import look_up
 
 DEVICES = [
     "cpu",
@@ -20,36 +21,6 @@ DEVICES = [
 ROWS = 12
 HOME, SLOT = 1000, 2000
 """Addresses of the first row, and of the first slot."""
-
-
-def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
-    """What the kernel does, by operations of torch's on any device."""
-    count = len(asked)
-    no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
-    asked = asked.clamp(max=no_row)
-    present = torch.zeros_like(known.home, dtype=torch.bool).index_fill_(0, asked, True)
-    present[no_row] = False
-    behind = present.cumsum(0) - 1
-    found.places.copy_(torch.where(asked < no_row, behind[asked], count))
-    every = torch.arange(no_row + 1, device=asked.device)
-    table = every.new_full((count + 1,), no_row)
-    numbers = table.scatter_(0, torch.where(present, behind, count), every)[:count]
-    place = known.place[numbers]
-    hit, absent = place >= 0, (place < 0) & (numbers < no_row)
-    now = known.now.add_(1).expand(count)
-    known.used.scatter_(0, torch.where(hit, place, no_slot), now)
-    rank = absent.cumsum(0) - 1
-    oldest = known.used[:no_slot].argsort()[rank.clamp(0, no_slot - 1)]
-    keeps = absent & (rank < no_slot) & (known.used[oldest] < now)
-    taken, kept = torch.where(keeps, oldest, no_slot), torch.where(keeps, numbers, no_row)
-    known.place.scatter_(0, known.held[taken], -1)
-    known.place.scatter_(0, kept, torch.where(keeps, oldest, -1))
-    known.held.scatter_(0, taken, kept)
-    known.used.scatter_(0, taken, now)
-    known.counts.add_(torch.stack([present.sum(), absent.sum()]))
-    found.coming.copy_(absent)
-    found.sources.copy_(torch.where(hit, known.slot[place], known.home[numbers]))
-    found.keeping.copy_(torch.where(keeps, known.slot[oldest], 0))
 
 
 def known(slots: int, missing: int, device: str) -> Known:
