@@ -293,7 +293,7 @@ class Reader:
         self, codec: Codec, sources: list[Bytes], target: Bytes, file: Path, start: int
     ) -> None:
         """Has a codec decode what was read; those that need room to work in take turns."""
-        # By numpy, which works in this thread alone: torch would set a team of threads to each.
+        # By numpy or compiled loops, in this thread alone: torch would set a team of threads to it.
         if not codec.scratch:
             codec.decode(sources, target, NOTHING)
             return

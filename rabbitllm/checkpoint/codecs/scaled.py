@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import lcm
+from typing import Any
 
 import numpy as np
 import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, elements
+from rabbitllm.checkpoint.codecs.compiled import compiled_loops
 from rabbitllm.checkpoint.codecs.floats import Floats, write
 from rabbitllm.checkpoint.codecs.products import on_blocks, room, rows_at_once, values_in
 from rabbitllm.checkpoint.codecs.values import VALUES, exponents, pairs, table
@@ -114,8 +116,41 @@ class Scaled(Codec):
         return Unit((rows * self._row_bytes, scale, *zero), decoded)
 
     @override
-    @np.errstate(over="ignore", invalid="ignore")
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
+        if loops := compiled_loops():
+            self._decode_by(loops, stored, target)
+        else:
+            self._decode(stored, target, scratch)
+
+    def _decode_by(self, loops: Any, stored: Sequence[Bytes], target: Bytes) -> None:
+        """As `decode`, by loops that are compiled."""
+        codes, columns, in_byte = stored[0], self.columns, self._in_byte
+        form = loops.form(
+            self.kind,
+            8 // in_byte,
+            self.width,
+            self.rounded,
+            self.dtype,
+            self.factor,
+            self.high_first,
+        )
+        values = VALUES[self.kind][:, None] if in_byte == 1 else _pairs(self.kind, self.high_first)
+        scales, zeros = self._scales(stored[1]), self._zeros(stored)
+        if zeros is None:
+            zeros = np.empty((codes.size // self._row_bytes, 0), np.float32)
+        if self.transposed:
+            matrix = self.transposed
+            loops.transposed(form, codes, columns, self.rows, matrix, values, zeros, scales, target)
+            return
+        if self.rows == 1 and not columns % self.width:
+            # One long row: short ones would take longer.
+            columns, scales = codes.size * in_byte, scales.reshape(1, -1)
+            zeros = zeros.reshape(1, -1) if self.zeros else zeros[:1]
+        loops.scaled(form, codes, columns, self.rows, values, zeros, scales, target)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
+        """As `decode`, by numpy."""
         codes = stored[0].reshape(-1, self._row_bytes)
         matrix = self.transposed or len(codes)
         form = (self.columns, matrix) if self.transposed else (matrix, self.columns)

@@ -9,7 +9,8 @@ stored, one of AWQ those of a row.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.codecs.codec import Bytes, Codec, Layout, Unit, nbytes
+from rabbitllm.checkpoint.codecs.compiled import compiled_loops
 from rabbitllm.checkpoint.codecs.floats import GRAIN, Floats, write
 from rabbitllm.checkpoint.codecs.products import on_blocks, room, rows_at_once, values_in
 from rabbitllm.checkpoint.codecs.scaled import FLOATS, SCALES
@@ -30,6 +32,8 @@ STRIP = 128
 """Rows whose words are put in order together: whole lines of a cache."""
 Places: TypeAlias = npt.NDArray[np.int32]
 NO_INDEX: Places = np.empty(0, np.int32)
+SHIFTS: Places = 4 * np.argsort(ORDER).astype(np.int32)
+"""Where each of 8 neighbours begins in a word."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,35 @@ class Words(Codec):
         return Unit(tuple(map(nbytes, self.stored(weight).values())), nbytes(weight))
 
     @override
-    @np.errstate(over="ignore", invalid="ignore")
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
+        loops = compiled_loops()
+        if loops and not self.columns % self._in_byte:
+            self._decode_by(loops, stored, target)
+        else:
+            self._decode(stored, target, scratch)
+
+    def _decode_by(self, loops: Any, stored: Sequence[Bytes], target: Bytes) -> None:
+        """As `decode`, by loops that are compiled."""
+        rows = len(target) // SCALES[self.dtype].itemsize // self.columns
+        words = self._words(stored[0], rows)
+        packed = np.require(words, requirements="A"), SHIFTS if self.interleaved else NO_INDEX
+        others = self._zeros(stored[1]), self._scales(stored[2], rows)
+        levels = 2**self.bits
+        width = levels if self.indexed else self.group
+        form = loops.form("uint4", self.bits, width, self.scale, self.dtype)
+        if self.indexed:
+            every = np.tile(_every(self.bits), loops.PART // levels)
+            starts = self._index(stored[3]) * np.int32(levels)
+            loops.indexed_words(form, *packed, *others, every, starts, target)
+        else:
+            loops.words(form, *packed, *others, target)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
+        """As `decode`, by numpy."""
         made = target.reshape(-1, self.columns, SCALES[self.dtype].itemsize)
         rows = len(made)
-        words = stored[0].view("<i4").reshape(-1, rows // self._many if self.interleaved else rows)
+        words = self._words(stored[0], rows)
         zeros, scales = self._zeros(stored[1]), self._scales(stored[2], rows)
         index = self._index(stored[3]) if self.indexed else NO_INDEX
         places = self._places(index) if self._looks_up else NO_INDEX
@@ -269,6 +297,10 @@ class Words(Codec):
         places: Places = rows * self._levels + index * 2**self.bits
         return places
 
+    def _words(self, stored: Bytes, rows: int) -> npt.NDArray[np.int32]:
+        """The words, of as many rows of the weight."""
+        return stored.view("<i4").reshape(-1, rows // self._many if self.interleaved else rows)
+
     def _zeros(self, stored: Bytes) -> Floats:
         """The zero points: float32 [rows, groups]."""
         words = stored.view("<i4").reshape(self._groups, -1, 1)
@@ -347,3 +379,11 @@ def _take(table: Bytes, places: Places, target: Bytes) -> None:
     indices = torch.from_numpy(places.reshape(-1))
     for some, into in zip(indices.split(GRAIN), made.split(GRAIN), strict=True):
         torch.index_select(source, 0, some, out=into)
+
+
+@cache
+def _every(bits: int) -> Bytes:
+    """All codes, packed, the first in the lowest bits of a byte."""
+    codes = np.arange(2**bits).reshape(-1, 8 // bits) << np.arange(0, 8, bits)
+    packed: Bytes = codes.sum(1).astype(np.uint8)
+    return packed

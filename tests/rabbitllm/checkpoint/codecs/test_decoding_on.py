@@ -20,6 +20,7 @@ from rabbitllm.checkpoint.codecs.strided import Strided
 from rabbitllm.checkpoint.codecs.words import STRIP, Words
 from rabbitllm.streaming.devices.decoder import decode_of
 
+pytestmark = pytest.mark.usefixtures("by")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FLAT: dict[str, tuple[Callable[[str], Codec], tuple[int, ...]]] = {
     "fp8": (lambda to: Scaled(to, "e4m3", 400, 128, 128, "float32"), (300, 400)),

@@ -9,6 +9,7 @@ from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.codecs.lossy import BLOCK, LEAST, EightBit, FourBit, Lossy
 from rabbitllm.checkpoint.codecs.values import NF4
 
+pytestmark = pytest.mark.usefixtures("by")
 CODECS = [EightBit, FourBit]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

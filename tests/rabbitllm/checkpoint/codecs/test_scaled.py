@@ -19,6 +19,7 @@ from rabbitllm.checkpoint.codecs.values import NF4, VALUES
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 
+pytestmark = pytest.mark.usefixtures("by")
 ROWS, COLUMNS = 40, 96
 DTYPES = ["bfloat16", "float16", "float32"]
 FP4 = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4]
