@@ -1,10 +1,10 @@
-"""Answers that are JSON of a form: llguidance says which tokens may come next.
+"""Answers of a form, JSON or calls: llguidance says which tokens may come next.
 
 https://github.com/guidance-ai/llguidance
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,57 +12,96 @@ import torch
 from transformers import LogitsProcessor
 
 from rabbitllm.model import StreamedModel
+from rabbitllm.serving.calling import grammar_of_calls
 from rabbitllm.serving.errors import ApiError
+from rabbitllm.serving.parts import Written
 from rabbitllm.text import end_of_text
 
 FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How the JSON is written: with free white space a small model may write nothing else."""
-PARAM = "response_format"
 
 
 class Grammars:
-    """Makes what keeps a model's answers to a JSON schema."""
+    """Makes what keeps a model's answers to a grammar."""
 
     def __init__(self, model: StreamedModel) -> None:
         self._model = model
+        self._read: Any = None
 
-    def processor(self, schema: Any) -> LogitsProcessor:
-        """For one answer.
+    def of_json(self, schema: Any, param: str) -> LogitsProcessor:
+        """For one answer that is JSON by a schema.
+
+        Args:
+            schema: of JSON.
+            param: the request's field that asks for it.
 
         Raises:
             ApiError: the schema is none, the library is not installed, or it cannot read the
                 model's tokenizer.
         """
-        tokenizer = self._tokenizer
+        tokenizer = self._tokenizer(param)
+        from llguidance import LLMatcher
+
+        def grammar() -> str:
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=FORM))
+
+        return self._processor(grammar, tokenizer, param)
+
+    def of_calls(
+        self, written: Written, functions: Sequence[Mapping[str, Any]], param: str
+    ) -> LogitsProcessor:
+        """For one answer whose calls keep to their functions' schemas.
+
+        Args:
+            written: how the model writes calls.
+            functions: see `grammar_of_calls`.
+            param: the request's field that asks for it.
+
+        Raises:
+            ApiError: as `of_json`.
+        """
+        tokenizer = self._tokenizer(param)
+        from llguidance import LLMatcher
+
+        def grammar() -> str:
+            added = self._model.tokenizer.get_added_vocab()
+            lark = grammar_of_calls(written, functions, FORM, added, self._ends)
+            return str(LLMatcher.grammar_from_lark(lark))
+
+        return self._processor(grammar, tokenizer, param)
+
+    def _processor(self, make: Callable[[], str], tokenizer: Any, param: str) -> LogitsProcessor:
         from llguidance import LLMatcher
 
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=FORM)
-            matcher = LLMatcher(tokenizer, grammar)
+            matcher = LLMatcher(tokenizer, make())
         except ValueError as error:
-            raise ApiError(400, f"{PARAM}: {error}", param=PARAM) from error
+            raise ApiError(400, f"{param}: {error}", param=param) from error
         if problem := matcher.get_error():
-            raise ApiError(400, f"{PARAM}: {problem.splitlines()[0]}", param=PARAM)
+            raise ApiError(400, f"{param}: {problem.splitlines()[0]}", param=param)
         return Constraint(matcher, self._ends, tokenizer.vocab_size)
 
     @cached_property
     def _ends(self) -> list[int]:
         return sorted(end_of_text(self._model))
 
-    @cached_property
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self, param: str) -> Any:
+        """The model's tokenizer as llguidance has it, read once."""
+        if self._read is not None:
+            return self._read
         try:
             from llguidance.hf import from_tokenizer
         except ImportError as error:
-            reason = f"{PARAM} needs this on the server: pip install 'rabbitllm[json]'"
-            raise ApiError(400, reason, param=PARAM) from error
+            reason = f"{param} needs this on the server: pip install 'rabbitllm[json]'"
+            raise ApiError(400, reason, param=param) from error
         tokenizer, vocabulary = self._model.tokenizer, self._model.config.get_text_config()
         size = max(len(tokenizer), vocabulary.vocab_size)
         try:
-            return from_tokenizer(tokenizer, size, self._ends)
+            self._read = from_tokenizer(tokenizer, size, self._ends)
         except (TypeError, ValueError) as error:
-            reason = f"{PARAM}: this model's tokenizer cannot be read for it: {error}"
-            raise ApiError(400, reason, param=PARAM) from error
+            reason = f"{param}: this model's tokenizer cannot be read for it: {error}"
+            raise ApiError(400, reason, param=param) from error
+        return self._read
 
 
 class Constraint(LogitsProcessor):

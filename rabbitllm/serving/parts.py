@@ -4,12 +4,35 @@ import json
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 REASONING, CONTENT, CALLS = "reasoning_content", "content", "tool_calls"
 THINKING = ("<think>", "</think>")
-WRITTEN = (("<tool_call>", "</tool_call>"), ("[TOOL_CALLS]", ""))
-"""What families write before and behind calls, which are JSON; Qwen and Hermes, then Mistral."""
+
+
+class Written(NamedTuple):
+    """How a family writes calls, each of which is JSON: an object with "name" and "arguments".
+
+    Attributes:
+        before: the mark that begins one call, or several.
+        behind: the mark that ends them; empty if the text's end does.
+        opening: between the first mark and a call.
+        between: two calls of the same marks; empty if each has its own.
+        closing: between a call and the last mark.
+    """
+
+    before: str
+    behind: str
+    opening: str
+    between: str
+    closing: str
+
+
+WRITTEN = (
+    Written("<tool_call>", "</tool_call>", "\n", "", "\n"),
+    Written("[TOOL_CALLS]", "", "[", ", ", "]"),
+)
+"""Qwen's and Hermes' way, then Mistral's."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +65,14 @@ def marks_of(template: str, prompt: str, offered: bool, unseen: Collection[str])
     """
     begun = prompt.rstrip().endswith(THINKING[0])
     shown = THINKING[1] in template and THINKING[1] not in unseen
-    calls = written_calls(template, unseen) if offered else None
+    written = written_calls(template, unseen) if offered else None
+    calls = (written.before, written.behind) if written else None
     return Marks(THINKING if shown else None, begun and shown, calls)
 
 
-def written_calls(template: str, unseen: Collection[str]) -> tuple[str, str] | None:
-    """What comes before and behind calls; None if the template shows nothing that is known."""
-    known = (marks for marks in WRITTEN if marks[0] in template and marks[0] not in unseen)
+def written_calls(template: str, unseen: Collection[str]) -> Written | None:
+    """How the model writes calls; None if the template shows nothing that is known."""
+    known = (each for each in WRITTEN if each.before in template and each.before not in unseen)
     return next(known, None)
 
 

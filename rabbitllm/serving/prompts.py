@@ -76,14 +76,20 @@ class Prompts:
     def _options(self, asked: Request) -> list[dict[str, Any]]:
         limit = asked.limit or self._max_new_tokens
         shared = {"max_new_tokens": limit, "stop": asked.stop, "top": asked.top}
-        schema = asked.schema_of_answers
         return [
-            shared
-            | {"seed": seed}
-            | ({} if schema is None else {"processors": [self._grammars.processor(schema)]})
-            | asked.sampling()
-            for seed in asked.seeds
+            shared | {"seed": seed} | self._form(asked) | asked.sampling() for seed in asked.seeds
         ]
+
+    def _form(self, asked: Request) -> dict[str, Any]:
+        """The option that keeps one answer to a form; none if it is free."""
+        schema = asked.schema_of_answers
+        if schema is not None:
+            return {"processors": [self._grammars.of_json(schema, "response_format")]}
+        if isinstance(asked, ChatRequest) and (functions := asked.strict_functions):
+            written = written_calls(self._template(asked), self._unseen)
+            assert written, "tools are refused where none is known"
+            return {"processors": [self._grammars.of_calls(written, functions, "tools")]}
+        return {}
 
     def reply(self, asked: Request, shape: Shape, prompt: torch.Tensor) -> Reply:
         """What the answers become."""

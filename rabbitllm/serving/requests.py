@@ -139,13 +139,13 @@ class Function(Fields):
 
     Attributes:
         parameters: a JSON schema.
+        strict: a call's arguments keep to it.
     """
-
-    neutral: ClassVar[Neutral] = {"strict": (False,)}
 
     name: str = Field(min_length=1)
     description: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
+    strict: bool | None = None
 
 
 class Tool(Fields):
@@ -267,12 +267,24 @@ class ChatRequest(Request):
     tools: Annotated[list[Tool], FailFast()] = Field(default_factory=list)
     tool_choice: Literal["none", "auto"] = "auto"
 
+    @model_validator(mode="after")
+    def _one_form(self) -> "ChatRequest":
+        if self.strict_functions and self.schema_of_answers is not None:
+            raise ValueError("strict functions and response_format exclude each other")
+        return self
+
     @property
     def offered(self) -> list[dict[str, Any]] | None:
         """The functions that the model may call; None if it may call none."""
         if self.tool_choice == "none" or not self.tools:
             return None
-        return [tool.model_dump() for tool in self.tools]
+        return [tool.model_dump(exclude={"function": {"strict"}}) for tool in self.tools]
+
+    @property
+    def strict_functions(self) -> list[dict[str, Any]]:
+        """All functions that may be called, if the arguments of some are held to their schema."""
+        held = self.tool_choice != "none" and any(tool.function.strict for tool in self.tools)
+        return [tool.function.model_dump() for tool in self.tools] if held else []
 
     @property
     def top(self) -> int | None:
