@@ -50,7 +50,9 @@ def _store(out, step, keeping, offset, place, made, inside):
     made = made.to(out.dtype.element_ty)
     tl.store(out + row * step + place, made, inside)
     kept = tl.load(keeping + row)
-    keep = (kept + offset).to(tl.pointer_type(out.dtype.element_ty))
+    # Rows begin on boundaries: told so, the compiler stores more at once.
+    keep = tl.multiple_of(kept.to(tl.pointer_type(tl.int8)), 16) + offset
+    keep = keep.to(tl.pointer_type(out.dtype.element_ty), bitcast=True)
     tl.store(keep + place, made, inside & (kept != 0))
 
 
@@ -346,8 +348,9 @@ def _alone(
 
 @cache
 def _one(device: torch.device) -> Rows:
-    yes = torch.ones(1, dtype=torch.int64, device=device)
-    return Rows(yes, torch.zeros_like(yes), 0)
+    """One row, which there is; by copies that are waited for: any stream may be the next."""
+    yes, no = (torch.tensor([number], device="cpu").to(device) for number in (1, 0))
+    return Rows(yes, no, 0)
 
 
 def lossless_rows(

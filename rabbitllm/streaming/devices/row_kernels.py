@@ -88,8 +88,10 @@ def _look_up(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _copy(read, write, kept, words, WORDS: tl.constexpr):
-    keep = kept.to(tl.pointer_type(tl.int64))
+def _copy(source, write, kept, words, WORDS: tl.constexpr):
+    # Rows begin on boundaries: told so, the compiler moves more at once.
+    read = tl.multiple_of(source.to(tl.pointer_type(tl.int64)), 16)
+    keep = tl.multiple_of(kept.to(tl.pointer_type(tl.int64)), 16)
     step = tl.num_programs(1) * WORDS
     for first in range(tl.program_id(1) * WORDS, words, step):
         word = first + tl.arange(0, WORDS)
@@ -103,8 +105,7 @@ def _copy_rows(sources, keeping, table, words, width, WORDS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     source, kept = tl.load(sources + row), tl.load(keeping + row)
     if source != 0:
-        read = source.to(tl.pointer_type(tl.int64))
-        _copy(read, table + row * width, kept, words, WORDS)
+        _copy(source, table + row * width, kept, words, WORDS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -121,11 +122,10 @@ def _fetch_rows(
 ):
     row = tl.program_id(0).to(tl.int64)
     source, comes = tl.load(sources + row), tl.load(coming + row)
-    read = source.to(tl.pointer_type(tl.int64))
     if comes != 0:
-        _copy(read, stored + row * stored_width, comes * 0, stored_words, WORDS)
+        _copy(source, stored + row * stored_width, comes * 0, stored_words, WORDS)
     elif source != 0:
-        _copy(read, table + row * width, comes * 0, words, WORDS)
+        _copy(source, table + row * width, comes * 0, words, WORDS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -136,7 +136,8 @@ def _place_rows(
     if tl.load(coming + row) != 0:
         kept = tl.load(keeping + row)
         kept = tl.where(kept != 0, kept + offset, 0)
-        _copy(stored + row * stored_width, table + row * width, kept, words, WORDS)
+        source = (stored + row * stored_width).to(tl.int64)
+        _copy(source, table + row * width, kept, words, WORDS)
 
 
 def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
