@@ -19,6 +19,7 @@ class Cast(Codec):
     """
 
     name = "cast"
+    allocates = False
     source: torch.dtype
     target: torch.dtype
 

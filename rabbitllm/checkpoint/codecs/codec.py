@@ -47,11 +47,13 @@ class Codec(ABC):
         name: what headers call it.
         in_place: weights can be streamed as they are stored; others go through a layer store.
         exact: decoding brings back the bits that the weight had before it was encoded.
+        allocates: `decode_on` takes memory while it runs, so that no CUDA graph can hold it.
     """
 
     name: ClassVar[str]
     in_place: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    allocates: ClassVar[bool] = True
 
     @property
     def scratch(self) -> int:

@@ -14,6 +14,7 @@ class Plain(Codec):
     """The stored bytes are the weight's own, so that they can also be used where they lie."""
 
     name = "plain"
+    allocates = False
 
     @override
     def stored(self, weight: Layout) -> Mapping[str, Layout]:

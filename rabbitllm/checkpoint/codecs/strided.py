@@ -28,6 +28,7 @@ class Strided(Codec):
     itemsize: int
 
     name = "strided"
+    allocates = False
     in_place = False
 
     @classmethod

@@ -191,14 +191,16 @@ def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
 
 
 def _recordable(filled: Sequence[Filled]) -> bool:
-    """Whether it is worth recording, and can be: torch's operations take memory while they run."""
+    """Whether it is worth recording, and can be: most of torch's operations take memory."""
     kinds = {
         type(piece.codec)
         for each in filled
         for portion in each.encoded.portions
         for piece in portion.pieces
     }
-    return bool(kinds) and all(decode_of(kind) is not _by_torch for kind in kinds)
+    return bool(kinds) and not any(
+        kind.allocates and decode_of(kind) is _by_torch for kind in kinds
+    )
 
 
 def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:

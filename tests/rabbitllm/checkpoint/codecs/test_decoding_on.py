@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from rabbitllm.checkpoint.codecs.cast import Cast
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
@@ -166,6 +170,39 @@ def test_what_is_lossless_comes_back_on_every_device(
 def test_what_is_plain_is_copied() -> None:
     weight = torch.randn(30)
     check(PLAIN, Layout(torch.float32, (30,)), [weight.view(torch.uint8)])
+
+
+class Taken(TorchDispatchMode):
+    """Collects the memory of what operations return."""
+
+    def __init__(self) -> None:
+        self.found: set[int] = set()
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        self.found |= {each.untyped_storage().data_ptr() for each in tree_leaves(made)}
+        return made
+
+
+@pytest.mark.parametrize(
+    ("codec", "shape"),
+    [
+        (PLAIN, (30, 64)),
+        (Cast(torch.float16, torch.bfloat16), (30, 64)),
+        (Strided.of(torch.empty(64, 30, dtype=torch.bfloat16).t()), (30, 64)),
+        (Scaled("bfloat16", "int8", 64, 1, 64, "float32"), (30, 64)),
+    ],
+)
+def test_only_codecs_that_say_so_take_memory_on_a_device(
+    codec: Codec, shape: tuple[int, ...]
+) -> None:
+    weight = Layout(torch.bfloat16, shape)
+    stored, made = random_bytes(codec, weight), torch.zeros(nbytes(weight), dtype=torch.uint8)
+    given = {each.untyped_storage().data_ptr() for each in (*stored, made)}
+    with Taken() as taken:
+        codec.decode_on(stored, made)
+    assert (not taken.found <= given) == codec.allocates
 
 
 @pytest.mark.parametrize("to", DTYPES)

@@ -196,6 +196,7 @@ class Inverse(Codec):
     """Each bit is stored as its opposite, in units of a row."""
 
     name = "inverse"
+    allocates = False
 
     @override
     def stored(self, weight: Layout) -> Mapping[str, Layout]:
@@ -320,7 +321,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     monkeypatch.setattr(torch.cuda, "Stream", made.stream)
     monkeypatch.setattr(torch.cuda, "Event", made.event)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", made.graph)
-    monkeypatch.setattr(decoder, "_recordable", lambda _: True)
     monkeypatch.setattr(torch.cuda, "stream", made.using)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
