@@ -17,6 +17,7 @@ from transformers import (
 
 from rabbitllm.checkpoint.index import SAFETENSORS
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.structure import find_structure
 
 
 def _qwen2(**sizes: Any) -> Qwen2Config:
@@ -90,7 +91,7 @@ def write_checkpoint(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    stages = find_stages(model, model.all_tied_weights_keys, dtypes)
+    stages = find_stages(find_structure(model, model.all_tied_weights_keys, dtypes))
     generator = torch.Generator(device).manual_seed(seed)
     weight_map = {}
     for number, stage in enumerate(sorted(stages, key=lambda stage: stage.pinned)):

@@ -49,6 +49,7 @@ from rabbitllm.model import StreamedModel, streamed_class
 from rabbitllm.stock_arguments import unknown_argument
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.structure import find_structure
 from rabbitllm.streaming.weights import Stage
 
 RESIDENT = "resident"
@@ -147,9 +148,10 @@ def prepare(
         model = build(config, backend_of(trial.config))
     model.all_tied_weights_keys = trial.all_tied_weights_keys
     dtypes = dtypes_of(model, weights_dtype)
-    stages = find_stages(model, tied, dtypes)
+    structure = find_structure(model, tied, dtypes)
+    stages = find_stages(structure)
     # A layer store keeps a block's experts beside what else it has.
-    blocks = find_stages(model, tied, dtypes, rowwise=lambda *_: False)
+    blocks = find_stages(structure, rowwise=lambda *_: False)
     location = Location(
         folder=folder,
         moved=moved,
@@ -172,7 +174,7 @@ def prepare(
             if stage.least_rows and weight.row is None
         },
     )
-    staged = StagedModel(model, weights_dtype, dtypes, tied, stages)
+    staged = StagedModel(structure, weights_dtype, stages)
     return Prepared(model, staged, location, partial(unexpected_names, trial, entries, mapping))
 
 

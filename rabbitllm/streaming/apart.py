@@ -9,8 +9,8 @@ from inspect import signature
 
 from torch import nn
 
+from rabbitllm.streaming.blocks import find_blocks
 from rabbitllm.streaming.experts import find_experts
-from rabbitllm.streaming.stages import find_blocks
 
 
 def find_apart(model: nn.Module) -> frozenset[str]:

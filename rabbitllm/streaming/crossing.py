@@ -8,8 +8,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from transformers import PreTrainedModel
 
+from rabbitllm.streaming.blocks import block_of, find_blocks
 from rabbitllm.streaming.plan import Plan
-from rabbitllm.streaming.stages import block_of, find_blocks
 from rabbitllm.streaming.weights import Stage
 
 

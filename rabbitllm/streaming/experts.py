@@ -55,17 +55,19 @@ class Experts(NamedTuple):
         """How many there are, of all kinds or of one."""
         return {weight.rows for weight in self.weights.values()}
 
-    def stage(self, path: str, model: nn.Module, weights: Iterable[Weight]) -> Stage:
+    def stage(
+        self, path: str, modules: Mapping[str, nn.Module], weights: Iterable[Weight]
+    ) -> Stage:
         """Their stage.
 
         Args:
             path: what it is called by: the path of what holds them.
-            model: whose they are.
+            modules: the model's, by their paths.
             weights: all of theirs.
         """
         asked = (replace(weight, **self.weights[weight.name]._asdict()) for weight in weights)
-        modules = tuple(map(model.get_submodule, self.modules))
-        return Stage(path, modules, lay_out(asked), least_rows=self.least)
+        called = tuple(modules[each] for each in self.modules)
+        return Stage(path, called, lay_out(asked), least_rows=self.least)
 
 
 def find_experts(model: nn.Module, blocks: Mapping[str, nn.Module]) -> dict[str, Experts]:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from rabbitllm.streaming.blocks import block_of, find_blocks
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.stages import REST, block_of, find_blocks
+from rabbitllm.streaming.stages import REST
 from rabbitllm.streaming.weights import Stage, lay_out
 
 Homes = Mapping[str, torch.device]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.blocks import block_of, find_blocks
 from rabbitllm.streaming.dealing import Pass, deal
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.homes import Homes, at_home, find_units
@@ -27,7 +28,6 @@ from rabbitllm.streaming.residents import minimum_bytes, too_small
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
 from rabbitllm.streaming.sharing import Measure, Placed, place_shared
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.stages import block_of, find_blocks
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
 logger = logging.getLogger(__name__)

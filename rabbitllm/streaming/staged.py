@@ -11,6 +11,7 @@ from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.streaming.devices.encoded import kept_bytes, largest_unit
 from rabbitllm.streaming.residents import minimum_bytes
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.structure import Structure
 from rabbitllm.streaming.weights import Stage
 
 ROUTES = (
@@ -29,10 +30,8 @@ class StagedModel:
     """What a placement starts from.
 
     Attributes:
-        model: parameters on the meta device, buffers real and on the host.
+        structure: of the model.
         dtype: of the weights, as far as the model does not ask for float32.
-        dtypes: parameter or persistent buffer -> its dtype.
-        tied: name -> the name of the parameter that it shares its values with.
         stages: all weights, as they load together; the pinned ones first.
         on_disk: name of a weight that is encoded -> bytes that it takes as it is stored.
         unit: bytes of the largest part that decodes by itself; 0 if nothing is encoded.
@@ -40,19 +39,22 @@ class StagedModel:
         apart: as well.
     """
 
-    model: PreTrainedModel
+    structure: Structure
     dtype: torch.dtype
-    dtypes: Mapping[str, torch.dtype]
-    tied: Mapping[str, str]
     stages: list[Stage]
     on_disk: Mapping[str, int] = field(default_factory=dict)
     unit: int = 0
     rowwise: Callable[[str, int], bool] = lambda *_: True
     apart: frozenset[str] = frozenset()
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """Parameters on the meta device, buffers real and on the host."""
+        return self.structure.model
+
     def split_apart(self, apart: Collection[str]) -> "StagedModel":
         """The same with these modules, by name, as stages of their own."""
-        stages = find_stages(self.model, self.tied, self.dtypes, rowwise=self.rowwise, apart=apart)
+        stages = find_stages(self.structure, rowwise=self.rowwise, apart=apart)
         return replace(
             self,
             stages=[stage.stored(self.on_disk) for stage in stages],
@@ -66,7 +68,7 @@ class StagedModel:
             return name not in encoded or rowwise(encoded[name], count)
 
         on_disk = {name: kept_bytes(entry) for name, entry in encoded.items()}
-        stages = find_stages(self.model, self.tied, self.dtypes, rowwise=by_rows)
+        stages = find_stages(self.structure, rowwise=by_rows)
         return replace(
             self,
             stages=[stage.stored(on_disk) for stage in stages],
@@ -145,7 +147,7 @@ class StagedModel:
         if not blocks:
             return None
         limit = max(blocks) - 1
-        stages = find_stages(self.model, self.tied, self.dtypes, limit, self.rowwise, self.apart)
+        stages = find_stages(self.structure, limit, self.rowwise, self.apart)
         least = {stage.name: stage.least_rows for stage in self.stages}
         return replace(
             self,

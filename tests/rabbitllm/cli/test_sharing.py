@@ -18,6 +18,7 @@ from rabbitllm.measure.limits import Limits
 from rabbitllm.streaming.several import Budgets
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.structure import find_structure
 
 GPU = torch.device("cuda:0")
 LIMITS = Limits(disk=1.0, pinned=50.0, pageable=7.0, compute=2000.0)
@@ -37,8 +38,8 @@ def staged() -> StagedModel:
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    stages = find_stages(model, model.all_tied_weights_keys, dtypes)
-    return StagedModel(model, torch.bfloat16, dtypes, model.all_tied_weights_keys, stages)
+    structure = find_structure(model, model.all_tied_weights_keys, dtypes)
+    return StagedModel(structure, torch.bfloat16, find_stages(structure))
 
 
 def budgets(size: int | str) -> Budgets:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from rabbitllm.streaming.apart import find_apart
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.structure import find_structure
 from tests.rabbitllm.conftest import ARCHITECTURES
 
 LAYERS = range(4)
@@ -51,8 +52,9 @@ def test_they_are_stages_of_their_own_and_all_weights_stay_in_one(
     model = build("deepseek_v3", **ARCHITECTURES["deepseek_v3"])
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     tied = model.all_tied_weights_keys
-    whole = find_stages(model, tied, dtypes)
-    stages = find_stages(model, tied, dtypes, apart=find_apart(model))
+    structure = find_structure(model, tied, dtypes)
+    whole = find_stages(structure)
+    stages = find_stages(structure, apart=find_apart(model))
     names = {stage.name for stage in stages}
     assert (
         of("self_attn") | of("mlp.shared_experts") - {"model.layers.0.mlp.shared_experts"} <= names

@@ -20,6 +20,7 @@ from rabbitllm.streaming.placeholder import Placeholder
 from rabbitllm.streaming.plan import Place
 from rabbitllm.streaming.planning import make_plan
 from rabbitllm.streaming.stages import find_stages
+from rabbitllm.streaming.structure import find_structure
 
 CPU, SECOND = torch.device("cpu"), torch.device("cpu", 1)
 WIDTH = 64
@@ -78,7 +79,8 @@ def test_parameters_and_persistent_buffers_stream_alike(kind: str, tmp_path: Pat
     expected = filled(Toy(kind))
     save_file(expected.state_dict(), tmp_path / "model.safetensors")
     model: Any = Toy(kind)
-    stages = find_stages(model, {}, {n: t.dtype for n, t in model.state_dict().items()})
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    stages = find_stages(find_structure(model, {}, dtypes))
     assert sum(w.nbytes for stage in stages for w in stage.weights) == 4 * (WIDTH**2 + 2 * WIDTH)
     plan = make_plan(stages, CPU, "min", None)
     assert len(plan.streamed("disk")) == 4

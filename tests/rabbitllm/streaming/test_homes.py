@@ -8,13 +8,15 @@ from transformers import PreTrainedModel
 from rabbitllm.streaming.homes import at_home, find_units
 from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.stages import REST, find_stages
+from rabbitllm.streaming.structure import find_structure
 
 GPUS = [torch.device("cuda", number) for number in range(2)]
 
 
 def staged_of(model: PreTrainedModel) -> StagedModel:
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    return StagedModel(model, torch.float32, dtypes, {}, find_stages(model, {}, dtypes))
+    structure = find_structure(model, {}, dtypes)
+    return StagedModel(structure, torch.float32, find_stages(structure))
 
 
 def test_blocks_that_share_weights_go_together(build: Callable[..., PreTrainedModel]) -> None:

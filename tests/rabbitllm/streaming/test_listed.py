@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rabbitllm.streaming.blocks import find_blocks
 from rabbitllm.streaming.listed import find_listed
-from rabbitllm.streaming.stages import find_blocks
 from tests.rabbitllm.streaming.listed_code import ListedConfig, ListedForCausalLM
 
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 from rabbitllm import AutoModel, BudgetError, StreamedModel
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming import crossing, placement, several
+from rabbitllm.streaming.blocks import block_of, find_blocks
 from rabbitllm.streaming.devices import CudaTransfer
 from rabbitllm.streaming.placeholder import Placeholder
 from rabbitllm.streaming.placement import make_rooms
@@ -22,7 +23,7 @@ from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.room import Rooms
 from rabbitllm.streaming.several import Budgets, Sharing, place_on
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.stages import REST, block_of, find_blocks
+from rabbitllm.streaming.stages import REST
 from rabbitllm.streaming.working import Work, read_geometry
 from tests.rabbitllm.streaming.simulated import simulate
 

@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rabbitllm.streaming import stages as stages_module
 from rabbitllm.streaming.stages import REST, find_stages
+from rabbitllm.streaming.structure import find_structure
 from rabbitllm.streaming.weights import ALIGNMENT, Stage
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -23,7 +24,8 @@ def find(
 ) -> tuple[Stage | None, dict[str, Stage]]:
     """The pinned stage, if there is one, and the others."""
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    stages = {stage.name: stage for stage in find_stages(model, tied or {}, dtypes, limit)}
+    structure = find_structure(model, tied or {}, dtypes)
+    stages = {stage.name: stage for stage in find_stages(structure, limit)}
     assert [name for name, stage in stages.items() if stage.pinned] == [REST] * (REST in stages)
     return stages.pop(REST, None), stages
 
