@@ -31,6 +31,7 @@ class Soak:
         listing: that GET /v1/models took each time.
         wrong: what should not have happened.
         before: what the server's process held, see `server.count`.
+        early: the same, after `measure.EARLY` of the requests.
         after: the same, when all was over.
         elapsed: seconds that all requests took together.
         ending: seconds from SIGTERM to the server's end.
@@ -43,6 +44,7 @@ class Soak:
     listing: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)
+    early: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     elapsed: float = 0.0
     ending: float = 0.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from benchmarks.serving_soak.measure import report, soak
+from benchmarks.serving_soak.clients import Soak
+from benchmarks.serving_soak.measure import growth, report, soak
 from benchmarks.serving_soak.misdeeds import MISDEEDS
 
 
@@ -18,3 +19,10 @@ def test_good_clients_are_answered_and_nothing_is_kept(talker: Path) -> None:
     assert soaked.listing
     for what in ("threads", "descriptors"):
         assert soaked.after[what] <= soaked.before[what], report(soaked)
+
+
+def test_memory_that_keeps_growing_is_wrong() -> None:
+    soaked = Soak(0, early={"RSS MiB": 1000.0}, after={"RSS MiB": 1090.0})
+    assert not growth(soaked)
+    soaked.after["RSS MiB"] = 1110.0
+    assert growth(soaked) == ["the server held 1000 MiB after 30% of the requests, then 1110"]
