@@ -55,6 +55,17 @@ SHAPES: dict[str, PretrainedConfig] = {
         num_key_value_heads=8,
         tie_word_embeddings=False,
     ),
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_theta": 1e5, "rope_type": "default"},
+    ),
     "tiny": LlamaConfig(
         vocab_size=512,
         hidden_size=64,

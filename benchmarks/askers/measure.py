@@ -1,10 +1,12 @@
-"""Many askers of one streamed model: through `rabbitllm serve`, by `Batch`, and in fixed batches.
+r"""Many askers of one streamed model: through `rabbitllm serve`, by `Batch`, and in fixed batches.
 
     python -m benchmarks.askers --shape qwen2-7b --folder /data --out askers-h100.jsonl
+    python -m benchmarks.askers --shape smollm2-135m --folder /data --out askers-cpu.jsonl \
+        --budget min --parts serve --clients 1,8 --new-tokens 64 --alone 1
 
 Prompts have 32 to 512 tokens. Clients ask a server over HTTP, each again when it is answered; a
-single one writes fewer tokens, which take as long each. Writes a line of JSON for each row as soon
-as it is there, and a Markdown table beside them; a second run adds its rows.
+single one may write fewer tokens, where prompts take next to no time. Writes a line of JSON for
+each row as soon as it is there, and a Markdown table beside them; a second run adds its rows.
 """
 
 import argparse
@@ -35,8 +37,6 @@ CACHES = {"batch": None, "batch-device": False, "batch-host": True}
 """Parts that are a `Batch` -> where its cache is to lie."""
 PARTS = ("serve", "batch", "fixed", *(("offloaded",) if DEVICE.type == "cuda" else ()))
 CLIENTS = (1, 4, 16, 64)
-ALONE = 4
-"""What part of the tokens a single client writes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", default=",".join(map(str, CLIENTS)), help="(%(default)s)")
     parser.add_argument("--requests", type=int, default=2, help="of a client (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=128, help="of an answer (%(default)s)")
+    parser.add_argument(
+        "--alone", type=int, default=4, help="a single client writes one in so many (%(default)s)"
+    )
     parser.add_argument("--prompts", type=int, default=512, help="of a batch (%(default)s)")
     parser.add_argument(
         "--at-once", type=int, default=128, help="that a batch keeps room for (%(default)s)"
@@ -93,8 +96,8 @@ async def _clients(asked: argparse.Namespace, folder: Path) -> AsyncIterator[dic
             yield {"part": "serve"} | await measure_clients(
                 server,
                 clients,
-                1 if alone else asked.requests,
-                max(1, asked.new_tokens // ALONE) if alone else asked.new_tokens,
+                1 if asked.alone > 1 and alone else asked.requests,
+                max(1, asked.new_tokens // asked.alone) if alone else asked.new_tokens,
                 SHAPES[asked.shape].vocab_size,
             )
 
