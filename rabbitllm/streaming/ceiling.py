@@ -14,6 +14,10 @@ from torch import nn
 
 from rabbitllm.streaming.working import Geometry, Work, passing_bytes
 
+SEGMENT = 2 << 20
+"""Bytes that torch's allocator takes at least, and gives back at least
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management)."""
+
 
 @dataclass
 class Ceiling:
@@ -34,6 +38,7 @@ class Ceiling:
     dtype: torch.dtype
     _coming: int = field(default=0, init=False)
     _limit: int | None = field(default=None, init=False)
+    _stuck: int = field(default=0, init=False)  # not in use, and could not be given back last time
 
     def watch(self, blocks: Iterable[nn.Module]) -> None:
         """Keeps to it in every forward of these blocks."""
@@ -44,27 +49,39 @@ class Ceiling:
         """Finds out whether a forward with this work may come near the budget.
 
         What is not in use goes back first where it is in the way. As a rule that is enough for many
-        forwards: to ask the allocator before each block takes the host 0.2 ms (torch 2.11).
+        forwards: to ask the allocator before each block takes the host time, too.
         """
         self._limit = None
         self._coming = passing_bytes(self.geometry, self.dtype, self.device, work)
         behind = self.geometry.cached(work) * self.dtype.itemsize
-        if torch.cuda.memory_reserved(self.device) + self._coming + behind <= self.nbytes:
+        held, allocated = self._held()
+        if held + self._coming + behind <= self.nbytes:
             return
         cached = self.geometry.cached(replace(work, new=0)) * self.dtype.itemsize
-        allocated = torch.cuda.memory_allocated(self.device)
         limit = self._limit = self.nbytes + max(0, allocated - self.weights - cached)
         self.keep()
-        if torch.cuda.memory_reserved(self.device) + self._coming + behind <= limit:
+        if self._held()[0] + self._coming + behind <= limit:
             self._limit = None
 
     def keep(self) -> None:
         """Gives back what is not in use, if what a block takes could make it too much.
 
-        What that costs, a wait for the device, is paid only by work that comes near the budget.
+        What that costs, a wait for the device, is paid only by work that comes near the budget, and
+        only for memory that was not there last time: what lies between tensors stays.
         """
         if self._limit is None:
             return
-        held = torch.cuda.memory_reserved(self.device)
-        if held + self._coming > self._limit and held > torch.cuda.memory_allocated(self.device):
+        held, allocated = self._held()
+        self._stuck = min(self._stuck, held - allocated)
+        if held + self._coming > self._limit and held - allocated >= self._stuck + SEGMENT:
             torch.cuda.empty_cache()
+            held, allocated = self._held()
+            self._stuck = held - allocated
+
+    def _held(self) -> tuple[int, int]:
+        """Bytes that torch holds, and those of them that are in use."""
+        stats = torch.cuda.memory_stats_as_nested_dict(self.device)
+        held, allocated = (
+            stats[key]["all"]["current"] for key in ("reserved_bytes", "allocated_bytes")
+        )
+        return held, allocated
