@@ -89,9 +89,10 @@ def test_what_is_not_in_use_goes_back_once_if_that_is_enough(allocator: Allocato
 
 
 def test_what_could_not_be_given_back_is_not_tried_again(allocator: Allocator) -> None:
-    ours, work = ceiling(), Work(1, 1)
-    allocator.stuck = 5 * SEGMENT
-    allocator.reserved = WEIGHTS + allocator.stuck + LIMIT
+    weights = LIMIT - 4 * SEGMENT
+    ours, work = Ceiling(CUDA, LIMIT, weights, GEOMETRY, torch.float32), Work(1, 1)
+    allocator.allocated, allocator.stuck = weights, 5 * SEGMENT
+    allocator.reserved = 2 * LIMIT
     for _ in range(3):
         ours.begin(work)
         for _ in range(4):
@@ -102,10 +103,10 @@ def test_what_could_not_be_given_back_is_not_tried_again(allocator: Allocator) -
     allocator.reserved += SEGMENT
     ours.keep()
     assert allocator.emptied == 2
-    # What is in use now lies where it stuck: what is free then is another's.
-    allocator.allocated += 3 * SEGMENT
+    # What takes the place of fragments makes them fewer: what is not in use then is another's.
+    allocator.allocated, allocator.stuck = weights + 3 * SEGMENT, 2 * SEGMENT
     ours.keep()
-    allocator.reserved, allocator.stuck = allocator.reserved + SEGMENT, 2 * SEGMENT
+    allocator.reserved += SEGMENT
     ours.keep()
     assert allocator.emptied == 3
 
