@@ -13,14 +13,39 @@ import pytest
 import torch
 
 from rabbitllm import AutoModel, auto
-from rabbitllm.streaming import binding, host, landing, lane, pipeline, ring
+from rabbitllm.streaming import (
+    binding,
+    host,
+    landing,
+    lane,
+    one_by_one,
+    pipeline,
+    placement,
+    recent,
+    ring,
+    row_slots,
+    shelf,
+)
 from rabbitllm.streaming.devices import cpu, transfer
 from rabbitllm.streaming.roads import Roads
 from tests.rabbitllm.streaming.simulated import simulate
 
 PLACES = {
     os.path.realpath(module.__file__)
-    for module in (binding, cpu, host, landing, lane, pipeline, ring, transfer)
+    for module in (
+        binding,
+        cpu,
+        host,
+        landing,
+        lane,
+        one_by_one,
+        pipeline,
+        recent,
+        ring,
+        row_slots,
+        shelf,
+        transfer,
+    )
 }
 SPACING = {True: 16, False: 128}
 """Of how many lines, and of how many instructions, one is interrupted beside the first of each."""
@@ -156,4 +181,30 @@ def test_the_answer_behind_an_interrupt_is_right_where_the_cpu_computes_for_a_de
     for at in sorted({*chosen.values(), *range(0, len(seen), 8 * SPACING[True])}):
         if interrupted(first, at):
             answers = [first(), other()]
+            assert all(map(torch.equal, answers, expected)), seen[at]
+
+
+@pytest.mark.parametrize("rows", [1, 6], ids=["passing", "kept"])
+def test_the_answer_behind_an_interrupt_is_right_where_experts_come_one_by_one(
+    listed: Callable[..., Any],
+    prompt: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+) -> None:
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 0)
+    options = {"device": "cpu", "trust_remote_code": True}
+    folder = listed()
+    least = AutoModel.from_pretrained(folder, host_memory="min", **options)
+    row = least.streaming_plan.shelves[torch.device("cpu")].nbytes
+    others = (weight for name, weight in least.named_parameters() if ".experts." not in name)
+    budget = sum(weight.nbytes for weight in others) + (rows + 1) * row
+    model = AutoModel.from_pretrained(folder, host_memory=budget, **options)
+    first, other = (forward_of(model, prompt[:1, place : place + 2]) for place in (0, 4))
+    seen = places(first)
+    assert {"lay_out_one", "make_room"} <= {name for name, _ in seen}
+    expected = [first(), other()]
+    chosen = {place: at for at, place in reversed(list(enumerate(seen)))}
+    for at in sorted(chosen.values()):
+        if interrupted(first, at):
+            answers = [other(), first()][::-1]
             assert all(map(torch.equal, answers, expected)), seen[at]

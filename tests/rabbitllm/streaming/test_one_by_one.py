@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from transformers import PreTrainedModel
 from rabbitllm import StreamedModel
 from rabbitllm.streaming import placement
 from rabbitllm.streaming.binding import streams
-from tests.rabbitllm.streaming import listed_code
-from tests.rabbitllm.streaming.listed_code import ListedConfig, ListedForCausalLM
 from tests.rabbitllm.streaming.simulated import simulate
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -28,26 +24,8 @@ LAYERS, EXPERTS, ROUTES = 3, 8, 2
 
 
 @pytest.fixture(params=KINDS)
-def folder(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
-    """A checkpoint that brings its code along."""
-    for module in ("transformers.utils.hub", "transformers.dynamic_module_utils"):
-        monkeypatch.setattr(f"{module}.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    torch.manual_seed(0)
-    model = ListedForCausalLM(ListedConfig(**KINDS[request.param]))
-    for tensor in model.state_dict().values():
-        nn.init.normal_(tensor, std=0.3)
-    model.config.auto_map = {
-        "AutoConfig": "listed_code.ListedConfig",
-        "AutoModelForCausalLM": "listed_code.ListedForCausalLM",
-    }
-    model.save_pretrained(tmp_path / "listed")
-    shutil.copy(str(listed_code.__file__), tmp_path / "listed")
-    yield tmp_path / "listed"
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
+def folder(request: pytest.FixtureRequest, listed: Callable[..., Path]) -> Path:
+    return listed(**KINDS[request.param])
 
 
 @pytest.fixture
