@@ -4,7 +4,8 @@
 
 Each is loaded with a budget, generates, and answers as with all weights decoded in memory, bit for
 bit. Writes a line of JSON for each, and a Markdown table beside them. Checkpoints are made if
-absent; `--remove` deletes each quantised one behind its turn.
+absent; `--remove` deletes each quantised one behind its turn. On a CPU, `--memory` has accelerate's
+disk offload generate, too, and the streamed model beside it, each in a cgroup of that size.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.checkpoints import SHAPES, write_checkpoint
 from benchmarks.disk import read_alone
+from benchmarks.formats import beside
 from benchmarks.formats.write import FORMATS, write_format
 from benchmarks.records import write_as_they_come
 from benchmarks.streaming.setups import DEVICE, MEMORY, streamed
@@ -27,6 +29,7 @@ from harness.records.provenance import engine_hash, hardware, versions
 from rabbitllm.cli.tables import table
 from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.throughput import random_prompt
+from rabbitllm.utils.memory import parse_size
 
 PROMPT, TURNS = 32, 3
 SHARDS = "*.safetensors"
@@ -76,6 +79,12 @@ def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
         config.layer_types = config.layer_types and config.layer_types[: asked.layers]
     plain = asked.folder / f"{asked.shape}-bf16"
     write_checkpoint(config, plain, torch.bfloat16, DEVICE.type)
+    about = {
+        "shape": asked.shape,
+        "device": _name(),
+        "engine": engine_hash(),
+        "versions": versions(),
+    }
     stores = {"layer_shards_saving_path": asked.folder / "stores"}
     for name in asked.formats.split(","):
         packed = name not in FORMATS
@@ -86,14 +95,11 @@ def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for budget in asked.budgets.split(","):
             print(f"{name}, {budget} ...", file=sys.stderr, flush=True)
             figures = measure(folder, budget, asked.new_tokens, options)
-            yield {
-                "format": name,
-                "budget": budget,
-                "shape": asked.shape,
-                "device": _name(),
-                "engine": engine_hash(),
-                "versions": versions(),
-            } | figures
+            yield about | {"format": name, "budget": budget} | figures
+        if asked.memory and not packed:
+            nbytes = parse_size(asked.memory)
+            for figures in beside.beside_accelerate(folder, nbytes, asked.new_tokens):
+                yield about | {"format": name} | figures
         if asked.remove and folder != plain:
             shutil.rmtree(folder)
         if asked.remove and packed:
@@ -102,7 +108,9 @@ def measure_all(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def render(records: Sequence[dict[str, Any]]) -> str:
     """The records as a Markdown table."""
-    first = {r["budget"]: r for r in reversed(records) if r["format"] == "bf16"}
+    limited = [record for record in records if "scenario" in record]
+    own = [record for record in records if "scenario" not in record]
+    first = {r["budget"]: r for r in reversed(own) if r["format"] == "bf16"}
     rows = [
         {
             "weights": record["format"],
@@ -114,9 +122,11 @@ def render(records: Sequence[dict[str, Any]]) -> str:
             "answers as resident": "yes" if record["as_resident"] else "NO",
         }
         | ({"direct reads, GB/s": f"{reads:.1f}"} if (reads := record.get("direct_reads")) else {})
-        for record in records
+        for record in own
     ]
-    return f"{table(rows, 'github')}\n\n{records[0]['shape']}, {records[0]['device']}.\n"
+    tables = [table(rows, "github"), *([beside.render(limited)] if limited else [])]
+    about = f"{records[0]['shape']}, {records[0]['device']}.\n"
+    return "\n\n".join([*tables, about])
 
 
 def _ratio(record: dict[str, Any], plain: dict[str, Any] | None) -> str:
@@ -144,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--budgets", default="min", help="in turn (%(default)s)")
     parser.add_argument("--new-tokens", type=int, default=24, help="(%(default)s)")
+    parser.add_argument("--memory", help="of accelerate and of the streamed model beside it")
     parser.add_argument(
         "--remove", action="store_true", help="what a format needed, behind its turn"
     )

@@ -40,6 +40,14 @@ def attention_of(folder: Path) -> str:
     return ATTENTION if model._supports_sdpa else "eager"
 
 
+def dequantised(folder: Path) -> Any:
+    """A checkpoint's config; stock decodes what is quantised when it loads it."""
+    config = AutoConfig.from_pretrained(folder)
+    if quantised := getattr(config, "quantization_config", None):
+        config.quantization_config = quantised | {"dequantize": True}
+    return config
+
+
 def load_stock(folder: Path, device: str, scratch: Path) -> Any:
     """The stock model: copied to a CUDA device; on CPU, mapped files."""
     placement = {} if device == "cpu" else {"device_map": {"": device}}
@@ -68,6 +76,7 @@ def load_offloaded(where: str) -> Callable[[Path, str, Path], Any]:
             folder,
             dtype="auto",
             attn_implementation=attention_of(folder),
+            config=dequantised(folder),
             device_map=dict.fromkeys(others, device) | dict.fromkeys(blocks, where),
             offload_folder=scratch,
         )

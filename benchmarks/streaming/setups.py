@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from benchmarks.peers.engines import attention_of, stores_of
+from benchmarks.peers.engines import attention_of, dequantised, stores_of
 from rabbitllm import AutoModel
 from rabbitllm.prepare import Prepared, prepare
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
@@ -65,12 +65,9 @@ class Setup:
 
 def stock(folder: Path) -> Any:
     """The stock model, fully on the device, and dequantised."""
-    config = AutoConfig.from_pretrained(folder)
-    if quantised := getattr(config, "quantization_config", None):
-        config.quantization_config = quantised | {"dequantize": True}
     return AutoModelForCausalLM.from_pretrained(
         folder,
-        config=config,
+        config=dequantised(folder),
         dtype="auto",
         device_map={"": DEVICE},
         attn_implementation=attention_of(folder),

@@ -74,4 +74,4 @@ def exponents(scales: npt.NDArray[np.uint8]) -> Floats:
 
     The byte 0 is 2^-127, which float32 has as a subnormal, and 255 is NaN.
     """
-    return _POWERS[scales]
+    return np.take(_POWERS, scales)
