@@ -29,8 +29,9 @@ from rabbitllm.streaming.devices.encoded import (
     room_for,
 )
 from rabbitllm.streaming.devices.host_rows import HostRows
-from rabbitllm.streaming.devices.lookup import Home, Kernels, Lookup
+from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.recorder import Recorder
+from rabbitllm.streaming.devices.row_work import Home, Kernels
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.pace import Pace

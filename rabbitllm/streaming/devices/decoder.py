@@ -234,7 +234,7 @@ def decoding_bytes(room: int) -> int:
 def decode_of(kind: type[Codec]) -> Decode:
     """What decodes on a CUDA device what a codec stores."""
     if find_spec("triton"):
-        from rabbitllm.checkpoint.codecs.kernels import KERNELS
+        from rabbitllm.checkpoint.codecs.launch import KERNELS
 
         if kind in KERNELS:
             return KERNELS[kind]

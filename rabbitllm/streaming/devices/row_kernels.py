@@ -1,12 +1,12 @@
-"""Kernels of Triton's by which a device looks rows up: see `lookup.Kernels`."""
+"""Kernels of Triton's by which a device looks rows up: see `row_work.Kernels`."""
 
 import torch
 import triton
 import triton.language as tl
 
-from rabbitllm.checkpoint.codecs.kernels import ROW_KERNELS, Rows, decodes_rows
+from rabbitllm.checkpoint.codecs.launch import ROW_KERNELS, Rows, decodes_rows
 from rabbitllm.streaming.devices.encoded import Encoded
-from rabbitllm.streaming.devices.lookup import NEVER, Found, Known
+from rabbitllm.streaming.devices.row_work import NEVER, Found, Known
 
 PROGRAMS = 32
 """That copy a row. With eight rows, four reach the link's pace (50.5 GB/s, where the copy engine
@@ -141,7 +141,7 @@ def _place_rows(
 
 
 def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
-    """See `lookup.Kernels`."""
+    """See `row_work.Kernels`."""
     no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
     with torch.cuda.device(asked.device):
         _look_up[1,](
@@ -167,7 +167,7 @@ def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
 
 
 def copy_rows(found: Found, table: torch.Tensor) -> None:
-    """See `lookup.Kernels`."""
+    """See `row_work.Kernels`."""
     words = table.view(torch.int64)
     with torch.cuda.device(table.device):
         _copy_rows[len(words), PROGRAMS](
@@ -176,7 +176,7 @@ def copy_rows(found: Found, table: torch.Tensor) -> None:
 
 
 def fetch_rows(found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
-    """See `lookup.Kernels`."""
+    """See `row_work.Kernels`."""
     words, stored_words = table.view(torch.int64), stored.view(torch.int64)
     with torch.cuda.device(table.device):
         _fetch_rows[len(words), PROGRAMS](
@@ -193,7 +193,7 @@ def fetch_rows(found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
 
 
 def decode_rows(found: Found, table: torch.Tensor, stored: torch.Tensor, encoded: Encoded) -> None:
-    """See `lookup.Kernels`."""
+    """See `row_work.Kernels`."""
     with torch.cuda.device(table.device):
         for portion in encoded.portions:
             if not portion.pieces:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rabbitllm.streaming.devices.cuda import row_kernels
-from rabbitllm.streaming.devices.lookup import NEVER, Found, Known
+from rabbitllm.streaming.devices.row_work import NEVER, Found, Known
 from tests.rabbitllm.streaming.devices.twin import look_up
 
 DEVICES = [

@@ -7,11 +7,11 @@ import ctypes
 import torch
 
 from rabbitllm.streaming.devices.encoded import Encoded
-from rabbitllm.streaming.devices.lookup import Found, Known
+from rabbitllm.streaming.devices.row_work import Found, Known
 
 
 def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
-    """See `lookup.Kernels`; on any device."""
+    """See `row_work.Kernels`; on any device."""
     count = len(asked)
     no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
     asked = asked.clamp(max=no_row)
@@ -41,7 +41,7 @@ def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
 
 
 def copy_rows(found: Found, table: torch.Tensor) -> None:
-    """See `lookup.Kernels`; in the host's memory."""
+    """See `row_work.Kernels`; in the host's memory."""
     rows = zip(found.sources.tolist(), table, found.keeping.tolist(), strict=True)
     for source, row, kept in rows:
         for target in (row.data_ptr(), kept) if source else ():
@@ -50,7 +50,7 @@ def copy_rows(found: Found, table: torch.Tensor) -> None:
 
 
 def fetch_rows(found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
-    """See `lookup.Kernels`; in the host's memory."""
+    """See `row_work.Kernels`; in the host's memory."""
     rows = zip(found.sources.tolist(), found.coming.tolist(), table, stored, strict=True)
     for source, comes, row, there in rows:
         if source:
@@ -59,7 +59,7 @@ def fetch_rows(found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
 
 
 def decode_rows(found: Found, table: torch.Tensor, stored: torch.Tensor, encoded: Encoded) -> None:
-    """See `lookup.Kernels`; in the host's memory."""
+    """See `row_work.Kernels`; in the host's memory."""
     rows = zip(found.coming.tolist(), table, found.keeping.tolist(), stored, strict=True)
     for comes, row, kept, there in rows:
         if comes:
