@@ -99,7 +99,7 @@ def run_script(tmp_path, monkeypatch):
     program = tmp_path / "bin" / "rabbitllm"
     program.parent.mkdir()
     program.write_text(
-        '#!/bin/bash\nprintf "%s\\n" "$@" > asked\nmkdir -p out\n'
+        '#!/bin/bash\nprintf "%s\\n" "$@" > asked\necho asked >&2\nmkdir -p out\n'
         '[[ "$STATUS" == 2 ]] || echo table > out/check.md\n'
         '[[ "$STATUS" != 1 ]] || echo title > out/issue.md\nexit "$STATUS"\n'
     )
@@ -110,8 +110,10 @@ def run_script(tmp_path, monkeypatch):
         path = f"{program.parent}:/usr/bin:/bin"
         variables = {"PATH": path, "STATUS": str(status), **files, **inputs}
         variables = {name: value for name, value in variables.items() if value is not None}
-        done = subprocess.run([SCRIPT], cwd=tmp_path, env=variables, capture_output=True, text=True)
-        run.err = done.stderr
+        command = ["bash", "-c", '"$0"; status=$?; echo over >&2; exit $status', SCRIPT]
+        with (tmp_path / "err").open("w") as err:
+            done = subprocess.run(command, cwd=tmp_path, env=variables, stderr=err)
+        run.err = (tmp_path / "err").read_text()
         return done.returncode, (tmp_path / "asked").read_text().split("\n")[:-1]
 
     return run
@@ -153,12 +155,13 @@ def test_a_switch_that_is_neither_true_nor_false_is_refused(run_script, tmp_path
     (tmp_path / "asked").touch()
     assert run_script(0, SHRINK="True") == (2, [])
     assert (tmp_path / "output").read_text() == "status=2\nissue=\n"
-    assert run_script.err == 'shrink is "True": give "true" or "false".\n'
+    assert run_script.err == 'shrink is "True": give "true" or "false".\nover\n'
 
 
 def test_by_hand_the_status_is_said(run_script):
     assert run_script(3, GITHUB_OUTPUT=None, GITHUB_STEP_SUMMARY=None)[0] == 3
-    assert run_script.err == "status=3\nissue=\n"
+    # Into a file, which others write to as well.
+    assert run_script.err == "asked\nstatus=3\nissue=\nover\n"
 
 
 NEWER = {

@@ -37,7 +37,9 @@ fi
 
 issue=""
 [[ ! -f "$REPORTS/issue.md" ]] || issue="$REPORTS/issue.md"
-printf 'status=%s\nissue=%s\n' "$status" "$issue" >>"${GITHUB_OUTPUT:-/dev/stderr}"
+# By hand they are said. /dev/stderr is no file to append to: what came before would be overwritten.
+if [[ -n "${GITHUB_OUTPUT:-}" ]]; then exec 3>>"$GITHUB_OUTPUT"; else exec 3>&2; fi
+printf 'status=%s\nissue=%s\n' "$status" "$issue" >&3
 if [[ -n "${GITHUB_STEP_SUMMARY:-}" && -f "$REPORTS/check.md" ]]; then
   cat "$REPORTS/check.md" >>"$GITHUB_STEP_SUMMARY"
 fi

@@ -109,7 +109,8 @@ def _differing(ours: Any, right: Any) -> str:
     )
     begin = max(0, place - BEFORE)
     words = [f"{value[begin:]!r:.{SHOWN}}" for value in (ours, right)]
-    return f"{words[0]} instead of {words[1]}, from place {begin} on; place {place} is the first"
+    shown = f", from place {begin} on," if begin else ""
+    return f"{words[0]} instead of {words[1]}{shown} where place {place} is the first to differ"
 
 
 def _logits(answer: Answer, values: Answer, tolerance: float) -> Verdict:

@@ -12,13 +12,14 @@ from rabbitllm.releases.verdicts import CHECKS
             "chat",
             "<user>\nHi<end>\n",
             "<user>\nHi<end>",
-            r"'\nHi<end>\n' instead of '\nHi<end>', from place 6 on; place 14 is the first",
+            r"'\nHi<end>\n' instead of '\nHi<end>', from place 6 on, "
+            "where place 14 is the first to differ",
         ),
         (
             "tokens",
             [1, 2],
             [1, 3],
-            "[1, 2] instead of [1, 3], from place 0 on; place 1 is the first",
+            "[1, 2] instead of [1, 3] where place 1 is the first to differ",
         ),
         ("chat", None, "x", "None instead of 'x'"),
     ],
