@@ -195,6 +195,8 @@ class Location:
     def _useless(self, compression: str, read_again: bool) -> str | None:
         """Why a compression cannot help; None if it can."""
         if not self._encodes(compression):
+            if self._could_encode(compression):
+                return f"the layers of {self.folder} take fewer bytes as they are stored there"
             found = sorted({str(w.dtype).removeprefix("torch.") for w in self.whole.values()})
             return (
                 f"it encodes none of the weights that the layers of {self.folder} have "
@@ -205,7 +207,22 @@ class Location:
         return None
 
     def _encodes(self, compression: str) -> dict[str, Codec]:
-        """Of the weights that a compression encodes."""
+        """Of the weights that a compression encodes: none if the store were the larger for it.
+
+        It holds as they compute those that the checkpoint has encoded and the compression has not.
+        """
+        codecs = self._could_encode(compression)
+        if not codecs or any(name not in self._lying for name in self.whole):
+            return codecs
+        stored = sum(
+            codecs[name].nbytes(layout) if name in codecs else nbytes(layout)
+            for name, layout in self.whole.items()
+        )
+        lying = sum(self._lying[name].nbytes for name in self.whole)
+        return codecs if stored < lying else {}
+
+    def _could_encode(self, compression: str) -> dict[str, Codec]:
+        """Of the weights that would take fewer bytes by themselves."""
         return {
             name: codec
             for name, layout in self.whole.items()

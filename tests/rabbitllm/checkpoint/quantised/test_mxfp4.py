@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,11 +30,18 @@ def encode(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]
     return {"_blocks": blocks, "_scales": scales}, values.flatten(-2).mT
 
 
+FIELDS = {
+    "intermediate_size": 64,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
 @pytest.fixture
 def folders(twins: Callable[..., Any]) -> Any:
-    fields = {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
-    fields |= {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}
-    return twins(encode, SETTINGS, "gpt_oss", EXPERTS, **fields)
+    return twins(encode, SETTINGS, "gpt_oss", EXPERTS, **FIELDS)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -112,3 +120,20 @@ def test_what_does_not_belong_together_is_named(
     folders.change(change)
     with pytest.raises(CheckpointError, match=message):
         logits(folders.quantised)
+
+
+def test_a_compression_does_not_store_experts_as_they_compute(
+    twins: Callable[..., Any],
+    logits: Callable[..., torch.Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All else in bfloat16 would take fewer bytes in a store, and the experts four times as many."""
+    folders = twins(
+        encode, SETTINGS, "gpt_oss", EXPERTS, **FIELDS | {"hidden_size": 256, "head_dim": 64}
+    )
+    options = {"compression": "lossless", "layer_shards_saving_path": tmp_path / "stores"}
+    answer = logits(folders.quantised, dtype="bfloat16", **options)
+    assert torch.equal(answer, logits(folders.quantised, dtype="bfloat16"))
+    assert not (tmp_path / "stores").exists()
+    assert "take fewer bytes as they are stored there" in caplog.text
