@@ -3,7 +3,8 @@
 Configs, parameters, interfaces, the token ids of texts, the logits of golden checkpoints.
 
 Writes a snapshot for each release into reports/stock. `diff A B` compares two of them, and `docs`
-makes the pages that say what changed for models in each release.
+makes the pages that say what changed for models in each release. Answers of two releases are
+compared if both were asked the same: what changes golden data or questions asks for all again.
 
 exit status: 0 if every snapshot was taken, 1 if one was not
 """

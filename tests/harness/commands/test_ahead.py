@@ -95,6 +95,21 @@ def test_a_release_is_refused(run, capsys):
     assert f"is not ahead of {NEWEST}" in capsys.readouterr().err
 
 
+def test_a_repository_of_something_else_is_an_error(repository, tmp_path):
+    file = tmp_path / "transformers" / "src" / "transformers" / "__init__.py"
+    file.write_text("version = 5\n")
+    words = "-c user.name=a -c user.email=a commit -q -a -m x"
+    subprocess.run(["git", "-C", tmp_path / "transformers", *words.split()], check=True)
+    with pytest.raises(ValueError, match="states no __version__"):
+        of_main(repository[0])
+
+
+def test_without_git_that_is_said(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match="This needs git"):
+        of_main(repository[0])
+
+
 def test_a_repository_that_cannot_be_reached_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="git clone"):
         of_main(f"git+{(tmp_path / 'none').as_uri()}")
