@@ -128,7 +128,7 @@ def test_a_compression_does_not_store_experts_as_they_compute(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """All else in bfloat16 would take fewer bytes in a store, and the experts four times as many."""
+    """All else would take fewer bytes in a store, and the experts four times as many."""
     folders = twins(
         encode, SETTINGS, "gpt_oss", EXPERTS, **FIELDS | {"hidden_size": 256, "head_dim": 64}
     )
