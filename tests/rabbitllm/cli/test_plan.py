@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from harness.measuring.formats import encode
 from rabbitllm import StreamedModel
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.cli import plan as plan_module
@@ -240,3 +242,25 @@ def test_gpus_that_make_no_sense_are_refused_by_name(
     status, _, err = command("plan", checkpoint(), *options)
     assert status == 2
     assert wrong in err
+
+
+@pytest.mark.parametrize(
+    ("form", "loops", "said"),
+    [("nf4", None, True), ("nf4", "numba's", False), ("", None, False)],
+)
+def test_what_numpy_decodes_is_said(
+    command: Command,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    loops: str | None,
+    said: bool,
+) -> None:
+    folder = Path(shutil.copytree(checkpoint(), tmp_path / "quantised"))
+    if form:
+        encode(form, folder)
+    monkeypatch.setattr("rabbitllm.checkpoint.codecs.compiled.compiled_loops", lambda: loops)
+    status, out, _ = command("plan", folder, *CPU, "--no-measure")
+    assert status == 0
+    assert ("with the extra `numba` installed" in out) == said
