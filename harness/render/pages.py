@@ -9,7 +9,6 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -108,10 +107,10 @@ def matrices(frame: pd.DataFrame, rows: frames.Rows, beyond: pd.DataFrame) -> li
         axis = list(table.columns)
         further = frames.matrix(beyond, run_on).reindex(index=table.index) + len(frame)
         by_family: dict[str, list[dict[str, Any]]] = {}
-        for name, *rows_of in zip(table.index, *map(as_objects, (table, further)), strict=True):
+        for name in table.index:
             cells, before = (
-                [None if pd.isna(at) else shown[at] | {"place": at} for at in places]
-                for places in rows_of
+                [None if pd.isna(at) else shown[at] | {"place": at} for at in places.loc[name]]
+                for places in (table, further)
             )
             own = part[part["architecture"] == name]
             statuses = [c["status"] if c else "no-data" for c in cells]
@@ -135,11 +134,6 @@ def matrices(frame: pd.DataFrame, rows: frames.Rows, beyond: pd.DataFrame) -> li
         found.append(head | {"families": list(by_family.items())})
     chosen = next((m for m in found if m["backend"] == FIRST), found[0])
     return [matrix | {"chosen": matrix is chosen} for matrix in found]
-
-
-def as_objects(table: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """The table's values, which may be NA."""
-    return table.to_numpy(dtype=object)
 
 
 def by_device(frame: pd.DataFrame, beyond: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
