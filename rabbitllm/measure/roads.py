@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from rabbitllm.checkpoint.durable import write_durably
 from rabbitllm.checkpoint.naming import default_root
@@ -45,7 +47,16 @@ ROUNDS = 3
 """Of which the quickest counts. Whatever else runs makes a CPU slower by far more than it takes, as
 one part of a product waits for all others; and what is kept is for quieter times, too."""
 CROSSINGS = 20
-"""Hidden states that cross, to find how long one takes."""
+"""Hidden states that cross, to find how long one takes; passes, to find how long a part takes."""
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+LAYERS, PARTS = 8, 2
+"""Of the model whose passes are timed: layers, and parts of each."""
 
 
 def roads_of(device: torch.device, dtype: torch.dtype) -> Roads:
@@ -73,10 +84,10 @@ def roads_of(device: torch.device, dtype: torch.dtype) -> Roads:
 
 
 def describe(roads: Roads) -> str:
-    """For people: "link 53.1 GB/s, CPU 69.0 GB/s at once (14 threads)"."""
+    """For people: "link 53.1 GB/s, CPU 69.0 GB/s at once (14 threads), 0.4 ms for ..."."""
     return (
         f"link {roads.link / 1e9:.1f} GB/s, CPU {roads.host[1] / 1e9:.1f} GB/s at once "
-        f"({roads.threads} threads)"
+        f"({roads.threads} threads), {roads.turn * 1e3:.1f} ms for a part of a layer"
     )
 
 
@@ -117,8 +128,9 @@ def measure_roads(device: torch.device, dtype: torch.dtype) -> Roads:
                     break
                 host[tokens] = max(_rate(workers[threads], matrices, tokens) for _ in range(ROUNDS))
             crossing = _crossing(workers[threads], device, dtype)
+            turn = _turn(device, dtype)
     torch.cuda.empty_cache()
-    return Roads(link, host, threads, crossing)
+    return Roads(link, host, threads, crossing, turn)
 
 
 @contextmanager
@@ -181,6 +193,26 @@ def _crossing(worker: HostWorker, device: torch.device, dtype: torch.dtype) -> f
     return (time.perf_counter() - begun) / CROSSINGS
 
 
+@torch.inference_mode()
+def _turn(device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds that the host takes for a part of a layer: of one so small that it computes nothing.
+
+    What the CPU computes waits for that, and it for the CPU.
+    """
+    config = AutoConfig.for_model("llama", **TINY, num_hidden_layers=LAYERS)
+    with torch.device("meta"):  # no random numbers are drawn
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.to_empty(device=device)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    model(ids).logits.cpu()  # the first prepares
+    passes = []
+    for _ in range(CROSSINGS):
+        begun = time.perf_counter()
+        model(ids).logits.cpu()
+        passes.append(time.perf_counter() - begun)
+    return statistics.median(passes) / (LAYERS * PARTS)
+
+
 def _key(device: torch.device, dtype: torch.dtype) -> str:
     """What roads depend on."""
     parts = (
@@ -203,7 +235,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(fields: Mapping[str, Any]) -> Roads:
     """Raises one of `MALFORMED` if that is no record of roads."""
     host = {int(tokens): float(rate) for tokens, rate in fields["host"].items()}
-    roads = Roads(float(fields["link"]), host, int(fields["threads"]), float(fields["crossing"]))
+    link, crossing, turn = (float(fields[key]) for key in ("link", "crossing", "turn"))
+    roads = Roads(link, host, int(fields["threads"]), crossing, turn)
     if not (1 in host and min(roads.link, *host.values()) > 0 < roads.threads):
         raise ValueError("no rates")
     return roads

@@ -15,7 +15,8 @@ from rabbitllm.streaming.plan import Part, Plan
 Road = Literal["stay", "link", "disk", "host", "rows"]
 TURN = 0.4e-3
 """Seconds that a part of a block takes where nothing moves: the host launches kernels meanwhile.
-Measured as 0.9 ms for a dense layer of two parts, whatever its size (H100, transformers 5.17)."""
+Measured as 0.9 ms for a dense layer of two parts, whatever its size (H100, transformers 5.17); on
+another day, on the host of another H100, as twice that."""
 DISK = 1e9
 """Bytes/s taken for a disk: so few that how many hardly matters for what else is shared out."""
 LAPS = 3
@@ -31,12 +32,14 @@ class Roads:
         host: tokens of a pass -> bytes/s of weights that the CPU multiplies them with.
         threads: of the CPU with which that was measured.
         crossing: seconds that hidden states take to the CPU and back.
+        turn: seconds that a part of a block takes where nothing moves.
     """
 
     link: float
     host: Mapping[int, float]
     threads: int
     crossing: float
+    turn: float = TURN
 
 
 class Turn(NamedTuple):
@@ -121,6 +124,6 @@ def pass_seconds(
                 way, rate = (device, roads.link) if road == "link" else (road, DISK)
                 came = max(busy.get(way, 0), until[slot]) + moved / rate
                 now = max(now, came)
-                busy[way], until[slot] = came, now + TURN
-            now += TURN
+                busy[way], until[slot] = came, now + roads.turn
+            now += roads.turn
     return now - began

@@ -38,12 +38,15 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_all_of_them_are_measured() -> None:
+    numbers = torch.get_rng_state()
     roads = measure_roads(CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), numbers)
     assert roads.link > 0
     assert list(roads.host) == list(module.TOKENS)
     assert min(roads.host.values()) > 0
     assert roads.threads in thread_counts()
     assert 0 < roads.crossing < 1
+    assert 1e-5 < roads.turn < 1
     assert describe(roads).startswith("link 0.0 GB/s, CPU ")
 
 
@@ -69,11 +72,11 @@ def test_they_are_measured_once_for_a_machine_and_a_dtype(
 
     def measure(device: torch.device, dtype: torch.dtype) -> Roads:
         measured.append(dtype)
-        return Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25)
+        return Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25, 0.5)
 
     monkeypatch.setattr(module, "measure_roads", measure)
     for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
-        assert roads_of(CPU, dtype) == Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25)
+        assert roads_of(CPU, dtype) == Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25, 0.5)
     assert measured == [torch.bfloat16, torch.float16]
     file = tmp_path / "stores" / module.FILE
     kept = json.loads(file.read_text())

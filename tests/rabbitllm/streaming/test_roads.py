@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rabbitllm.streaming.roads import TURN, Roads, Turn, pass_seconds
+from rabbitllm.streaming.roads import Roads, Turn, pass_seconds
 
 CUDA, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 MB = 10**6
-ROADS = Roads(link=50e9, host={1: 100e9, 8: 20e9}, threads=6, crossing=1e-3)
+TURN = 0.7e-3
+ROADS = Roads(link=50e9, host={1: 100e9, 8: 20e9}, threads=6, crossing=1e-3, turn=TURN)
 
 
 def turn(road: str, size: int = 100, device: torch.device = CUDA) -> Turn:
