@@ -71,6 +71,8 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     plans = list(_plans(staged, devices, arguments, sharing))
     used = list(plans[0][2].device_bytes)
     print(_model(staged, plans[0][2]))
+    if experts := _experts(staged):
+        print(f"Experts: {experts}")
     read_again = bool(plans[0][2].moving("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
     print(_disk(location, staged, arguments.store, fetched, codec))
@@ -105,6 +107,19 @@ def _model(staged: "StagedModel", plan: "Plan") -> str:
         f"{', '.join(map(str, plan.device_bytes))} with "
         f"{staged.model.config._attn_implementation} attention"
     )
+
+
+def _experts(staged: "StagedModel") -> str:
+    """How a mixture's experts come; nothing where there are none."""
+    by_rows, whole = staged.experts_by_rows, staged.experts_whole
+    said = [f"those of {len(by_rows)} layers come as tokens are sent to them"] if by_rows else []
+    if whole:
+        kinds = sorted({type(staged.structure.modules[path]).__name__ for path in whole})
+        said.append(
+            f"those of {len(whole)} layers come whole, for their forward is not told which it "
+            f"needs, or none can be read alone ({', '.join(kinds)})"
+        )
+    return "; ".join(said)
 
 
 def _disk(

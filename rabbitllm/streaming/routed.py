@@ -52,6 +52,12 @@ def routed_of(module: nn.Module) -> Routed | None:
     return Routed(asked[0], {name: count for name, count in rows.items() if count})
 
 
+def holds_experts(module: nn.Module) -> bool:
+    """Whether a module's own parameters hold a matrix for each expert, however it is asked."""
+    counts = counts_of(module).values()
+    return any(w.dim() > 2 and len(w) in counts for w in module.parameters(recurse=False))
+
+
 def counts_of(module: nn.Module) -> dict[str, int]:
     """The attributes that say how many experts a module has, and what they say."""
     return {

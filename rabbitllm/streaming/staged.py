@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reads import rowwise
 from rabbitllm.checkpoint.tensors import WeightEntry
+from rabbitllm.streaming.blocks import block_of
 from rabbitllm.streaming.devices.encoded import kept_bytes, largest_unit
 from rabbitllm.streaming.residents import minimum_bytes
+from rabbitllm.streaming.routed import holds_experts
 from rabbitllm.streaming.stages import find_stages
 from rabbitllm.streaming.structure import Structure
 from rabbitllm.streaming.weights import Stage
@@ -106,6 +108,25 @@ class StagedModel:
     def minimum_bytes(self) -> int:
         """The least bytes of weights on the device that the model can run with."""
         return minimum_bytes(self.stages)
+
+    @property
+    def experts_by_rows(self) -> list[str]:
+        """The paths of what holds experts that come as tokens are sent to them."""
+        return [stage.name for stage in self.stages if stage.least_rows]
+
+    @property
+    def experts_whole(self) -> list[str]:
+        """The paths of what holds experts that all come with their layer.
+
+        Their forward is not told which it needs, or they are stored so that none is read alone.
+        """
+        apart = self.experts_by_rows
+        return [
+            path
+            for path, module in self.structure.modules.items()
+            if (path in self.structure.experts or holds_experts(module))
+            and not block_of(path, apart)
+        ]
 
     @property
     def computed_bytes(self) -> float:

@@ -264,3 +264,15 @@ def test_what_numpy_decodes_is_said(
     status, out, _ = command("plan", folder, *CPU, "--no-measure")
     assert status == 0
     assert ("with the extra `numba` installed" in out) == said
+
+
+def test_how_experts_come_is_said(
+    command: Command, checkpoint: Callable[..., Path], composite: Path
+) -> None:
+    _, mixture, _ = command("plan", checkpoint("mixtral"), *CPU, "--no-measure")
+    assert "\nExperts: those of 4 layers come as tokens are sent to them\n" in mixture
+    _, whole, _ = command("plan", composite, *CPU, "--no-measure")
+    assert "\nExperts: those of 4 layers come whole, for " in whole
+    assert "alone (Llama4TextExperts)\n" in whole
+    _, dense, _ = command("plan", checkpoint(), *CPU, "--no-measure")
+    assert "Experts" not in dense
