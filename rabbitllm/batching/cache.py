@@ -68,17 +68,16 @@ class RowsCache:
         self.columns -= drop
 
     def _layers(self) -> Iterator[Any]:
-        """The layers that hold something, each on its device as long as it is looked at."""
+        """The layers that hold something, each on its device as long as it is looked at.
+
+        Others use another layer's keys and values.
+        """
         layers: Sequence[Any] = self.cache.layers
         held = [index for index, layer in enumerate(layers) if layer.is_initialized]
-        if not isinstance(self.cache, OffloadedCache):  # others use these layers' states
+        if isinstance(self.cache, OffloadedCache):
+            yield from self.cache.visit(held)
+        else:
             yield from (layers[index] for index in held)
-            return
-        self.cache.wait()
-        for index in held:
-            layers[index].prefetch()
-            yield layers[index]
-            self.cache.offload(index, self.cache.only_non_sliding)
 
 
 class OffloadedCache(DynamicCache):
@@ -94,9 +93,20 @@ class OffloadedCache(DynamicCache):
             super().__init__(config=config, offloading=True)
         self._device = device
 
-    def wait(self) -> None:
-        """Has the device's own stream wait for what comes ahead in stock's other one."""
-        torch.cuda.current_stream(self._device).wait_stream(self.prefetch_stream)
+    def visit(self, indices: Sequence[int]) -> Iterator[Any]:
+        """These layers, each on the device as long as it is looked at; the first comes ahead again.
+
+        Stock has the last layer of a pass bring the first one, and counts on it in the next pass.
+        """
+        own = torch.cuda.current_stream(self._device)
+        own.wait_stream(self.prefetch_stream)
+        for index in indices:
+            layer = self.layers[index]
+            layer.prefetch()
+            yield layer
+            self.offload(index, self.only_non_sliding)
+        self.prefetch_stream.wait_stream(own)
+        self.prefetch(0, self.only_non_sliding)
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Stock's; nothing comes ahead into memory that the device's own stream still reads.

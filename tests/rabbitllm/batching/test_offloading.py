@@ -5,8 +5,8 @@ Without a GPU stock's streams are stand-ins, which note who waits for whom.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -95,28 +95,40 @@ def read(model: StreamedModel, ids: list[list[int]], held: RowsCache) -> None:
     model(torch.tensor(ids), use_cache=True, **{name: held.cache})
 
 
-@contextmanager
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
-    """What layers are asked to do, by name and number."""
-    events: list[tuple[str, int]] = []
+@pytest.fixture(autouse=True)
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What layers are asked to do, by name and number; one that is away cannot take tokens."""
+    told: list[tuple[str, int]] = []
     make = OffloadedCache.__init__
 
     def init(cache: OffloadedCache, *args: Any, **kwargs: Any) -> None:
         make(cache, *args, **kwargs)
         for index, layer in enumerate(cache.layers):
-            for name in ("prefetch", "offload"):
-                monkeypatch.setattr(layer, name, noting(getattr(layer, name), name, index))
+            watch(layer, index, told)
 
-    def noting(original: Callable[[], None], name: str, index: int) -> Callable[[], None]:
-        def noted() -> None:
-            events.append((name, index))
+    monkeypatch.setattr(OffloadedCache, "__init__", init)
+    return told
+
+
+def watch(layer: Any, index: int, told: list[tuple[str, int]]) -> None:
+    away = False
+    prefetch, offload, update = layer.prefetch, layer.offload, layer.update
+
+    def noted(name: str, original: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal away
+            away = name == "offload"
+            told.append((name, index))
             original()
 
-        return noted
+        return call
 
-    with monkeypatch.context() as patch:
-        patch.setattr(OffloadedCache, "__init__", init)
-        yield events
+    def updated(*args: Any, **kwargs: Any) -> Any:
+        assert not away, f"layer {index} is in the host's memory"
+        return update(*args, **kwargs)
+
+    layer.prefetch, layer.offload = noted("prefetch", prefetch), noted("offload", offload)
+    layer.update = updated
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral", "deepseek_v3"])
@@ -141,25 +153,26 @@ def test_sequences_that_come_and_go_answer_as_alone(
 
 
 def test_layers_come_to_be_changed_and_go_again(
-    load: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch, own: Stream
+    load: Callable[..., StreamedModel], own: Stream, events: list[tuple[str, int]]
 ) -> None:
     model = load()
     layers = model.config.num_hidden_layers
-    with told(monkeypatch) as events:
-        held = RowsCache(model.config, model.device)
-        read(model, [[5, 6, 7], [8, 9, 10]], held)
-        held.columns = 3
-        assert [name for name, _ in events].count("offload") == layers
-        for change in (lambda: held.select([1]), lambda: held.settle([1], 0)):
-            events.clear()
-            Stream.waits.clear()
-            change()
-            names = ("prefetch", "offload")
-            assert events == [(name, index) for index in range(layers) for name in names]
-            assert Stream.waits == [(own, held.cache.prefetch_stream)]
+    held = RowsCache(model.config, model.device)
+    read(model, [[5, 6, 7], [8, 9, 10]], held)
+    held.columns = 3
+    assert [name for name, _ in events].count("offload") == layers
+    ahead = held.cache.prefetch_stream
+    for change in (lambda: held.select([1]), lambda: held.settle([1], 0)):
         events.clear()
-        held.settle([0], 0)
-        assert not events
+        Stream.waits.clear()
+        change()
+        names = ("prefetch", "offload")
+        each = [(name, index) for index in range(layers) for name in names]
+        assert events == [*each, ("prefetch", 0)]  # which the next pass begins with
+        assert Stream.waits == [(own, ahead), (ahead, own)]
+    events.clear()
+    held.settle([0], 0)
+    assert not events
 
 
 def test_nothing_comes_ahead_before_the_other_stream_is_through(
