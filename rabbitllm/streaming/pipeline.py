@@ -46,8 +46,9 @@ from rabbitllm.streaming.gradients import Saved, checkpointed, copies, save
 from rabbitllm.streaming.hooks import around
 from rabbitllm.streaming.host import HostRoad
 from rabbitllm.streaming.lane import Lane
+from rabbitllm.streaming.lanes import Lanes
 from rabbitllm.streaming.meter import Meter
-from rabbitllm.streaming.running import Run, Running
+from rabbitllm.streaming.running import Running
 from rabbitllm.streaming.shelf import RowShelf, SavedRows
 from rabbitllm.streaming.weights import Stage
 
@@ -94,9 +95,7 @@ class Pipeline:
         self._host = host or HostRoad()
         self._short = False  # the whole model's current forward is
         self.meter = meter
-        self._lanes = list(lanes)
         self._options = options
-        self._lane_of: dict[Stage, Lane] = {}
         self._bindings: dict[Stage, Bindings] = {}
         self._idle: dict[Stage, list[torch.Tensor | None]] = {}
         self._running = Running()
@@ -105,24 +104,23 @@ class Pipeline:
         self._settled = True  # no forward is under way, nor was one cut off
         self._seen: list[Stage] | None = None  # what the whole model's current forward has run
         self._turn = threading.RLock()  # the slots serve one forward at a time
-        self._choosing = threading.RLock()  # of a slot, for a forward or a backward pass
         self._entered: int | None = None  # the thread that has the turn
         self._recomputing: int | None = None  # the thread that runs a checkpoint's function again
         self._recorded = False  # a graph that needs streamed weights, by the current forward
         self._bar: tqdm[Any] | None = None
         self._inherited = False  # by a fork, and not used since
-        for lane, stages in lanes.items():
-            hooked = [self._hook(stage, lane) for stage in stages]
+        hooked_on = {lane: list(map(self._hook, stages)) for lane, stages in lanes.items()}
+        self._lanes = Lanes(hooked_on, self._running, options.prefetching)
+        for lane, hooked in hooked_on.items():
             for short in (True, False):
                 lane.expect(short)
                 lane.ring.learn([s for s in hooked if not (short and s.name in self._host)])
             weakref.finalize(self, lane.transfer.close)
         _PIPELINES.add(self)
 
-    def _hook(self, stage: Stage, lane: Lane) -> Stage:
+    def _hook(self, stage: Stage) -> Stage:
         """Has the stage's modules call the pipeline; returns what it calls the stage by."""
         alone = stage.alone()
-        self._lane_of[alone] = lane
         self._bindings[alone] = bindings(stage)
         self._idle[alone] = bound(self._bindings[alone])
         for module in stage.modules:
@@ -133,11 +131,11 @@ class Pipeline:
     @property
     def streamed_nbytes(self) -> int:
         """Bytes that come through the slots for a forward of all stages, as they are stored."""
-        return sum(stage.stored_nbytes for stage in self._lane_of)
+        return sum(stage.stored_nbytes for stage in self._lanes.stages)
 
     def start(self) -> None:
         """Begins to load the first stages, so that the first forward finds them."""
-        self._prefetch()
+        self._lanes.prefetch()
 
     def run(
         self,
@@ -155,19 +153,19 @@ class Pipeline:
             self._options.admit(args, kwargs)
             self._entered, self._seen = None, []
             self._short = self._host.takes(args, kwargs)
-            self._expect(self._short)
+            self._lanes.expect(self._short)
             self.meter.settle()
-            clock = self._lanes[0].transfer
+            clock = self._lanes.clock
             begun = clock.mark()
             try:
                 with self._bar_over_stages() as self._bar:
                     output = self.enter(forward, args, kwargs)
                 if self._seen:
-                    self._learn(self._seen)
+                    self._lanes.learn(self._seen, self._recorded)
                     if not self._recorded:  # else the same stages come backwards
-                        self._expect(self._host.takes_tokens(_sequences(args, kwargs)))
-                    self._prefetch()
-                self._check()
+                        self._lanes.expect(self._host.takes_tokens(_sequences(args, kwargs)))
+                    self._lanes.prefetch()
+                self._lanes.check()
                 return output
             finally:
                 self._seen = self._bar = None
@@ -180,7 +178,7 @@ class Pipeline:
             return forward(*args, **kwargs)
         self._take_over()
         with self._turn, self._recording():
-            self._check()
+            self._lanes.check()
             self._settle()
             self._settled, self._entered = False, threading.get_ident()
             self._watch_rows(True)
@@ -242,17 +240,14 @@ class Pipeline:
         if self._seen is not None and self._inside:
             self._seen.append(stage)
         again = torch.is_grad_enabled() and not self._inside
-        lane = self._lane_of[stage]
-        with self._choosing:
-            slot = lane.take(stage, self._running.busy, back=again)
-            begun = lane.transfer.mark()
-            self._running[stage] = Run(slot, begun, threading.get_ident(), self._inside)
-        lane.transfer.wait(slot)
-        arrived = lane.transfer.mark()
-        self.meter.wait(stage.name, begun, arrived)
-        self._running[stage] = replace(self._running[stage], begun=arrived)
-        bind(self._bindings[stage], copies(stage, slot) if again else slot.tensors_of(stage))
-        self._prefetch()
+        run, transfer = self._lanes.take(stage, self._inside, again), self._lanes.transfer_of(stage)
+        transfer.wait(run.slot)
+        arrived = transfer.mark()
+        self.meter.wait(stage.name, run.begun, arrived)
+        self._running[stage] = replace(run, begun=arrived)
+        weights = copies(stage, run.slot) if again else run.slot.tensors_of(stage)
+        bind(self._bindings[stage], weights)
+        self._lanes.prefetch()
 
     def release(self, stage: Stage) -> None:
         """Takes the weights away; the slot is free once the device has run what was launched."""
@@ -260,7 +255,7 @@ class Pipeline:
         if stage in self._again or run is None or not run.here:
             # Whoever runs it again releases it; its weights are the user's; its pre-hook failed.
             return
-        transfer = self._lane_of[stage].transfer
+        transfer = self._lanes.transfer_of(stage)
         bind(self._bindings[stage], self._idle[stage])
         transfer.computed(run.slot)
         del self._running[stage]
@@ -268,7 +263,7 @@ class Pipeline:
             self.meter.compute(stage.name, run.begun, transfer.mark())
         if self._bar is not None:
             self._bar.update()
-        self._prefetch()
+        self._lanes.prefetch()
 
     def inherit(self) -> None:
         """Puts in order what a fork left: in the child, only the thread that forked goes on.
@@ -276,7 +271,7 @@ class Pipeline:
         That thread may be in the midst of a forward, which then is finished in both processes.
         """
         self._inherited = True
-        if not all(lane.transfer.survives_fork for lane in self._lanes):
+        if not self._lanes.survive_fork:
             # Not to be freed, even at exit: torch ends a process that frees a parent's event.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
             return
@@ -285,10 +280,8 @@ class Pipeline:
         else:
             self._turn, self._seen, self._bar = threading.RLock(), None, None
             self._entered = None
-        self._choosing = threading.RLock()
         self._running.drop([stage for stage, run in self._running.items() if not run.here])
-        for lane in self._lanes:
-            lane.inherit(self._running.busy)
+        self._lanes.inherit()
         self._settled = False
 
     @property
@@ -328,20 +321,12 @@ class Pipeline:
         if not isinstance(kept, Saved):
             assert isinstance(kept, torch.Tensor)
             return kept
-        lane = self._lane_of[kept.stage]
-        with self._choosing:
-            slot = lane.take(kept.stage, self._running.busy, back=True)
-            lane.transfer.wait(slot)
-            copy = kept.view.copy_from(slot.buffer)
-            lane.transfer.computed(slot)
-            self._prefetch()
-        return copy
+        return self._lanes.copy(kept)
 
     def _take_over(self) -> None:
         """What must be done before the first use behind a fork."""
         if self._inherited:
-            for lane in self._lanes:
-                lane.transfer.take_over()
+            self._lanes.take_over()
             self._inherited = False
 
     def _settle(self) -> None:
@@ -351,35 +336,9 @@ class Pipeline:
         self._running.drop([stage for stage, run in self._running.items() if run.over])
         for stage in self._idle.keys() - self._running.keys():
             bind(self._bindings[stage], self._idle[stage])
-        for lane in self._lanes:
-            lane.settle()
+        self._lanes.settle()
         self._again &= self._running.keys()
         self._settled = not self._running
-
-    def _check(self) -> None:
-        """Raises CheckpointError if a file whose weights are used in place is not what it was."""
-        for lane in self._lanes:
-            lane.transfer.check()
-
-    def _expect(self, short: bool) -> None:
-        """The next pass is going to be a short one, or not."""
-        with self._choosing:
-            for lane in self._lanes:
-                lane.expect(short)
-
-    def _learn(self, seen: Sequence[Stage]) -> None:
-        """Takes the order of a forward that has just run."""
-        for lane in self._lanes:
-            if order := [stage for stage in seen if self._lane_of[stage] is lane]:
-                lane.ring.learn(order)
-                if self._recorded:
-                    lane.ring.turn()
-
-    def _prefetch(self) -> None:
-        if self._options.prefetching:
-            with self._choosing:
-                for lane in self._lanes:
-                    lane.prefetch(self._running.busy)
 
     def _bar_over_stages(self) -> "AbstractContextManager[tqdm[Any] | None]":
         if not self._options.progress:

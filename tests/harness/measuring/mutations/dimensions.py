@@ -18,6 +18,7 @@ from rabbitllm.checkpoint.codecs.lossless import Lossless
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.model import StreamedModel
 from rabbitllm.streaming.devices.cpu import CpuTransfer
+from rabbitllm.streaming.lanes import Lanes
 from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.ring import Ring
 from tests.harness.measuring.mutations.breaking import (
@@ -221,7 +222,7 @@ DIMENSIONS = (
     ),
     seen(
         "no prefetch",
-        around(Pipeline, "_prefetch", lambda *_: None),
+        around(Lanes, "prefetch", lambda *_: None),
         "traffic",
         "began to load only when their turn had come",
         cause=TRAFFIC,
@@ -235,7 +236,7 @@ DIMENSIONS = (
     ),
     seen(
         "order never learned",
-        around(Pipeline, "_learn", lambda *_: None),
+        around(Lanes, "learn", lambda *_: None),
         "traffic",
         r"a pass asks for 1,\d+,\d+ bytes, the stages that stream have 1,\d+,\d+",
         "gemma3-multimodal",  # whose vision tower no text runs

@@ -66,9 +66,10 @@ def half_read(original: Any, reader: Any, stage: Any, buffer: Tensor) -> None:
 def prefetch_one_off(patch: Patch) -> None:
     following: dict[int, Any] = {}
 
-    def init(original: Any, lanes: Pipeline, *given: Any) -> None:
-        original(lanes, *given)
-        order = lanes._lanes[0].ring
+    def init(original: Any, pipeline: Pipeline, *given: Any) -> None:
+        original(pipeline, *given)
+        (lane,) = pipeline._lanes
+        order = lane.ring
         ring = order.ahead(len(order))
         following.update(zip(map(id, ring), ring[1:] + ring[:1], strict=True))
 
