@@ -81,7 +81,9 @@ class Ceiling:
     def _held(self) -> tuple[int, int]:
         """Bytes that torch holds, and those of them that are in use."""
         stats = torch.cuda.memory_stats_as_nested_dict(self.device)
+        if not stats:  # before the first tensor on any device
+            return 0, 0
         held, allocated = (
-            stats[key]["all"]["current"] for key in ("reserved_bytes", "allocated_bytes")
+            stats[f"{each}_bytes"]["all"]["current"] for each in ("reserved", "allocated")
         )
         return held, allocated
