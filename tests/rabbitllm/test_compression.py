@@ -22,6 +22,7 @@ from rabbitllm.cli import main
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 from rabbitllm.utils import find_or_create_local_splitted_path
+from tests.rabbitllm.streaming.simulated import simulate
 
 WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3}
 """So that a layer's weights are worth encoding."""
@@ -51,6 +52,45 @@ def llama(wide: Callable[..., Path]) -> Path:
 
 def split(folder: Path, root: Path, compression: str | None) -> Path:
     return find_or_create_local_splitted_path(folder, root, compression=compression)[1]
+
+
+@pytest.mark.parametrize("host_memory", ["min", "auto"])
+def test_budgets_are_of_what_a_store_really_holds(
+    build: Callable[..., PreTrainedModel],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    host_memory: str,
+) -> None:
+    """Trained weights have values outside of the window, and noise does not compress at all."""
+    fields = WIDE | {"intermediate_size": 1024, "hidden_size": 192, "num_local_experts": 4}
+    made = build("mixtral", torch.bfloat16, **fields)
+    noise = made.model.layers[1].mlp.experts.down_proj.data
+    noise.copy_(torch.exp2(torch.rand(noise.shape, generator=torch.manual_seed(0)) * -60 - 4))
+    folder = tmp_path / "mixtral"
+    made.save_pretrained(folder)
+    simulate(monkeypatch, 1)
+    model = streamed(
+        folder,
+        device_memory="min",
+        host_memory=host_memory,
+        layer_shards_saving_path=tmp_path / "stores",
+        compression="lossless",
+    )
+    assert torch.equal(model(prompt).logits, stock(folder)(prompt).logits)
+    (store,) = find_stores(tmp_path / "stores")
+    experts = [f"model.layers.{n}.mlp.experts" for n in range(3)]
+    sizes = {name: entry.nbytes for name, entry in store.entries().items() if ".layers." in name}
+    assert sizes[f"{experts[1]}.down_proj"] == noise.nbytes  # as it is
+    plan = model.streaming_plan
+    assert plan.routed == {*experts}
+    if host_memory == "auto":
+        assert plan.host_bytes >= sum(sizes.values())
+    else:
+        largest = (sizes[f"{experts[1]}.{name}"] for name in ("gate_up_proj", "down_proj"))
+        assert plan.host_shelf.nbytes >= sum(largest) // 4
 
 
 def read_a_forward(model: StreamedModel, prompt: torch.Tensor) -> int:
