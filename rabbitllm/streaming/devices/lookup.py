@@ -9,7 +9,7 @@ call once it is recorded, and goes on.
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 
@@ -54,22 +54,20 @@ class Lookup:
         self._homes = homes
         coded = (each.encoded.nbytes for each in homes.values() if not each.encoded.plain)
         self._largest = max(coded, default=0)
-        self._no_row = no_row = max(len(each.rows) for each in homes.values())
+        self._rows = [len(each.rows) for each in homes.values()]
         stages, self._most = len(homes), max(1, len(memory) // len(homes))
-        addresses = [
-            [row.data_ptr() for row in each.rows] + [0] * (no_row + 1 - len(each.rows))
-            for each in homes.values()
-        ]
+        addresses = [[*(row.data_ptr() for row in each.rows), 0] for each in homes.values()]
+        lengths = [rows + 1 for rows in self._rows]  # stages need not have as many as others
         self._counts = self._on_device([[0, 0]] * stages)
         self._counted = [(0, 0)] * stages
-        self._place = self._on_device([[-1] * (no_row + 1)] * stages)
+        self._place = self._on_device([-1] * sum(lengths))
         self._slot, self._held, self._used = (
             self._on_device([[0] * (self._most + 1)] * stages) for _ in range(3)
         )
         self._now = self._on_device(0)
         known = zip(
-            self._on_device(addresses),
-            self._place,
+            self._on_device(list(chain(*addresses))).split(lengths),
+            self._place.split(lengths),
             self._slot,
             self._held,
             self._used,
@@ -100,18 +98,17 @@ class Lookup:
         keeping = range(table, len(self._memory) - self._passing(table))
         share = max(1, len(keeping) // len(self.names))
         self._slots = self._shared_out(kept, keeping, share)
-        slot, held, used, place = [], [], [], []
+        slot, held, used, place = [], [], [], list[int]()
         first, size = self._memory.data_ptr(), self._memory.shape[1]
-        for name, slots in zip(self.names, self._slots, strict=True):
+        for name, no_row, slots in zip(self.names, self._rows, self._slots, strict=True):
             rows = {at: number for number, at in kept.get(name, {}).items()}
             ages = {at: age for age, at in enumerate(rows)}
             missing = self._most - len(slots)
             slot.append([first + at * size for at in slots] + [0] * (missing + 1))
-            held.append([rows.get(at, self._no_row) for at in slots])
-            held[-1] += [self._no_row] * (missing + 1)
+            held.append([rows.get(at, no_row) for at in slots] + [no_row] * (missing + 1))
             used.append([ages.get(at, -1) for at in slots] + [NEVER] * (missing + 1))
-            where = {number: at for at, number in enumerate(held[-1]) if number < self._no_row}
-            place.append([where.get(number, -1) for number in range(self._no_row + 1)])
+            where = {number: at for at, number in enumerate(held[-1]) if number < no_row}
+            place += [where.get(number, -1) for number in range(no_row + 1)]
         # Into the same memory, whose addresses are recorded.
         for target, values in (
             (self._place, place),
@@ -132,9 +129,10 @@ class Lookup:
             return {}
         states = torch.stack([self._used, self._held], dim=1).tolist()
         kept: dict[str, dict[int, int]] = {}
-        for name, slots, state in zip(self.names, self._slots, states, strict=True):
+        stages = zip(self.names, self._rows, self._slots, states, strict=True)
+        for name, no_row, slots, state in stages:
             rows = sorted(zip(*state, slots, strict=False))
-            kept[name] = {number: at for _, number, at in rows if number < self._no_row}
+            kept[name] = {number: at for _, number, at in rows if number < no_row}
         return kept
 
     def run(self, name: str, asked: torch.Tensor) -> torch.Tensor:

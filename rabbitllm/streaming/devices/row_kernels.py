@@ -43,14 +43,15 @@ def _look_up(
     present = tl.zeros([ROWS], tl.int32)
     for i in range(numbers):
         number = tl.load(asked + i)
-        there = number < no_row
+        there = (number >= 0) & (number < no_row)
         present = tl.where((row == number) & there, 1, present)
         used_at = tl.where((held_at == number) & there, time, used_at)
     behind = tl.cumsum(present, 0) - 1
     for i in range(numbers):
         number = tl.load(asked + i)
         place_of = tl.sum(tl.where(row == number, behind, 0), 0)
-        tl.store(places + i, tl.where(number < no_row, place_of, numbers))
+        there = (number >= 0) & (number < no_row)
+        tl.store(places + i, tl.where(there, place_of, numbers))
 
     in_slot = tl.load(place + row, mask=row < no_row, other=-1)
     hit = (present == 1) & (in_slot >= 0)
@@ -60,6 +61,9 @@ def _look_up(
     tl.store(sources + behind, tl.where(hit, kept, far), mask=present == 1)
     tl.store(coming + behind, absent, mask=present == 1)
 
+    # All warps load what is known, and one alone may store it. Where a few rows are each loaded by
+    # all of them nothing else makes those ahead wait, and one behind would load what comes now.
+    tl.debug_barrier()
     rank, missing = tl.cumsum(absent, 0) - 1, tl.sum(absent, 0)
     keeps = tl.zeros([ROWS], tl.int64)
     for i in range(missing):
@@ -122,10 +126,11 @@ def _fetch_rows(
 ):
     row = tl.program_id(0).to(tl.int64)
     source, comes = tl.load(sources + row), tl.load(coming + row)
-    if comes != 0:
-        _copy(source, stored + row * stored_width, comes * 0, stored_words, WORDS)
-    elif source != 0:
-        _copy(source, table + row * width, comes * 0, words, WORDS)
+    if source != 0:
+        if comes != 0:
+            _copy(source, stored + row * stored_width, comes * 0, stored_words, WORDS)
+        else:
+            _copy(source, table + row * width, comes * 0, words, WORDS)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

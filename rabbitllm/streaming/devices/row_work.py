@@ -75,7 +75,8 @@ class Kernels(Protocol):
         """Enqueues what finds rows, and decides which of them are kept.
 
         Args:
-            asked: numbers of rows, integers [numbers]; those behind the last are of none.
+            asked: numbers of rows, integers [numbers]; those below 0 and behind the last are of
+                none.
             known: of their stage; it is kept up to date.
             found: is written.
         """

@@ -19,7 +19,10 @@ from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 from rabbitllm.streaming.devices import CudaTransfer, cuda
+from rabbitllm.streaming.devices.encoded import Encoded, Portion
 from rabbitllm.streaming.devices.lookup import Lookup
+from rabbitllm.streaming.devices.recorder import Recorder
+from rabbitllm.streaming.devices.row_work import Home
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.plan import EMPTY, Memory, Shelf
 from rabbitllm.streaming.shelf import RowShelf
@@ -290,6 +293,28 @@ def test_what_is_looked_up_again_is_one_call(
     assert set(made[1:]) == {numbers_copied + recorded + computed}
     looks_up.default.synchronize()
     mixture.moving.close()
+
+
+def test_what_is_no_row_of_a_stage_comes_from_nowhere(device: Device) -> None:
+    """The number behind the last of a smaller stage is one of a larger stage's rows."""
+    whole = slice(0, 16)
+    homes, plain = {}, Encoded(16, (), (Portion(whole, (), whole),))
+    for name, rows in (("small", 4), ("large", 8)):
+        memory = [torch.full((16,), row, dtype=torch.uint8) for row in range(rows)]
+        homes[name] = Home(memory, plain, 16)
+    slots = torch.zeros(8, 16, dtype=torch.uint8)
+    recorder = Recorder()
+    lookup = Lookup(slots, homes, Later(device), recorder)
+    lookup.begin({}, 3)
+    for asked in ([1, 4, -1], [4, 3, 1]):
+        places = lookup.run("small", torch.tensor(asked))
+        device.default.synchronize()
+        distinct = sorted({number for number in asked if 0 <= number < 4})
+        assert places.tolist() == [distinct.index(n) if n in distinct else 3 for n in asked]
+        assert slots[: len(distinct), 0].tolist() == distinct
+    assert [tuple(each) for each in lookup.counted()] == [("small", 3, 2, 32), ("large", 0, 0, 0)]
+    assert set(lookup.end()["small"]) == {1, 3}
+    recorder.close()
 
 
 @pytest.mark.parametrize("asked", [[[0, 1, 2, 3, 4]], [[0, 1], [1, 2]], []])

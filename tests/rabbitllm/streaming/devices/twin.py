@@ -14,7 +14,7 @@ def look_up(asked: torch.Tensor, known: Known, found: Found) -> None:
     """See `row_work.Kernels`; on any device."""
     count = len(asked)
     no_row, no_slot = len(known.home) - 1, len(known.slot) - 1
-    asked = asked.clamp(max=no_row)
+    asked = torch.where((asked < 0) | (asked > no_row), no_row, asked)
     present = torch.zeros_like(known.home, dtype=torch.bool).index_fill_(0, asked, True)
     present[no_row] = False
     behind = present.cumsum(0) - 1
@@ -53,6 +53,7 @@ def fetch_rows(found: Found, table: torch.Tensor, stored: torch.Tensor) -> None:
     """See `row_work.Kernels`; in the host's memory."""
     rows = zip(found.sources.tolist(), found.coming.tolist(), table, stored, strict=True)
     for source, comes, row, there in rows:
+        assert source or not comes, "what comes is somewhere"
         if source:
             target = there if comes else row
             ctypes.memmove(target.data_ptr(), source, len(target))
