@@ -158,7 +158,7 @@ def _take_turns(model: nn.Module, moving: Iterable[Stage], pipeline: Pipeline) -
             run_by(module, pipeline.in_turn, CALL)
         parts = set(module.modules()) - {module}
         if module is not model and not isinstance(module, CONTAINERS) and parts & streaming:
-            run_by(module, pipeline.enter)
+            run_by(module, pipeline.enter, CALL)  # it may be a stage itself, which hooks bring
 
 
 def _load(

@@ -173,8 +173,13 @@ class Pipeline:
                 self.meter.forward(begun, clock.mark(), _sequences(args, kwargs))
 
     def enter(self, forward: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The forward of the model, or of a part of it that has stages inside, in its turn."""
-        if self._inside or self._recomputing == threading.get_ident():
+        """The forward of the model, or of a part of it that has stages inside, in its turn.
+
+        A checkpoint computes a part again in the midst of a backward pass, and has hooks of its own
+        see what the graph keeps: there each stage comes by itself, as copies.
+        """
+        again = self._recomputing == threading.get_ident() or _in_backward()
+        if self._inside or again:
             return forward(*args, **kwargs)
         self._take_over()
         with self._turn, self._recording():
@@ -358,6 +363,11 @@ def _inherit_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_inherit_all)
+
+
+def _in_backward() -> bool:
+    """Whether this thread runs a backward pass; torch itself asks so, and has no public name."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _sequences(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -19,6 +20,7 @@ class ListedConfig(PretrainedConfig):
     Attributes:
         calls: "hit" calls those that tokens are sent to, "all" the others, too, with no token.
         mapped: the experts are in a ModuleDict that has a forward of its own.
+        reentrant: of the checkpoints around layers; None has none.
     """
 
     model_type = "listed"
@@ -34,6 +36,7 @@ class ListedConfig(PretrainedConfig):
         calls: str = "hit",
         mapped: bool = False,
         bias: bool = False,
+        reentrant: bool | None = None,
         **others: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -45,6 +48,7 @@ class ListedConfig(PretrainedConfig):
         self.calls = calls
         self.mapped = mapped
         self.bias = bias
+        self.reentrant = reentrant
         super().__init__(**others)
 
 
@@ -166,5 +170,8 @@ class ListedForCausalLM(PreTrainedModel, GenerationMixin):
         """Ids [batch, tokens] -> logits."""
         x = self.embed(input_ids)
         for layer in self.layers:
-            x = layer(x)
+            if self.config.reentrant is not None and torch.is_grad_enabled():
+                x = checkpoint(layer, x, use_reentrant=self.config.reentrant)
+            else:
+                x = layer(x)
         return CausalLMOutput(logits=self.lm_head(x))

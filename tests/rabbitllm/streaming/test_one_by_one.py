@@ -19,6 +19,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "all": {"calls": "all"},
     "mapped": {"mapped": True, "calls": "all"},
     "bias": {"bias": True},
+    "checkpointed": {"reentrant": False},
+    "checkpointed as of old": {"reentrant": True},
 }
 LAYERS, EXPERTS, ROUTES = 3, 8, 2
 
@@ -192,3 +194,29 @@ def test_an_expert_alone_has_its_weights(
         ours, theirs = (each.get_submodule(name)(states) for each in (model, expected))
         assert torch.equal(ours, theirs)
     check_away(model)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_layer_that_holds_experts_runs_alone(
+    pair: Callable[..., tuple[StreamedModel, PreTrainedModel]],
+    prompt: torch.Tensor,
+    recorded: bool,
+) -> None:
+    both = pair(host_memory="min")
+    states = torch.randn(2, 5, 32)
+    for number in (1, 0, 0, 2):
+        found = []
+        for model in both:
+            given = states.clone().requires_grad_(recorded)
+            with torch.set_grad_enabled(recorded):
+                output = model.get_submodule(f"layers.{number}")(given)
+            if recorded:
+                output.square().sum().backward()
+            found.append((output, given.grad))
+        (ours, our_grad), (theirs, their_grad) = found
+        assert torch.equal(ours, theirs)
+        assert not recorded or torch.equal(our_grad, their_grad)
+    check_away(both[0])
+    with torch.no_grad():
+        ours, theirs = (model(prompt).logits for model in both)
+    assert torch.equal(ours, theirs)
