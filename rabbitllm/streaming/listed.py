@@ -2,7 +2,7 @@
 
 Before transformers held all experts of a layer in one parameter, each was a module of its own in an
 `nn.ModuleList` or `nn.ModuleDict`; code that comes with checkpoints has this form still. It is
-known by two things: the modules have weights of one form, and beside them is a weight with a row,
+known by two things: the modules have weights of one form, and beside them is a matrix with a row,
 or a column, for each of them: the router's. Which ones a block calls shows only when it does.
 """
 
@@ -66,7 +66,9 @@ def _streams(*modules: nn.Module) -> bool:
 
 
 def _is_routed(block: nn.Module, experts: str, count: int) -> bool:
-    """Whether something beside a block's experts has a row or a column for each of them.
+    """Whether a matrix beside a block's experts has a row or a column for each of them.
+
+    A convolution's kernel is none, though it may be as wide as there are modules.
 
     Args:
         block: whose.
@@ -74,4 +76,4 @@ def _is_routed(block: nn.Module, experts: str, count: int) -> bool:
         count: of the experts.
     """
     beside = (each for name, each in block.named_parameters() if not name.startswith(experts))
-    return any(count in weight.shape for weight in beside)
+    return any(weight.dim() == 2 and count in weight.shape for weight in beside)

@@ -45,6 +45,8 @@ def test_other_lists_are_none() -> None:
     assert not found(*(nn.LayerNorm(5) for _ in range(8)))
     assert not found(*(nn.BatchNorm1d(5) for _ in range(8)))
     assert not found(*(nn.ReLU() for _ in range(8)))
+    assert not found(*linears(3), router=nn.Conv2d(1, 5, 3))
+    assert not found(*linears(3), router=nn.LayerNorm(3))
     assert not find_listed({"0": nn.Linear(8, 8)})
 
 
