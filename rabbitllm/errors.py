@@ -18,7 +18,7 @@ def first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
-def summary(error: Exception) -> str:
+def summary(error: BaseException) -> str:
     """An error's type and what it says, on one line of some 500 characters.
 
     Of a longer text both ends: what is wrong comes first, what to do about it last, and torch's

@@ -102,6 +102,8 @@ class Decoder:
                     graph.replay()
             done.record(stream)
             self._cut_off = False
+        if graph is None:
+            self._recorder.ran(again)
 
     def _stream(self, filled: Sequence[Filled]) -> torch.cuda.Stream:
         """That in which they are filled: not behind copies that they do not need."""
@@ -163,7 +165,8 @@ class Decoder:
 
     def enqueued(self) -> list[torch.cuda.Event]:
         """When all that is enqueued now has run."""
-        return [_recorded(self.copying), _recorded(self._decoding)]
+        with self._enqueuing:  # while it is recorded, what marks the end would be as well
+            return [_recorded(self.copying), _recorded(self._decoding)]
 
     def close(self) -> None:
         """Ends; on return all that was enqueued has run."""

@@ -19,7 +19,8 @@ from rabbitllm.streaming.meter import RowCount
 from rabbitllm.streaming.recent import Contents
 
 RECORDED = 4
-"""Numbers of rows at a time with which work is recorded: that of a token, and of some batches."""
+"""Numbers of rows at a time with which work is recorded: that of a token, and of some batches. They
+come at every token; that of a prompt comes once."""
 
 
 class Lookup:
@@ -78,6 +79,8 @@ class Lookup:
         self._known = {name: Known(*each) for name, each in zip(homes, known, strict=True)}
         self._slots: list[list[int]] = []
         self._found: dict[int, tuple[torch.Tensor, Found]] = {}
+        self._last: dict[str, int] = {}  # how many rows a stage was asked for
+        self._recorded: set[int] = set()  # such numbers, of which the work is recorded
         self._cut_off = False  # an interrupt fell before the copies of what was looked up
 
     def takes(self, count: int) -> int:
@@ -151,20 +154,27 @@ class Lookup:
             numbers, *others = (self._on_device([0] * count) for _ in range(5))
             self._found[count] = numbers, Found(*others)
         numbers, found = self._found[count]
-        work = partial(self._enqueue, name, numbers, found)
-        graph = None
-        if list(self._found).index(count) < RECORDED:
-            graph = self._recorder.find((name, count), work, self._recording)
+        work, again, graph = partial(self._enqueue, name, numbers, found), (name, count), None
+        if self._comes_again(name, count):
+            graph = self._recorder.find(again, work, self._recording)
         if self._cut_off:
             self.begin({}, self.table)
         self._cut_off = True
         numbers.copy_(asked.reshape(-1))
         if graph is None:
             work()
+            self._recorder.ran(again)
         else:
             graph.replay()
         self._cut_off = False
         return found.places.view(asked.shape)
+
+    def _comes_again(self, name: str, count: int) -> bool:
+        """Whether so many rows are worth recording: a stage was asked for them twice running."""
+        last, self._last[name] = self._last.get(name), count
+        if count == last and len(self._recorded) < RECORDED:
+            self._recorded.add(count)
+        return count in self._recorded
 
     def _enqueue(self, name: str, numbers: torch.Tensor, found: Found) -> None:
         home, count, kernels = self._homes[name], len(numbers), self._kernels

@@ -295,26 +295,62 @@ def test_what_is_looked_up_again_is_one_call(
     mixture.moving.close()
 
 
-def test_what_is_no_row_of_a_stage_comes_from_nowhere(device: Device) -> None:
-    """The number behind the last of a smaller stage is one of a larger stage's rows."""
+def small_and_large(device: Device) -> Lookup:
+    """What looks up rows of 16 bytes, each filled with its number: 4 of a stage, 8 of another."""
     whole = slice(0, 16)
     homes, plain = {}, Encoded(16, (), (Portion(whole, (), whole),))
     for name, rows in (("small", 4), ("large", 8)):
         memory = [torch.full((16,), row, dtype=torch.uint8) for row in range(rows)]
         homes[name] = Home(memory, plain, 16)
-    slots = torch.zeros(8, 16, dtype=torch.uint8)
-    recorder = Recorder()
-    lookup = Lookup(slots, homes, Later(device), recorder)
-    lookup.begin({}, 3)
+    slots = torch.zeros(12, 16, dtype=torch.uint8)
+    lookup = Lookup(slots, homes, Later(device), Recorder())
+    lookup.begin({}, 7)
+    return lookup
+
+
+def test_what_is_no_row_of_a_stage_comes_from_nowhere(device: Device) -> None:
+    """The number behind the last of a smaller stage is one of a larger stage's rows."""
+    lookup = small_and_large(device)
     for asked in ([1, 4, -1], [4, 3, 1]):
         places = lookup.run("small", torch.tensor(asked))
         device.default.synchronize()
         distinct = sorted({number for number in asked if 0 <= number < 4})
         assert places.tolist() == [distinct.index(n) if n in distinct else 3 for n in asked]
-        assert slots[: len(distinct), 0].tolist() == distinct
+        assert lookup._memory[: len(distinct), 0].tolist() == distinct
     assert [tuple(each) for each in lookup.counted()] == [("small", 3, 2, 32), ("large", 0, 0, 0)]
     assert set(lookup.end()["small"]) == {1, 3}
-    recorder.close()
+    lookup._recorder.close()
+
+
+def test_a_token_is_one_call_behind_prompts_of_many_sizes(looks_up: Device) -> None:
+    lookup = small_and_large(looks_up)
+    for _ in range(2):
+        for rows in range(7, 1, -1):
+            lookup.run("large", torch.arange(rows))
+    made = []
+    for _ in range(3):
+        before = len(looks_up.default.work)
+        lookup.run("large", torch.tensor([5]))
+        made.append(len(looks_up.default.work) - before)
+    assert made[0] > made[1] == made[2] == 1
+    lookup._recorder.close()
+
+
+def test_work_that_was_cut_off_the_first_time_is_not_recorded(looks_up: Device) -> None:
+    lookup, interrupted = small_and_large(looks_up), list[None]()
+
+    def interrupt(*_: object) -> None:
+        interrupted.append(None)
+        raise KeyboardInterrupt  # while its kernels are compiled
+
+    look_up, lookup._kernels.look_up = lookup._kernels.look_up, interrupt  # type: ignore[method-assign]
+    for turn in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            lookup.run("large", torch.tensor([5]))
+        assert len(interrupted) == turn + 1
+    lookup._kernels.look_up = look_up  # type: ignore[method-assign]
+    assert not lookup._recorder._graphs
+    lookup._recorder.close()
 
 
 @pytest.mark.parametrize("asked", [[[0, 1, 2, 3, 4]], [[0, 1], [1, 2]], []])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 
 from rabbitllm.streaming.devices.recorder import Recorder
@@ -13,14 +15,16 @@ from tests.rabbitllm.streaming.devices.test_cuda_order import Device, device
 __all__ = ["device"]
 
 
-def test_work_is_recorded_the_second_time_and_runs_when_it_is_replayed(device: Device) -> None:
+def test_work_is_recorded_once_it_has_run_and_runs_when_it_is_replayed(device: Device) -> None:
     recorder, done = Recorder(), list[str]()
     stream: Any = device.stream(torch.device("cuda", 0))
 
     def work(name: str) -> None:
         device.current().add(partial(done.append, name))
 
-    assert recorder.find("a", partial(work, "a"), stream) is None
+    for _ in range(2):  # the first launch was cut off
+        assert recorder.find("a", partial(work, "a"), stream) is None
+    recorder.ran("a")
     graph = recorder.find("a", partial(work, "a"), stream)
     assert graph is not None
     assert recorder.find("a", partial(work, "never"), stream) is graph
@@ -35,7 +39,9 @@ def test_work_is_recorded_the_second_time_and_runs_when_it_is_replayed(device: D
     recorder.close()
 
 
-def test_what_cannot_be_recorded_is_tried_once(device: Device) -> None:
+def test_once_something_cannot_be_recorded_nothing_more_is(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
     recorder, tried = Recorder(), list[None]()
     stream: Any = device.stream(torch.device("cuda", 0))
 
@@ -43,8 +49,32 @@ def test_what_cannot_be_recorded_is_tried_once(device: Device) -> None:
         tried.append(None)
         raise RuntimeError("takes memory")
 
-    for _ in range(4):
-        assert recorder.find("a", work, stream) is None
+    recorder.ran("before")
+    graph = recorder.find("before", lambda: None, stream)
+    for again in "ab":
+        recorder.ran(again)
+        for _ in range(3):
+            assert recorder.find(again, work, stream) is None
     assert len(tried) == 1
     assert device.recorded is None
+    assert graph is not None
+    assert recorder.find("before", work, stream) is graph
+    (warning,) = caplog.messages
+    assert "RuntimeError: takes memory" in warning
+    recorder.close()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_while_it_records(device: Device, collects: bool) -> None:
+    recorder, seen = Recorder(), list[bool]()
+    stream: Any = device.stream(torch.device("cuda", 0))
+    recorder.ran("a")
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        recorder.find("a", lambda: seen.append(gc.isenabled()), stream)
+        assert seen == [False]
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
     recorder.close()
