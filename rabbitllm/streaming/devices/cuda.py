@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
@@ -307,7 +307,7 @@ class CudaTransfer(Transfer):
         if source is None:
             return self._workers.submit(self._read_and_copy, load, slot)
         with slot.filling:
-            self._copy(source, stage, slot, there)
+            self._copy(source, stage, slot, there, again=(stage.name, id(slot)))
         return _DONE
 
     @override
@@ -330,14 +330,34 @@ class CudaTransfer(Transfer):
             self._timed_read(load.stage, slot.staging)
             self._copy(slot.staging, load.stage, slot)
 
-    def _copy(self, source: torch.Tensor, stage: Stage, slot: Slot, there: bool = False) -> None:
+    def _copy(
+        self,
+        source: torch.Tensor,
+        stage: Stage,
+        slot: Slot,
+        there: bool = False,
+        again: Hashable = None,
+    ) -> None:
+        """Enqueues what brings a stage to a slot.
+
+        Args:
+            source: where it is, as it is stored.
+            stage: which.
+            slot: its new place.
+            there: the source is on the device.
+            again: see `Decoder.bring`. None by a thread that reads from disk, which is slower than
+                to launch: recorded, it would get in the way of the thread that computes.
+        """
         done = self._copied.setdefault(id(slot), torch.cuda.Event())
         free, encoded = self._computed.get(id(slot)), self._encode(stage)
-        begun = self._mark(self._decoder.copying) if self.meter.profiling else None
-        filled = [Filled(encoded, source, slot.buffer, there)]
-        self._decoder.bring(filled, free, done, (stage.name, id(slot), source.data_ptr()))
+        begun = self._mark_copying() if self.meter.profiling else None
+        self._decoder.bring([Filled(encoded, source, slot.buffer, there)], free, done, again)
         if begun is not None:
-            self.meter.copy(stage.name, begun, self._mark(self._decoder.copying))
+            self.meter.copy(stage.name, begun, self._mark_copying())
+
+    def _mark_copying(self) -> Mark:
+        with self._decoder.enqueuing:
+            return self._mark(self._decoder.copying)
 
 
 def row_kernels(device: torch.device, rows: Iterable[Encoded]) -> Kernels | None:

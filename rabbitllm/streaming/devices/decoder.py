@@ -53,6 +53,10 @@ class Decoder:
         device: a CUDA device.
         room: bytes of the largest portion that is encoded; 0 if none is.
         allocate: memory there: bytes -> uint8 [bytes].
+
+    Attributes:
+        copying: the stream in which stages are copied.
+        enqueuing: held by whoever enqueues anything in its streams, and while they are recorded.
     """
 
     def __init__(
@@ -61,9 +65,9 @@ class Decoder:
         self.copying = torch.cuda.Stream(device)
         self._decoding = torch.cuda.Stream(device) if room else self.copying
         self._buffers = [allocate(room) for _ in range(BUFFERS if room else 0)]
-        self._enqueuing = threading.Lock()
+        self.enqueuing = threading.Lock()
         self._cut_off = False
-        self._recorder = Recorder(self._enqueuing)
+        self._recorder = Recorder(self.enqueuing)
         # torch hands out memory that kernels launched before may still use: in its own stream they
         # come first.
         here = torch.cuda.Event()
@@ -88,7 +92,7 @@ class Decoder:
         """
         graph = self._graph(filled, again)
         stream = self._stream(filled)
-        with self._enqueuing:
+        with self.enqueuing:
             stream.wait_event(done)  # what was to fill the buffers before, if nobody waited for it
             if free is not None:
                 stream.wait_event(free)
@@ -165,7 +169,7 @@ class Decoder:
 
     def enqueued(self) -> list[torch.cuda.Event]:
         """When all that is enqueued now has run."""
-        with self._enqueuing:  # while it is recorded, what marks the end would be as well
+        with self.enqueuing:  # while it is recorded, what marks the end would be as well
             return [_recorded(self.copying), _recorded(self._decoding)]
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class Device:
         current: Stream = getattr(self._current, "stream", self.default)
         return current
 
-    def event(self) -> Event:
+    def event(self, enable_timing: bool = False) -> Event:
         return Event(self)
 
     @contextmanager
@@ -282,7 +282,7 @@ class Toy:
             Stage(name, (block,), (Weight(name, (Owner(block, "weight"),), torch.float32, shape),))
             for name, block in self.blocks.items()
         ]
-        moving = Simulated(self.truth, coded)
+        self.moving = moving = Simulated(self.truth, coded)
         for stage in stages:
             if stage.name not in on_disk:
                 moving.open(stage, "encoded" if stage.name in there else "host")
@@ -353,6 +353,30 @@ def test_what_is_stored_on_the_device_is_decoded_in_its_turn(
     for order in ORDERS:
         toy.check([order] * 3)
     toy.check(ORDERS)
+
+
+@ON_DISK
+@STORED
+def test_no_thread_that_reads_records_or_marks_what_another_records(
+    device: Device, on_disk: str, coded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, record = Toy(device, on_disk, coded), Event.record
+    copies = toy.moving._decoder
+    copies._cut_off = toy.moving._rows_cut_off = True  # more to wait for
+    toy.moving.meter.profiling = True
+    monkeypatch.setattr(toy.moving.meter, "copy", lambda *_: None)
+
+    def checked(self: Event, stream: Stream) -> None:
+        if stream in (copies.copying, copies._decoding):
+            assert copies.enqueuing.locked()
+        record(self, stream)
+
+    monkeypatch.setattr(Event, "record", checked)
+    toy.moving.end_foresight()
+    for _ in range(3):
+        toy.check(["01234"])
+    recorded = {again[0] for again in copies._recorder._graphs}
+    assert recorded == set(coded) - set(on_disk)
 
 
 @ON_DISK
