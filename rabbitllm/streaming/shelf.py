@@ -66,6 +66,7 @@ class RowShelf:
         self._base = 0  # the table's first slot
         self._running = 0  # how many rows the table has
         self._unsettled = False  # rows may be on their way that nothing has waited for
+        self._giving = False  # slots may be nobody's: rows are being given them
         self._new: list[tuple[int, int]] = []  # (slot, row): what the table alone has
         self._laid_out: tuple[str, tuple[int, ...]] = ("", ())
         self._counts = {stage.name: stage.rows for stage in stages}
@@ -101,8 +102,7 @@ class RowShelf:
         """
         self._know_here()
         self._new, self._laid_out = [], ("", ())
-        if self._unsettled:
-            self._transfer.end_foresight()
+        self._settle()
         self._unsettled = True
         foreseen, self._foreseen = self._foreseen, NOTHING
         if foreseen.name != name or torch.is_grad_enabled():  # a graph looks for rows at the front
@@ -149,20 +149,20 @@ class RowShelf:
         if torch.is_grad_enabled():  # a graph looks for rows in the table
             return self.lay_out(name, (number,))
         self._know_here()
-        if self._unsettled:
-            self._transfer.end_foresight()
-            self._recent.take(self._recent.contents)  # no slot stays with a row that did not come
+        self._settle()
         self._unsettled, self._foreseen = True, NOTHING
         self._new, self._laid_out = [], ("", ())
         self._reserve()
         slot = self._recent.find(name, number)
         self._transfer.meter.rows(1, int(slot is None), 0)
         if slot is None:
+            self._giving = True
             room = self._recent.make_room(name, using)
             slot = 0 if room is None else room
             self._transfer.bring_rows(self._rows[name], [(number, self._slots[slot])])
             if room is not None:
                 self._recent.keep(name, number, room)
+            self._giving = False
         self._unsettled = False
         return [self._slots.view(weight, slot, 1) for weight in self._rows[name].weights]
 
@@ -186,9 +186,8 @@ class RowShelf:
             return None
         if lookup.takes(count) > len(self):
             return None
-        if self._unsettled:
-            self._transfer.end_foresight()
-        self._unsettled, self._foreseen, self._base = False, NOTHING, 0
+        self._settle()
+        self._foreseen, self._base = NOTHING, 0
         self._new, self._laid_out = [], ("", ())
         if not self._looks_up or lookup.table < count:
             self._know_here()
@@ -202,6 +201,15 @@ class RowShelf:
             self._lookup = self._transfer.lookup(self._slots.memory, list(self._rows.values()))
             self._tried_lookup = True
         return self._lookup
+
+    def _settle(self) -> None:
+        """Waits for rows on their way; slots that an interrupt left to nobody are free again."""
+        if self._unsettled:
+            self._transfer.end_foresight()
+            self._unsettled = False
+        if self._giving:
+            self._recent.take(self._recent.contents)
+            self._giving = False
 
     def _know_here(self) -> None:
         """Has `_recent` know what is kept."""
@@ -226,6 +234,7 @@ class RowShelf:
 
     def keep(self, name: str, numbers: Collection[int]) -> None:
         """Keeps what there is room for of the rows that the stage has just run with."""
+        self._giving = True
         moved = []
         for place, number in self._new:
             slot = self._recent.make_room(name, numbers)
@@ -235,6 +244,7 @@ class RowShelf:
         self._slots.move([(place, slot) for place, slot, _ in moved])
         for _, slot, number in moved:
             self._recent.keep(name, number, slot)
+        self._giving = False
 
     def foresee(self, name: str, numbers: Iterable[int]) -> None:
         """Has rows come that a stage may ask for when it runs next, as far as there is room.

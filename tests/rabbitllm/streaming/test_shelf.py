@@ -287,6 +287,27 @@ def test_a_row_that_did_not_come_keeps_no_slot() -> None:
     assert toy.ask("a", [1, 2]) == []
 
 
+def test_an_interrupt_of_keeping_leaves_no_slot_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy(8)
+    toy.ask("a", [0])
+    move, free = toy.shelf._slots.move, len(toy.shelf._recent._free)
+
+    def interrupt(moved: Sequence[tuple[int, int]]) -> None:
+        if moved:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy.shelf._slots, "move", interrupt)
+    for number in range(1, 6):
+        with pytest.raises(KeyboardInterrupt):
+            toy.ask("a", [number])
+    monkeypatch.setattr(toy.shelf._slots, "move", move)
+    assert free > 2
+    for number in range(1, 1 + free):
+        assert toy.ask("a", [number]) == [number]
+    for number in range(1 + free):
+        assert toy.ask("a", [number]) == []
+
+
 def test_rows_that_come_alone_share_a_shelf_with_tables() -> None:
     stages = [stage("a"), listed("b")]
     tables, single = Source(stages[:1]), Single(stages[1:])
