@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
@@ -29,7 +29,7 @@ from rabbitllm.streaming.devices.encoded import (
     room_for,
 )
 from rabbitllm.streaming.devices.host_rows import HostRows
-from rabbitllm.streaming.devices.lookup import Lookup
+from rabbitllm.streaming.devices.lookup import Lookup, try_out
 from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.devices.row_work import Home, Kernels
 from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
@@ -73,7 +73,7 @@ class CudaTransfer(Transfer):
         self._rows_free, self._rows_copied = torch.cuda.Event(), torch.cuda.Event()
         self._rows_cut_off = False  # an interrupt left copies that `_rows_copied` does not cover
         self._host_rows: HostRows | None = None
-        self._looking_up: torch.cuda.Stream | None = None  # in which kernels read pinned memory
+        self._looks_up = False  # kernels read pinned memory, in whatever stream is current
         self._recorder = Recorder()
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
@@ -117,8 +117,8 @@ class CudaTransfer(Transfer):
         if os.getpid() == self._process:
             self._decoder.close()
             self._recorder.close()
-            if self._looking_up is not None:
-                self._looking_up.synchronize()
+            if self._looks_up:
+                torch.cuda.synchronize(self.device)
             self._unlocking.close()
 
     @override
@@ -187,10 +187,10 @@ class CudaTransfer(Transfer):
             for stage in stages
             if stage.name in rows
         }
-        kernels = row_kernels(self.device, [home.encoded for home in homes.values()])
+        kernels = row_kernels(memory, list(homes.values()))
         if kernels is None:
             return None
-        self._looking_up = torch.cuda.current_stream(self.device)
+        self._looks_up = True
         lookup = Lookup(memory, homes, kernels, self._recorder)
         self.meter.counting.append(lookup.counted)
         return lookup
@@ -360,25 +360,30 @@ class CudaTransfer(Transfer):
             return self._mark(self._decoder.copying)
 
 
-def row_kernels(device: torch.device, rows: Iterable[Encoded]) -> Kernels | None:
+def row_kernels(memory: torch.Tensor, homes: Sequence[Home]) -> Kernels | None:
     """By which a CUDA device looks rows up; None where it cannot, or there is no Triton.
 
     Args:
-        device: which.
-        rows: how they are stored: not all that is encoded can be decoded row by row.
+        memory: as for `Lookup`.
+        homes: the rows: not all that is encoded can be decoded row by row.
     """
     if not (readable_by_kernels() and find_spec("triton")):
         return None
     try:
+        from triton.errors import TritonError
+
         from rabbitllm.streaming.devices import row_kernels as kernels
 
-        if not all(map(kernels.decodes, rows)):
+        if not all(kernels.decodes(home.encoded) for home in homes):
             return None
-        kernels.try_out(device)
+        try:
+            try_out(kernels, memory, homes)
+        except TritonError as error:  # of the compiler, and of what the device has not enough of
+            raise RuntimeError(str(error)) from error
     except (ImportError, OSError, RuntimeError, SubprocessError) as error:
         logger.warning(
             "Triton does not work here (%s), so the host waits for the routes of each layer.",
-            summary(error),
+            summary(error.__cause__ or error),
         )
         return None
     return kernels

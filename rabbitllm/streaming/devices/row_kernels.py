@@ -231,12 +231,3 @@ def decodes(encoded: Encoded) -> bool:
     """Whether rows can be decoded that are stored like this."""
     pieces = (piece for portion in encoded.portions for piece in portion.pieces)
     return all(decodes_rows(piece.codec) for piece in pieces)
-
-
-def try_out(device: torch.device) -> None:
-    """Launches what looks up and copies, to no effect; raises what Triton raises where it fails."""
-    one, two = (torch.zeros(size, dtype=torch.int64, device=device) for size in (1, 2))
-    found, none = Found(one, *(one.clone() for _ in range(3))), two - 1
-    known = Known(two, none, two.clone(), two + 1, two + NEVER, two.clone(), one[0].clone())
-    look_up(one.clone(), known, found)
-    copy_rows(found, torch.zeros(1, 8, dtype=torch.uint8, device=device))

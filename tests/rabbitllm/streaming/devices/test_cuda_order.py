@@ -58,6 +58,7 @@ class Device:
         self.copies_early = copies_early
         self.running = threading.RLock()
         self.default = Stream(self, early=False)
+        self.streams = [self.default]
         self.interrupt_at = -1
         self.calls = 0
         self.recorded: list[Callable[[], None]] | None = None
@@ -68,7 +69,12 @@ class Device:
         return Graph(self)
 
     def stream(self, _: torch.device) -> Stream:
-        return Stream(self, self.copies_early)
+        self.streams.append(Stream(self, self.copies_early))
+        return self.streams[-1]
+
+    def synchronize(self, _: torch.device) -> None:
+        for stream in self.streams:
+            stream.synchronize()
 
     def current(self, _: torch.device | None = None) -> Stream:
         current: Stream = getattr(self._current, "stream", self.default)
@@ -322,6 +328,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     monkeypatch.setattr(torch.cuda, "Event", made.event)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", made.graph)
     monkeypatch.setattr(torch.cuda, "stream", made.using)
+    monkeypatch.setattr(torch.cuda, "synchronize", made.synchronize)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
     monkeypatch.setattr(decoder, "COPY", NBYTES // 3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -293,6 +295,52 @@ def test_what_is_looked_up_again_is_one_call(
     assert set(made[1:]) == {numbers_copied + recorded + computed}
     looks_up.default.synchronize()
     mixture.moving.close()
+
+
+def test_the_end_waits_for_every_stream_that_rows_were_looked_up_in(
+    looks_up: Device, tmp_path: Path
+) -> None:
+    mixture = Mixture(tmp_path, "host", 0, 12)
+    mixture.look_up(looks_up, "a", [[0, 1]])
+    looks_up.default.synchronize()
+    other = looks_up.stream(torch.device("cuda", 0))
+    other.early = False
+    with looks_up.using(other), torch.inference_mode():
+        mixture.shelf.look_up("b", torch.tensor([[0, 1]]))
+    assert other.done < len(other.work)
+    mixture.moving.close()
+    assert other.done == len(other.work)
+
+
+class CompilationError(Exception):
+    """Triton's are no RuntimeError."""
+
+
+def test_the_host_brings_rows_whose_kernels_do_not_compile(
+    device: Device,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise CompilationError("decodes nothing")
+
+    ours = SimpleNamespace(**vars(twin), decodes=lambda _: True)
+    triton = SimpleNamespace(TritonError=CompilationError)
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setitem(sys.modules, "triton.errors", triton)
+    name = "rabbitllm.streaming.devices.row_kernels"
+    monkeypatch.setitem(sys.modules, name, ours)
+    monkeypatch.setattr(sys.modules[name.rpartition(".")[0]], "row_kernels", ours, raising=False)
+    monkeypatch.setattr(cuda, "find_spec", lambda _: True)
+    monkeypatch.setattr(cuda, "readable_by_kernels", lambda: True)
+    for works in (True, False):
+        if not works:
+            monkeypatch.setattr(ours, "decode_rows", fails)
+        mixture = Mixture(tmp_path, "host", 0, 12)
+        assert (mixture.shelf._find_lookup() is not None) == works
+        assert ("CompilationError: decodes nothing" in caplog.text) != works
+        mixture.moving.close()
 
 
 def small_and_large(device: Device) -> Lookup:

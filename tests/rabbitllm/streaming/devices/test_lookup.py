@@ -62,7 +62,7 @@ def test_every_row_that_is_asked_for_is_in_its_place(
 ) -> None:
     look = look_up
     if device == "cuda":
-        kernels = row_kernels(torch.device("cuda", 0), [])
+        kernels = row_kernels(torch.empty(0, dtype=torch.uint8, device="cuda:0"), [])
         assert kernels is not None
         look = kernels.look_up
     draw = random.Random(slots + asked)
