@@ -128,7 +128,7 @@ def _gather(
         device = plan.places[stage.name].device
         block, _, name = stage.name.rpartition(".")
         if stage.parts():
-            run_one_by_one(stage, model.get_submodule(block), shelves[device], device)
+            run_one_by_one(stage, shelves[device], device)
             ahead = None
         for (module, by), weights in stage.gathered().items():
             part = replace(stage, weights=tuple(weights))

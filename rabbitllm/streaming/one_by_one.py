@@ -30,24 +30,42 @@ class CalledRows:
     def __init__(self, shelf: RowShelf, name: str) -> None:
         self._shelf = shelf
         self._name = name
-        self._called: set[int] = set()
+        self._turn = shelf.turn
+        self._called: set[int] = set()  # in this turn
+        self._running: int | None = None
 
-    def begin(self, *_: object) -> None:
-        """Whoever calls these modules is called anew."""
-        self._called.clear()
+    def runs(self, number: int) -> bool:
+        """Whether a module runs, and has its weights in place."""
+        self._look()
+        return self._running == number
 
     def bring(self, number: int) -> list[torch.Tensor]:
         """A module's weights; raises CheckpointError as `RowShelf.lay_out`."""
+        self._look()
         self._called.add(number)
         return self._shelf.lay_out_one(self._name, number, self._called)
+
+    def begin(self, number: int) -> None:
+        """A module's weights are in place."""
+        self._running = number
+
+    def end(self) -> None:
+        """They are not any more."""
+        self._running = None
 
     def ran(self) -> None:
         """The module is launched to its end. Its weights give up none that was called with it."""
         self._shelf.keep(self._name, self._called)
 
+    def _look(self) -> None:
+        """Forgets what was in another turn of the model, however that ended."""
+        if self._turn != self._shelf.turn:
+            self._turn, self._running = self._shelf.turn, None
+            self._called.clear()
+
 
 class OneByOne:
-    """Runs one expert of a list.
+    """Runs one expert of a list, or, where its own forward is not called, modules in it.
 
     Args:
         module: the expert; its weights are placeholders.
@@ -70,33 +88,35 @@ class OneByOne:
         self._blank = blank
         self._bindings = bindings(stage)
         self._idle = bound(self._bindings)
-        run_by(module, self._run)
+        owners = [owner.module for weight in stage.weights for owner in weight.owners]
+        for each in dict.fromkeys([module, *owners]):
+            run_by(each, self._run)
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not in_use(self._bindings):
-            return forward(*args, **kwargs)  # all are the user's
+        if self._rows.runs(self._number) or not in_use(self._bindings):
+            return forward(*args, **kwargs)  # they are there, or all are the user's
         asked = _has_tokens(args, kwargs)
         try:
             bind(self._bindings, self._rows.bring(self._number) if asked else self._blank)
+            self._rows.begin(self._number)
             output = forward(*args, **kwargs)
         finally:
+            self._rows.end()
             bind(self._bindings, self._idle)
         if asked:
             self._rows.ran()
         return output
 
 
-def run_one_by_one(stage: Stage, caller: nn.Module, shelf: RowShelf, device: torch.device) -> None:
+def run_one_by_one(stage: Stage, shelf: RowShelf, device: torch.device) -> None:
     """Has the experts of a list run with weights that come as they are called.
 
     Args:
         stage: of all of them.
-        caller: the module that holds the list, and calls some of them each time.
         shelf: where their weights come to.
         device: that of the shelf.
     """
     rows = CalledRows(shelf, stage.name)
-    caller.register_forward_pre_hook(rows.begin)
     blank = _blank(stage, device)
     for number, (module, weights) in enumerate(zip(stage.modules, stage.parts(), strict=True)):
         OneByOne(module, replace(stage, weights=weights), number, rows, blank)

@@ -186,6 +186,8 @@ class Pipeline:
             self._lanes.check()
             self._settle()
             self._settled, self._entered = False, threading.get_ident()
+            for shelf in self._shelves:
+                shelf.turn += 1
             self._watch_rows(True)
             try:
                 output = forward(*args, **kwargs)

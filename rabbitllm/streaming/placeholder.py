@@ -18,6 +18,11 @@ ELSEWHERE = (
     "or model.keep_weights(...) for good; to read it, "
     f"{ASKED}"
 )
+LISTED = (
+    " The modules of {0} are taken for experts: weights of one are in memory while it, or the "
+    "module in it that has them, is called, and not where other code reads them. For such code: "
+    'model.keep_weights("{0}").'
+)
 
 COMPARISONS = (torch.allclose, torch.Tensor.allclose)
 """To which torch says yes without looking: on the meta device there is nothing to compare."""
@@ -38,6 +43,7 @@ class Placeholder(nn.Parameter):
     _streams = True
     home: torch.device
     path: str
+    lists: str  # the path of the list of experts that it belongs to one of; "" for none
     values: Callable[[], torch.Tensor]
 
     @classmethod
@@ -72,8 +78,10 @@ class Placeholder(nn.Parameter):
                 if not isinstance(result, torch.Tensor):
                     return result
         names = ", ".join(dict.fromkeys(arg.path for arg in given if isinstance(arg, cls)))
+        lists = next((each.lists for each in given if isinstance(each, cls) and each.lists), "")
         raise RuntimeError(
             f"{names} is used while it is not in memory: a streamed weight {ELSEWHERE}."
+            + (LISTED.format(lists) if lists else "")
         )
 
     @property
@@ -144,6 +152,7 @@ def put_placeholders(stage: Stage, home: torch.device, reader: Reader) -> None:
         empty = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
         placeholder = Placeholder(empty, requires_grad=False)
         placeholder.home, placeholder.path = home, weight.name
+        placeholder.lists = "" if weight.row is None else stage.name
         placeholder.values = partial(reader.apart, weight.name)
         tensors.append(placeholder)
     put(bindings(stage), tensors)

@@ -52,6 +52,7 @@ class RowShelf:
     Attributes:
         watched: graphs that are recorded keep what `save` gives them; where nobody sees to that,
             rows that a graph may need are given in memory of their own.
+        turn: the number of the forward, of the model or of a part of it, that began last.
     """
 
     def __init__(self, transfer: Transfer, slots: torch.Tensor, stages: Sequence[Stage]) -> None:
@@ -62,6 +63,7 @@ class RowShelf:
         self._asked = deque([0], maxlen=max(1, len(stages)))
         self._coming = 0  # how many rows come of a stage that has yet to ask for them
         self.watched = False
+        self.turn = 0
         self._foreseen = NOTHING
         self._base = 0  # the table's first slot
         self._running = 0  # how many rows the table has

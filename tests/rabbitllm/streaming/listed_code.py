@@ -18,8 +18,10 @@ class ListedConfig(PretrainedConfig):
     """Its config.
 
     Attributes:
-        calls: "hit" calls those that tokens are sent to, "all" the others, too, with no token.
+        calls: "hit" calls those that tokens are sent to, "all" the others, too, with no token;
+            "parts" calls the modules in those that are hit, and "weights" none at all.
         mapped: the experts are in a ModuleDict that has a forward of its own.
+        past: the experts are called past the forward of the module that holds them.
         reentrant: of the checkpoints around layers; None has none.
     """
 
@@ -36,6 +38,7 @@ class ListedConfig(PretrainedConfig):
         calls: str = "hit",
         mapped: bool = False,
         bias: bool = False,
+        past: bool = False,
         reentrant: bool | None = None,
         **others: Any,
     ) -> None:
@@ -48,6 +51,7 @@ class ListedConfig(PretrainedConfig):
         self.calls = calls
         self.mapped = mapped
         self.bias = bias
+        self.past = past
         self.reentrant = reentrant
         super().__init__(**others)
 
@@ -69,15 +73,29 @@ class ListedMLP(nn.Module):
         return y
 
 
+def run(expert: Any, x: torch.Tensor, calls: str) -> torch.Tensor:
+    """What one expert gives: [tokens, hidden]."""
+    if calls == "parts":
+        y = expert.down_proj(nn.functional.silu(expert.gate_proj(x)) * expert.up_proj(x))
+    elif calls == "weights":
+        gate = nn.functional.linear(x, expert.gate_proj.weight)
+        inner = nn.functional.silu(gate) * nn.functional.linear(x, expert.up_proj.weight)
+        y = nn.functional.linear(inner, expert.down_proj.weight)
+    else:
+        y = expert(x)
+    assert isinstance(y, torch.Tensor)
+    return y
+
+
 def mix(
-    experts: list[nn.Module], x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, all_: bool
+    experts: list[nn.Module], x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, calls: str
 ) -> torch.Tensor:
     """The sum of what a token's experts give: [tokens, hidden]."""
     y = torch.zeros_like(x)
     for number, expert in enumerate(experts):
         tokens, places = torch.where(index == number)
-        if len(tokens) or all_:
-            y.index_add_(0, tokens, expert(x[tokens]) * weight[tokens, places, None])
+        if len(tokens) or calls == "all":
+            y.index_add_(0, tokens, run(expert, x[tokens], calls) * weight[tokens, places, None])
     return y
 
 
@@ -87,12 +105,12 @@ class ListedExperts(nn.ModuleDict):
     def __init__(self, config: ListedConfig) -> None:
         super().__init__({f"expert_{n}": ListedMLP(config) for n in range(config.n_routed_experts)})
         self.token_dropout = nn.Dropout(0.1)
-        self.all_ = config.calls == "all"
+        self.calls = config.calls
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> the same."""
         experts = [module for name, module in self.items() if name.startswith("expert")]
-        y = self.token_dropout(mix(experts, x, index, weight, self.all_))
+        y = self.token_dropout(mix(experts, x, index, weight, self.calls))
         assert isinstance(y, torch.Tensor)
         return y
 
@@ -119,7 +137,7 @@ class ListedMoE(nn.Module):
         if self.config.mapped:
             y = self.experts(flat, index, weight)
         else:
-            y = mix(list(self.experts), flat, index, weight, self.config.calls == "all")
+            y = mix(list(self.experts), flat, index, weight, self.config.calls)
         y = y.view_as(x) + self.shared_experts(x)
         assert isinstance(y, torch.Tensor)
         return y
@@ -138,7 +156,7 @@ class ListedDecoderLayer(nn.Module):
         """[batch, tokens, hidden] -> the same."""
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
         x = x + nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y = x + self.mlp(x)
+        y = x + (self.mlp.forward if self.mlp.config.past else self.mlp)(x)
         assert isinstance(y, torch.Tensor)
         return y
 

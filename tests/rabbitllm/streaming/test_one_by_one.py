@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "all": {"calls": "all"},
     "mapped": {"mapped": True, "calls": "all"},
     "bias": {"bias": True},
+    "past": {"past": True},
     "checkpointed": {"reentrant": False},
     "checkpointed as of old": {"reentrant": True},
 }
@@ -119,6 +120,60 @@ def test_left_over_memory_keeps_experts(
     came = {name: count - before[name] for name, count in rows_of(model).items()}
     assert came["rows_asked"] > 2 * asked
     assert came["rows_brought"] < came["rows_asked"]
+
+
+@torch.no_grad()
+def test_experts_of_the_last_passes_take_the_place_of_others(
+    pair: Callable[..., tuple[StreamedModel, PreTrainedModel]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 0)
+    least, expected = pair(host_memory="min")
+    row = least.streaming_plan.shelves[torch.device("cpu")].nbytes
+    others = sum(
+        each.nbytes for name, each in expected.named_parameters() if ".experts." not in name
+    )
+    model, _ = pair(host_memory=others + (LAYERS * ROUTES + 2) * row)
+    for token in (*range(3, 20), *[40] * 8):
+        before = rows_of(model)["rows_brought"]
+        model(torch.tensor([[token]]))
+    assert rows_of(model)["rows_brought"] == before
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_modules_in_experts_may_be_called_instead(
+    listed: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+    recorded: bool,
+) -> None:
+    folder = listed(calls="parts")
+    model = streamed(folder, host_memory="min", trust_remote_code=True)
+    assert len(model.streaming_plan.routed) == LAYERS
+    with torch.set_grad_enabled(recorded):
+        for ids in (prompt, prompt[:1, :1]):
+            assert torch.equal(model(ids).logits, stock(folder, trust_remote_code=True)(ids).logits)
+    check_away(model)
+
+
+@torch.no_grad()
+def test_code_that_reads_experts_weights_is_told_what_to_do(
+    listed: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    streamed: Callable[..., StreamedModel],
+    prompt: torch.Tensor,
+) -> None:
+    folder = listed(calls="weights", num_hidden_layers=1)
+    model = streamed(folder, host_memory="min", trust_remote_code=True)
+    told = (
+        r'The modules of layers\.0\.mlp\.experts are taken for experts.*"layers\.0\.mlp\.experts"'
+    )
+    with pytest.raises(RuntimeError, match=told):
+        model(prompt)
+    model.keep_weights("layers.0.mlp.experts")
+    expected = stock(folder, trust_remote_code=True)(prompt).logits
+    assert torch.equal(model(prompt).logits, expected)
 
 
 def test_graphs_and_answers_are_stocks(
