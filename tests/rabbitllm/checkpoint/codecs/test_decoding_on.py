@@ -23,6 +23,9 @@ from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.codecs.strided import Strided
 from rabbitllm.checkpoint.codecs.words import STRIP, Words
 from rabbitllm.streaming.devices.decoder import decode_of
+from tests.rabbitllm.checkpoint.codecs.on_host import by
+
+__all__ = ["by"]
 
 pytestmark = pytest.mark.usefixtures("by")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -8,6 +8,9 @@ from rabbitllm.checkpoint.codecs import from_header, to_header
 from rabbitllm.checkpoint.codecs.codec import Layout
 from rabbitllm.checkpoint.codecs.lossy import BLOCK, LEAST, EightBit, FourBit, Lossy
 from rabbitllm.checkpoint.codecs.values import NF4
+from tests.rabbitllm.checkpoint.codecs.on_host import by
+
+__all__ = ["by"]
 
 pytestmark = pytest.mark.usefixtures("by")
 CODECS = [EightBit, FourBit]

@@ -18,6 +18,9 @@ from rabbitllm.checkpoint.codecs.scaled import SCALES, Scaled
 from rabbitllm.checkpoint.codecs.values import NF4, VALUES
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
+from tests.rabbitllm.checkpoint.codecs.on_host import by
+
+__all__ = ["by"]
 
 pytestmark = pytest.mark.usefixtures("by")
 ROWS, COLUMNS = 40, 96

@@ -1,3 +1,5 @@
+"""By what the host decodes: every road of it has the same bits."""
+
 from __future__ import annotations
 
 import pytest
