@@ -15,7 +15,7 @@ def compiled_loops() -> ModuleType | None:
         return None
     try:
         from rabbitllm.checkpoint.codecs import loops
-    except ImportError as error:  # this numba does not know this numpy, for example
+    except (ImportError, OSError) as error:  # it does not know this numpy, or its library is broken
         logger.warning("numba cannot be used, so weights decode more slowly: %s", error)
         return None
     return loops
