@@ -52,4 +52,5 @@ def test_where_there_is_none_nothing_is_said(
 @pytest.mark.skipif(not find_spec("numba"), reason="needs numba")
 def test_where_it_works_its_loops_decode() -> None:
     loops = compiled.compiled_loops()
-    assert loops and loops.__name__ == LOOPS
+    assert loops
+    assert loops.__name__ == LOOPS
