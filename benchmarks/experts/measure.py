@@ -34,7 +34,7 @@ from benchmarks.streaming.setups import DEVICE, MEMORY, stock, streamed
 from rabbitllm.checkpoint.tensors import read_header
 from rabbitllm.measure.generation import time_generation
 from rabbitllm.measure.limits import copy_bandwidth
-from rabbitllm.streaming import stages
+from rabbitllm.streaming import experts
 from rabbitllm.streaming.routed import find_routed
 
 PROMPT, TURNS = 32, 3
@@ -176,7 +176,7 @@ def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Engine]:
 
 def _whole(folder: Path, **options: Any) -> Any:
     """The streamed model as if no module were asked for experts: blocks come as they are."""
-    with patch.object(stages, "find_routed", lambda _: {}):
+    with patch.object(experts, "find_routed", lambda _: {}):
         return streamed(folder, **options)
 
 

@@ -219,7 +219,7 @@ class Location:
             for name, layout in self.whole.items()
         )
         lying = sum(self._lying[name].nbytes for name in self.whole)
-        return codecs if stored < lying else {}
+        return codecs if stored <= lying else {}
 
     def _could_encode(self, compression: str) -> dict[str, Codec]:
         """Of the weights that would take fewer bytes by themselves."""

@@ -47,6 +47,13 @@ class Event:
     def synchronize(self) -> None: ...
 
 
+class Graph:
+    """What records nothing: all is launched call by call."""
+
+    def capture_begin(self, **_: Any) -> None:
+        raise RuntimeError("a simulated device has nothing to record")
+
+
 class Simulated(CudaTransfer):
     """A CUDA device in the host's memory."""
 
@@ -108,6 +115,8 @@ def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
     monkeypatch.setitem(DEVICES, "cpu", Simulated)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "stream", _using)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
