@@ -91,11 +91,12 @@ def main(arguments: argparse.Namespace) -> int:
     """
     from rabbitllm.releases.bisection import bisect
     from rabbitllm.releases.index import ask_index
-    from rabbitllm.releases.outcome import FORMATS, Outcome
+    from rabbitllm.releases.outcome import Outcome, as_json, in_words
     from rabbitllm.releases.selection import MAIN, between, ends
     from rabbitllm.releases.trial import attempt
 
-    environments, render = environments_of(arguments), FORMATS[arguments.format]
+    environments = environments_of(arguments)
+    render = as_json if arguments.format == "json" else in_words
     begun = time.monotonic()
     known = ask_index(pre=arguments.pre)
     first, last = ends(arguments.releases, known)

@@ -86,6 +86,3 @@ def _tail(output: str) -> str:
     lines = output.rstrip().splitlines() or ["(no output)"]
     left = len(lines) - LINES
     return "\n".join([*([f"... {left} lines before"] if left > 0 else []), *lines[-LINES:]])
-
-
-FORMATS = {"text": in_words, "json": as_json}
