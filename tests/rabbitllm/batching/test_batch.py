@@ -15,6 +15,7 @@ from rabbitllm.batching import cache as held
 from rabbitllm.batching.cache import slack_bytes as held_beyond
 from rabbitllm.errors import BudgetError
 from rabbitllm.text import generate
+from tests.rabbitllm.batching.conftest import Letters
 
 LENGTHS = (5, 37, 12, 1, 60, 9, 23)
 """Of prompts; windows are 8 tokens."""
@@ -27,30 +28,6 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_CHUNK", 3)
     monkeypatch.setattr(module, "SLACK", 6)
     monkeypatch.setattr(held, "SLACK", 6)
-
-
-class Letters:
-    """A tokenizer of one letter a token, which knows no end."""
-
-    eos_token_id = eot_token_id = None
-
-    def decode(self, ids: Sequence[int], **_: object) -> str:
-        return "".join(chr(97 + i % 26) for i in ids)
-
-
-@pytest.fixture
-def load(
-    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel]
-) -> Callable[..., StreamedModel]:
-    """`load(architecture)` -> such a model that never ends by itself."""
-
-    def loaded(architecture: str = "llama", **options: Any) -> StreamedModel:
-        model = streamed(checkpoint(architecture), **options)
-        vars(model)["tokenizer"] = Letters()
-        model.generation_config.eos_token_id = None
-        return model
-
-    return loaded
 
 
 @pytest.fixture

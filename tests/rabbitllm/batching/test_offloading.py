@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from rabbitllm.batching import batch as module
 from rabbitllm.batching.cache import OffloadedCache, RowsCache
 from rabbitllm.batching.offloading import can_offload, pass_seconds, pays
 from rabbitllm.streaming.working import Work, read_geometry
-from tests.rabbitllm.batching.test_batch import Letters, alone, prompts
+from tests.rabbitllm.batching.test_batch import alone, prompts
 
 GB = 1_000_000_000
 
@@ -75,19 +74,6 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Stream:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
     monkeypatch.setattr(module, "can_offload", lambda _: True)
     return stream
-
-
-@pytest.fixture
-def load(
-    checkpoint: Callable[..., Path], streamed: Callable[..., StreamedModel]
-) -> Callable[..., StreamedModel]:
-    def loaded(architecture: str = "llama", **options: Any) -> StreamedModel:
-        model = streamed(checkpoint(architecture), **options)
-        vars(model)["tokenizer"] = Letters()
-        model.generation_config.eos_token_id = None
-        return model
-
-    return loaded
 
 
 def read(model: StreamedModel, ids: list[list[int]], held: RowsCache) -> None:
