@@ -46,6 +46,21 @@ def pair(
     return load
 
 
+@pytest.fixture
+def roomy(
+    pair: Callable[..., tuple[StreamedModel, PreTrainedModel]], monkeypatch: pytest.MonkeyPatch
+) -> tuple[StreamedModel, PreTrainedModel]:
+    """The same pair, with room for the experts of a token in all layers, and a few more."""
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 0)
+    least, expected = pair(host_memory="min")
+    row = least.streaming_plan.shelves[torch.device("cpu")].nbytes
+    others = sum(
+        each.nbytes for name, each in expected.named_parameters() if ".experts." not in name
+    )
+    model, _ = pair(host_memory=others + (LAYERS * ROUTES + 2) * row)
+    return model, expected
+
+
 def hits(model: PreTrainedModel, ids: torch.Tensor) -> list[tuple[str, int]]:
     """The experts that a forward sends tokens to, in the order of their calls."""
     found: list[tuple[str, int]] = []
@@ -97,17 +112,9 @@ def test_only_experts_that_tokens_are_sent_to_are_read(
 
 @torch.no_grad()
 def test_left_over_memory_keeps_experts(
-    pair: Callable[..., tuple[StreamedModel, PreTrainedModel]],
-    prompt: torch.Tensor,
-    monkeypatch: pytest.MonkeyPatch,
+    roomy: tuple[StreamedModel, PreTrainedModel], prompt: torch.Tensor
 ) -> None:
-    monkeypatch.setattr(placement, "working_bytes", lambda *_: 0)
-    least, expected = pair(host_memory="min")
-    row = least.streaming_plan.shelves[torch.device("cpu")].nbytes
-    others = sum(
-        each.nbytes for name, each in expected.named_parameters() if ".experts." not in name
-    )
-    model, _ = pair(host_memory=others + (LAYERS * ROUTES + 2) * row)
+    model, expected = roomy
     ids = prompt[:1, :1]
     for _ in range(3):
         assert torch.equal(model(ids).logits, expected(ids).logits)
@@ -124,16 +131,9 @@ def test_left_over_memory_keeps_experts(
 
 @torch.no_grad()
 def test_experts_of_the_last_passes_take_the_place_of_others(
-    pair: Callable[..., tuple[StreamedModel, PreTrainedModel]],
-    monkeypatch: pytest.MonkeyPatch,
+    roomy: tuple[StreamedModel, PreTrainedModel],
 ) -> None:
-    monkeypatch.setattr(placement, "working_bytes", lambda *_: 0)
-    least, expected = pair(host_memory="min")
-    row = least.streaming_plan.shelves[torch.device("cpu")].nbytes
-    others = sum(
-        each.nbytes for name, each in expected.named_parameters() if ".experts." not in name
-    )
-    model, _ = pair(host_memory=others + (LAYERS * ROUTES + 2) * row)
+    model, _ = roomy
     for token in (*range(3, 20), *[40] * 8):
         before = rows_of(model)["rows_brought"]
         model(torch.tensor([[token]]))
