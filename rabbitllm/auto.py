@@ -197,7 +197,8 @@ class AutoModel:
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = model.config.name_or_path = os.fspath(pretrained_model_name_or_path)
-        model.attach(plan, pipeline, rooms, location.folder, target, trust_remote_code)
+        sizes = staged.moved_sizes
+        model.attach(plan, pipeline, rooms, location.folder, target, trust_remote_code, sizes)
         if adapter:
             model.load_adapter(str(adapter.folder))
         if output_loading_info:

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial, wraps
 from pathlib import Path
@@ -46,6 +46,7 @@ class StreamedModel(_Stock):
     checkpoint_folder: Path
     _streaming_device: torch.device
     _pipeline: Pipeline
+    _moved_sizes: Mapping[str, int]
     _rooms: Rooms
     _trust_remote_code: bool
     _loaded: "weakref.WeakSet[nn.Module]"
@@ -71,6 +72,7 @@ class StreamedModel(_Stock):
         folder: Path,
         device: torch.device,
         trust_remote_code: bool,
+        moved_sizes: Mapping[str, int],
     ) -> None:
         """Records how the model streams, once it has been started."""
         self.streaming_plan = plan
@@ -79,6 +81,7 @@ class StreamedModel(_Stock):
         self._rooms = rooms
         self._streaming_device = device
         self._trust_remote_code = trust_remote_code
+        self._moved_sizes = moved_sizes  # see `StagedModel`
         self._loaded = weakref.WeakSet(self.modules())
         if len(plan.device_bytes) > 1:  # by which transformers and peft know that there are several
             modules = dict(self.named_modules())

@@ -320,8 +320,8 @@ class Batch:
         asked = [first, *islice(self.waiting, self._most - 1)]
         on_device, on_host = (self._count_fitting(asked, away) for away in (False, True))
         tokens = sum(row.longest for row in asked) // len(asked)
-        moved = self.model._pipeline.streamed_nbytes
-        return pays(on_device, on_host, moved, self._cached(on_host, tokens))
+        coming = self.model.streaming_plan.coming(self.model._moved_sizes, on_host)
+        return pays(on_device, on_host, sum(coming.values()), self._cached(on_host, tokens))
 
     def _count_fitting(self, asked: Sequence[Row], offloaded: bool) -> int:
         """How many of the rows there is room for at once, of which one may always try."""

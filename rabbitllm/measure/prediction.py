@@ -32,15 +32,13 @@ def predict(staged: StagedModel, plan: Plan, limits: Limits) -> Prediction:
         plan: where its weights are.
         limits: of the roads. `pinned` is of the links to all devices of the plan at once.
     """
-    sizes, hosted = staged.moved_sizes, plan.on_host()
-    by_link = dict.fromkeys(plan.device_bytes, 0)
-    for name in set(plan.moving("host", "disk")).difference(hosted):
-        device = plan.places[name].device
-        by_link[device] += 0 if own_memory(device) == "host" else sizes[name]
+    sizes = staged.moved_sizes
+    coming = plan.coming(sizes)
+    by_link = [size for device, size in coming.items() if own_memory(device) != "host"]
     read = sum(sizes[name] for name in plan.moving("disk"))
-    slowest = max(by_link.values()) * len(by_link)
+    slowest = max(by_link, default=0) * len(by_link)
     seconds = limits.seconds(read, slowest, staged.computed_bytes)
-    if hosted:
-        roads = roads_of(next(iter(by_link)), staged.dtype)
+    if plan.on_host():
+        roads = roads_of(next(iter(coming)), staged.dtype)
         seconds = max(seconds, seconds_of(plan, staged, roads))
-    return Prediction(max(read, sum(by_link.values())), seconds)
+    return Prediction(sum(coming.values()), seconds)

@@ -35,11 +35,6 @@ class Lanes:
         return iter(self._lanes)
 
     @property
-    def stages(self) -> list[Stage]:
-        """All that stream."""
-        return list(self._of)
-
-    @property
     def clock(self) -> Transfer:
         """By which forwards of the whole model are timed."""
         return self._lanes[0].transfer

@@ -128,11 +128,6 @@ class Pipeline:
             self._stages[module] = alone
         return alone
 
-    @property
-    def streamed_nbytes(self) -> int:
-        """Bytes that come through the slots for a forward of all stages, as they are stored."""
-        return sum(stage.stored_nbytes for stage in self._lanes.stages)
-
     def start(self) -> None:
         """Begins to load the first stages, so that the first forward finds them."""
         self._lanes.prefetch()

@@ -160,3 +160,16 @@ class Plan:
         """The same, and of those of which rows come, all but what is only looked up."""
         streamed = {*self.streamed(*memories), *self.routed}
         return [name for name in self.away(*memories) if name in streamed]
+
+    def coming(self, sizes: Mapping[str, int], tokens: int = 1) -> dict[torch.device, int]:
+        """Device -> bytes of weights that come to it for a pass.
+
+        Args:
+            sizes: stage name -> bytes that come of it where it is away.
+            tokens: of the pass; in a short one the CPU computes some stages, which do not come.
+        """
+        hosted = self.on_host() if tokens <= self.host_tokens else ()
+        coming = dict.fromkeys(self.device_bytes, 0)
+        for name in set(self.moving("host", "disk")).difference(hosted):
+            coming[self.places[name].device] += sizes[name]
+        return coming

@@ -170,9 +170,7 @@ def _deal_out(staged: StagedModel, budgets: Budgets, spacious: bool) -> Placed:
 
     def predict(dealt: Sequence[int]) -> Pass:
         placed, plan = _plan(staged, homes(dealt), budgets, spacious)
-        by_link = dict.fromkeys(devices, 0)
-        for name in plan.moving("host", "disk"):
-            by_link[plan.places[name].device] += sizes[name]
+        by_link = dict.fromkeys(devices, 0) | plan.coming(sizes)
         turns = turns_of(plan, placed.stages, sizes, ())
         return Pass(pass_seconds(turns, plan.slot_sizes, ROADS), tuple(by_link.values()))
 

@@ -208,6 +208,23 @@ def test_it_is_chosen_where_it_pays(
     assert not batch.offloaded
 
 
+def test_experts_that_come_as_tokens_are_sent_to_them_count(
+    load: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch, own: Stream
+) -> None:
+    model = load("mixtral", device_memory="min")
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(module, "pays", lambda *figures: seen.append(figures))
+    batch = Batch(model)
+    batch.add([5, 6], max_new_tokens=1)
+    batch.run()
+    ((_, _, moved, _),) = seen
+    layer = model.model.layers[0].mlp.experts
+    expert = sum(weight[0].numel() * 4 for weight in layer.parameters())
+    routes = model.config.num_experts_per_tok * model.config.num_hidden_layers
+    others = sum(stage.nbytes for stage in model._pipeline._bindings)
+    assert moved == others + routes * expert
+
+
 def test_the_hosts_memory_bounds_it(
     load: Callable[..., StreamedModel], monkeypatch: pytest.MonkeyPatch, own: Stream
 ) -> None:

@@ -97,7 +97,7 @@ def test_short_passes_compute_where_weights_lie_and_long_ones_on_the_device(
     assert plan.host_tokens == 4
     on_host = set(plan.on_host())
     assert 0 < len(on_host) < 4
-    size = sum(stage.nbytes for stage in model._pipeline._lanes.stages if stage.name in on_host)
+    size = sum(stage.nbytes for stage in model._pipeline._bindings if stage.name in on_host)
 
     def moved(ids: torch.Tensor) -> tuple[set[str], int, int]:
         before = model.streaming_stats()
@@ -112,7 +112,7 @@ def test_short_passes_compute_where_weights_lie_and_long_ones_on_the_device(
         moved(ids)  # what comes next is known behind the first of its kind
         there, computed, crossed = moved(ids)
         assert (there, computed) == (on_host, size)
-        everything = sum(stage.nbytes for stage in model._pipeline._lanes.stages)
+        everything = sum(stage.nbytes for stage in model._pipeline._bindings)
         assert crossed == everything - size
     for ids in (prompt[:1, :5], prompt):
         moved(ids)
@@ -127,9 +127,9 @@ def test_the_stages_behind_a_prompt_are_those_of_a_short_pass(
     before = model.streaming_stats()["bytes_to_device"]
     model.generate(prompt[:1], max_new_tokens=3)
     moved = model.streaming_stats()["bytes_to_device"] - before
-    streaming = sum(stage.nbytes for stage in model._pipeline._lanes.stages)
+    streaming = sum(stage.nbytes for stage in model._pipeline._bindings)
     hosted = set(model.streaming_plan.on_host())
-    size = sum(stage.nbytes for stage in model._pipeline._lanes.stages if stage.name in hosted)
+    size = sum(stage.nbytes for stage in model._pipeline._bindings if stage.name in hosted)
     # A prompt's stages all come, and the others' for each of two tokens. Behind the last, what a
     # short pass needs first is on its way; at most as much as there are slots was in vain.
     slots = sum(slot.buffer.numel() for lane in model._pipeline._lanes for slot in lane.slots)
@@ -295,9 +295,7 @@ def test_what_is_compressed_for_the_link_lies_plain_where_the_cpu_computes(
     stored = {"compression": "lossless", "layer_shards_saving_path": tmp_path / "stores"}
     model = shared(folder, **stored)
     plan = model.streaming_plan
-    sizes = {
-        stage.name: (stage.nbytes, stage.stored_nbytes) for stage in model._pipeline._lanes.stages
-    }
+    sizes = {stage.name: (stage.nbytes, stage.stored_nbytes) for stage in model._pipeline._bindings}
     on_host = plan.on_host()
     assert 0 < len(on_host) < 4
     assert all(sizes[name][0] == sizes[name][1] for name in on_host)
