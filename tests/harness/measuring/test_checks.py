@@ -21,7 +21,7 @@ from harness.measuring.cell import measure
 from harness.measuring.checkpoints import checkpoint
 from harness.measuring.checks import chat_answer, left_padded, speed
 from harness.measuring.contract import blocks, text_blocks
-from harness.measuring.subject import Decoded, Subject, compiling
+from harness.measuring.subject import Decoded, StockError, Subject, compiling
 from rabbitllm import AutoModel
 from rabbitllm.checkpoint.legacy import ops
 
@@ -219,16 +219,35 @@ def test_other_caches_sees_other_logits(subject):
 
 def test_other_caches_sees_another_refusal(subject):
     made = subject()
+    answer = type(made.reference).generate
 
-    def refuse(*_args: Any, cache_implementation: str, **_: Any) -> Any:
-        raise ValueError(f"no {cache_implementation} here")
+    def refusing(model: Any) -> Any:
+        def refuse(*args: Any, cache_implementation: str, **options: Any) -> Any:
+            options["cache_implementation"] = f"no {cache_implementation}"
+            return answer(model, *args, **options)
 
-    made.streamed.generate = refuse
+        return refuse
+
+    made.streamed.generate = refusing(made.streamed)
     found = outcome("other_caches", made)
     assert found.status == "fail"
-    assert "static: ValueError: no static here (stock: it answers)" in found.message
-    made.reference.generate = refuse
+    assert "static: ValueError: Invalid `cache_implementation` (no static)" in found.message
+    assert "(stock: it answers)" in found.message
+    made.reference.generate = refusing(made.reference)
     assert outcome("other_caches", made).status == "not-run"
+
+
+def test_other_caches_takes_an_error_in_a_forward_for_no_refusal(subject):
+    def fail(*_: Any) -> None:
+        raise ValueError("no such cache")
+
+    made = subject()
+    block(made).register_forward_pre_hook(fail)
+    with pytest.raises(ValueError, match="no such cache"):
+        outcome("other_caches", made)
+    made.reference.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(StockError):
+        outcome("other_caches", made)
 
 
 def test_tied_head_sees_two_tensors_where_stock_has_one(subject):
