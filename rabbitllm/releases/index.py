@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 PACKAGE = "transformers"
 SETTINGS = "# uv looks no further: what runs here is of releases, not of a project.\n[tool.uv]\n"
 """Of a folder that uv runs in."""
@@ -52,7 +54,10 @@ def uv(*arguments: str, folder: Path, given: str = "") -> subprocess.CompletedPr
         given: what it reads from stdin.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "pyproject.toml").write_text(SETTINGS, "utf-8")
+    settings = folder / "pyproject.toml"
+    with FileLock(folder / ".lock"):  # another process's uv may be reading what stands there
+        if not settings.is_file() or settings.read_text("utf-8") != SETTINGS:
+            settings.write_text(SETTINGS, "utf-8")
     command = [sys.executable, "-m", "uv", *arguments]
     return subprocess.run(command, cwd=folder, input=given, capture_output=True, text=True)
 

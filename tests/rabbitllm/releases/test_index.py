@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import subprocess
 
 import pytest
+from filelock import FileLock
 
 from rabbitllm.releases import index
 
@@ -33,6 +35,27 @@ def uv(monkeypatch, tmp_path):
 def test_a_release_comes_with_the_packages_of_its_last_upload_s_day(uv, tmp_path):
     assert index.of_its_time("5.21.0", tmp_path) == ("2026-10-27", "a==1\nb==2")
     assert uv[1][uv[1].index("--exclude-newer") + 1] == "2026-10-27T23:59:59Z"
+
+
+def test_settings_that_another_process_has_written_are_left_alone(uv, monkeypatch, tmp_path):
+    settings = tmp_path / "pyproject.toml"
+
+    class Awaited(FileLock):  # by then the other one is done
+        def __enter__(self):
+            settings.write_text(index.SETTINGS, "utf-8")
+            os.utime(settings, (1, 1))
+            return super().__enter__()
+
+    monkeypatch.setattr(index, "FileLock", Awaited)
+    index.upload_date("5.21.0", tmp_path)
+    assert settings.stat().st_mtime == 1
+
+
+def test_settings_that_were_cut_off_are_written_again(uv, tmp_path):
+    settings = tmp_path / "pyproject.toml"
+    settings.write_text(index.SETTINGS[:10], "utf-8")
+    index.upload_date("5.21.0", tmp_path)
+    assert settings.read_text("utf-8") == index.SETTINGS
 
 
 def test_an_index_that_does_not_answer_is_an_error_with_what_uv_said(monkeypatch, tmp_path):
