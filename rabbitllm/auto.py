@@ -176,7 +176,8 @@ class AutoModel:
         model, location = prepared.model, prepared.location
         generation = deepcopy(generation_config) or load_generation_config(location.folder)
         totals = {each: total_budget(budget, each) for each, budget in asked.items()}
-        expected = prepared.staged.stored(location.encoded(codec))
+        encoded = location.encoded(codec, layer_shards_saving_path)
+        expected = prepared.staged.stored(encoded)
         budgets = Budgets(totals, total_budget(host, HOST), max_seq_len)
         plain = {} if delete_original else location.plain_in_place()
         sharing = Sharing(roads_of, plain) if shared else None

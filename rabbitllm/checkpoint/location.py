@@ -124,14 +124,26 @@ class Location:
             self._encodes(compression) if compression else {},
         )
 
-    def encoded(self, compression: str | None = None) -> Mapping[str, WeightEntry]:
-        """The weights that are going to be encoded with that compression, as a rule.
+    def encoded(
+        self,
+        compression: str | None = None,
+        store_root: str | os.PathLike[str] | None = None,
+    ) -> Mapping[str, WeightEntry]:
+        """The weights that are encoded with that compression.
 
-        Those that are encoded first have no place yet.
+        Without a layer store that holds them these are those that are going to be, as a rule. They
+        have no place yet, and their values decide how many bytes they will take.
+
+        Args:
+            compression: see `locate`.
+            store_root: as well.
         """
         if self.readable_in_place(compression):
             return {name: entry for name, entry in self._lying.items() if not entry.plain}
         codecs = self._encodes(compression) if compression else {}
+        found = self.store(store_root, compression).find(self.groups) if codecs else None
+        if found is not None:
+            return {name: entry for name, entry in found.items() if not entry.plain}
         return {name: _expected(codec, self.whole[name]) for name, codec in codecs.items()}
 
     def plain_in_place(self) -> Mapping[str, WeightEntry]:

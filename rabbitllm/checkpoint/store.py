@@ -8,7 +8,7 @@ goes on where it stopped.
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,12 +94,21 @@ class LayerStore:
             OSError: the folder cannot be made, or writing fails all the same; the next fill goes on
                 from there.
         """
-        # A whole store may lie where nobody can lock or write.
-        if not self._is_described(groups) or self._missing(groups):
+        found = self.find(groups)  # a whole store may lie where nobody can lock or write
+        if found is None:
             self._fill(groups, recipes)
-        return {
-            key: entry for stem in groups for key, entry in read_header(self._path(stem)).items()
-        }
+            found = self._entries(groups)
+        return found
+
+    def find(self, groups: Mapping[str, list[str]]) -> dict[str, TensorEntry] | None:
+        """Where each name of `groups` lies; None as long as the store is not whole."""
+        if not self._is_described(groups) or self._missing(groups):
+            return None
+        return self._entries(groups)
+
+    def _entries(self, stems: Iterable[str]) -> dict[str, TensorEntry]:
+        headers = (read_header(self._path(stem)) for stem in stems)
+        return {key: entry for header in headers for key, entry in header.items()}
 
     def _fill(self, groups: Mapping[str, list[str]], recipes: list[Recipe]) -> None:
         try:
@@ -167,7 +176,7 @@ class LayerStore:
         try:
             found = read_header(self._path(stem))
         except CheckpointError as error:
-            logger.warning("%s Making it again.", error)
+            logger.warning("%s It has to be made again.", error)
             return False
         state = self._model.state_dict()
         return found.keys() == set(names) and all(

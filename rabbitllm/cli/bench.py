@@ -74,16 +74,20 @@ def main(arguments: argparse.Namespace) -> int:
     prepared = prepare_only(arguments, devices[0], arguments.attn_implementation)
     _check_length(arguments.prompt_tokens + arguments.new_tokens + 1, prepared)
     location = prepared.location
-    staged = prepared.staged.stored(location.encoded(arguments.compression))
-    placed, plan = place_on(
-        staged,
+    encoded = location.encoded(arguments.compression, arguments.store)
+    staged = prepared.staged.stored(encoded)
+    how = (
         budgets_from(arguments, devices),
         arguments.device == "auto",
         sharing_from(arguments, devices, location),
     )
-    used = list(plan.device_bytes)
+    placed, plan = place_on(staged, *how)
     codec = location.worth_encoding(arguments.compression, bool(plan.moving("disk", "host")))
     located = location.locate(arguments.store, False, codec)
+    stored = prepared.staged.stored({n: entry for n, entry in located.items() if not entry.plain})
+    if stored.on_disk != staged.on_disk:  # the store has just been made
+        placed, plan = place_on(stored, *how)
+    used = list(plan.device_bytes)
     files = sorted(files_of(located.values()))
     limits = measure_limits(used, prepared.staged.dtype, files)
     print(f"Limits on {_names(used)}: {limits.describe()}", file=sys.stderr)

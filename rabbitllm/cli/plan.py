@@ -67,7 +67,8 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     sharing = sharing_from(arguments, devices, location)
     if sharing and arguments.no_measure:
         raise ValueError("--host-compute shares out by measured rates: leave --no-measure out.")
-    staged = prepared.staged.stored(location.encoded(arguments.compression))
+    encoded = location.encoded(arguments.compression, arguments.store)
+    staged = prepared.staged.stored(encoded)
     plans = list(_plans(staged, devices, arguments, sharing))
     used = list(plans[0][2].device_bytes)
     print(_model(staged, plans[0][2]))
@@ -143,7 +144,9 @@ def _disk(
     if present and present.complete:
         return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
     needed = sum(stage.stored_nbytes for stage in staged.stages)
-    return f"Disk: {place}; {format_size(needed)} for a layer store, {_free(store.folder.parent)}"
+    guessed = "; how much is compressed is an estimate till then" if compression else ""
+    free = _free(store.folder.parent)
+    return f"Disk: {place}; {format_size(needed)} for a layer store, {free}{guessed}"
 
 
 def _decoding(location: "Location", device: "torch.device") -> str:

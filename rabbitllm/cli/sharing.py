@@ -111,7 +111,8 @@ def load_shared(arguments: argparse.Namespace, demand: Demand | None = None) -> 
         return Shared(load(arguments))
     prepared = prepare_only(arguments, devices[0], arguments.attn_implementation)
     location = prepared.location
-    staged = prepared.staged.stored(location.encoded(arguments.compression))
+    encoded = location.encoded(arguments.compression, arguments.store)
+    staged = prepared.staged.stored(encoded)
     chosen: Choice | None = None
     if not tokens and demand:
         files = sorted({entry.file for entry in location.entries.values()})

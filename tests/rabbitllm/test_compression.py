@@ -19,7 +19,10 @@ from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.inventory import damaged, find_stores
 from rabbitllm.checkpoint.tensors import read_header
 from rabbitllm.cli import main
+from rabbitllm.measure import prediction
+from rabbitllm.measure.prediction import Prediction
 from rabbitllm.prepare import prepare
+from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 from rabbitllm.utils import find_or_create_local_splitted_path
 from tests.rabbitllm.streaming.simulated import simulate
@@ -448,6 +451,53 @@ def test_the_command_line_plans_and_splits_with_it(
     assert "is split in" in run("split", option)[-1]
     (store,) = find_stores(tmp_path)
     assert f"in the layer store {store.folder}" in plan(option)[0]
+
+
+def test_a_plan_is_of_what_a_store_really_holds(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Lossless, "encode", lambda *_: None)
+
+    def run(command: str, *options: str) -> list[str]:
+        assert main([command, str(llama), "--store", str(tmp_path), *options]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    def plan(*options: str) -> tuple[bool, list[str]]:
+        """Whether it is an estimate, and its table."""
+        lines = run("plan", "--device=cpu", "--host-memory=min", "--no-measure", *options)
+        return "estimate" in lines[1], lines[-3:]
+
+    option = "--compression=lossless"
+    guess, plain = plan(option), plan()
+    assert guess == (True, guess[1])
+    assert guess[1] != plain[1]
+    run("split", option)
+    assert plan(option) == plain == (False, plain[1])
+
+
+def test_a_benchmark_expects_what_the_store_that_it_makes_really_holds(
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Lossless, "encode", lambda *_: None)
+    monkeypatch.setattr("rabbitllm.measure.limits.MATRIX", 64)
+    monkeypatch.setattr("rabbitllm.measure.limits.PROBE", 1 << 20)
+    predict, expected = prediction.predict, []
+
+    def noted(staged: StagedModel, *others: Any) -> Prediction:
+        expected.append(staged.on_disk)
+        return predict(staged, *others)
+
+    monkeypatch.setattr(prediction, "predict", noted)
+    short = ("-p9", "-n4", "-r1", "--device=cpu", "--host-memory=min", "--no-stock")
+    options = ("--store", str(tmp_path), "--compression=lossless")
+    assert main(["bench", str(llama), *options, *short]) == 0
+    assert expected == [{}]
 
 
 def test_what_is_expected_to_be_read_is_read(

@@ -293,7 +293,7 @@ def test_a_damaged_file_is_made_again(
     assert {n for n in before if before[n] != after[n]} <= {file.name}
     if damage in ("truncated", "garbage"):
         assert f"{file}" in caplog.text
-        assert "Making it again." in caplog.text
+        assert "It has to be made again." in caplog.text
 
 
 # space

@@ -119,6 +119,7 @@ def test_room_for_tokens_that_are_asked_for_is_kept(
         attn_implementation="auto",
         trust_remote_code=False,
         compression=None,
+        store=None,
         sequences=64,
         cache_tokens=64 * 3000,
         max_seq_len=None,
