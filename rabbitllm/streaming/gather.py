@@ -5,15 +5,16 @@ An embedding is asked by its token ids, a mixture's experts by the routes of the
 
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
-from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.binding import Bindings, bind, bindings, bound, streams
 from rabbitllm.streaming.entry import Forward, run_by
+from rabbitllm.streaming.grouping import group_tokens
 from rabbitllm.streaming.routed import counts_of
 from rabbitllm.streaming.weights import Stage
 
@@ -143,19 +144,24 @@ class Gather:
             self._ahead.guess(next(iter(call.arguments.values())))
         numbers, positions = torch.unique(asked.cpu(), return_inverse=True)
         if self._rows.most is not None and len(numbers) > self._rows.most:
-            return torch.cat(list(self._run_parts(forward, call)))
+            return self._run_groups(forward, call)
         call.arguments[self._by] = positions.to(asked.device)
         return self._run_with(forward, call, numbers.tolist(), rowwise=True)
 
-    def _run_parts(self, forward: Forward, call: inspect.BoundArguments) -> Iterator[torch.Tensor]:
+    def _run_groups(self, forward: Forward, call: inspect.BoundArguments) -> torch.Tensor:
         """Runs it for some of the tokens at a time."""
         asked = call.arguments[self._by]
-        for part in _parts(asked.tolist(), self._rows.most or self._count):
+        groups = list(group_tokens(asked.cpu().numpy(), self._rows.most or self._count))
+        order = torch.from_numpy(np.argsort(np.concatenate(groups)))
+        outputs = []
+        for group in groups:
+            tokens = torch.from_numpy(group).to(asked.device)
             some = {
-                name: each[part] if _has_tokens(each, asked) else each
+                name: each[tokens] if _has_tokens(each, asked) else each
                 for name, each in call.arguments.items()
             }
-            yield self._run(forward, (), some)
+            outputs.append(self._run(forward, (), some))
+        return torch.cat(outputs)[order.to(asked.device)]
 
     def _by_all(self, arguments: Mapping[str, Any]) -> bool:
         """Whether an argument has a column for each row: transformers 5.0.0's phimoe has one."""
@@ -218,26 +224,6 @@ class Gather:
             name: None if name == PADDING else sum(number < count for number in numbers)
             for name, count in self._whole.items()
         }
-
-
-def _parts(asked: Sequence[Sequence[int]], most: int) -> Iterator[slice]:
-    """Tokens that follow one another and are sent to no more than so many rows together.
-
-    Raises:
-        BudgetError: one token is sent to more.
-    """
-    first, rows = 0, set[int]()
-    for token, numbers in enumerate(asked):
-        if len(rows.union(numbers)) > most and token > first:
-            yield slice(first, token)
-            first, rows = token, set()
-        rows.update(numbers)
-        if len(rows) > most:
-            raise BudgetError(
-                f"A token is sent to {len(rows)} experts, and the budget keeps room for {most}. "
-                "Raise it."
-            )
-    yield slice(first, len(asked))
 
 
 def _has_tokens(value: object, asked: torch.Tensor) -> bool:
