@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from benchmarks.checkpoints import SHAPES, write_checkpoint
 from benchmarks.records import write_as_they_come
 from benchmarks.streaming.setups import DEVICE, prepared, streamed
+from harness.measuring import caches
 from harness.records.provenance import engine_hash, versions
 from rabbitllm.cli.tables import table
 from rabbitllm.measure.generation import time_generation
@@ -88,9 +89,9 @@ def measure(folder: Path, budget: str, options: dict[str, Any], new_tokens: int)
 @torch.inference_mode()
 def _read(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Logits [tokens, vocabulary] behind each token, read one by one: passes are short."""
-    cache = DynamicCache(config=model.config)
+    onto = caches.given(model, DynamicCache(config=model.config))
     rows = [
-        model(ids[:, place : place + 1], past_key_values=cache).logits[0, -1].float().cpu()
+        model(ids[:, place : place + 1], **onto).logits[0, -1].float().cpu()
         for place in range(ids.shape[1])
     ]
     return torch.stack(rows)

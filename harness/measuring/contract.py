@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from harness.measuring import caches
 from harness.measuring.subject import layer_lengths, reference_side
 
 TOKENS = 3
@@ -74,7 +75,7 @@ def watch(model: PreTrainedModel) -> tuple[dict[str, Seen], Cache]:
     ids = torch.arange(3, 3 + TOKENS, device=model.device)[None]
     try:
         with reference_side():
-            model(ids, past_key_values=cache, use_cache=True)
+            model(ids, use_cache=True, **caches.given(model, cache))
     finally:
         for handle in handles:
             handle.remove()

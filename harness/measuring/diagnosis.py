@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from harness.measuring import caches
 from harness.measuring.contract import text_blocks
 from harness.measuring.references.model import OriginalModel
 from harness.measuring.subject import Subject
@@ -104,7 +105,8 @@ def observe(subject: Subject, model: Any, look: Callable[[str, nn.Module], None]
     pieces = ((ids, mask), (ids[:, -1:], torch.nn.functional.pad(mask, (0, 1), value=1)))
     try:
         for piece, seen_so_far in pieces:
-            output = model(piece, attention_mask=seen_so_far, past_key_values=cache, use_cache=True)
+            onto = caches.given(model, cache)
+            output = model(piece, attention_mask=seen_so_far, use_cache=True, **onto)
             seen.logits.append(output.logits)
     except Exception:  # whatever it is, the check that failed recorded it
         pass

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from harness.matrix import Cell, Dtype
+from harness.measuring import caches
 from harness.measuring.checkpoints import golden_checkpoint, load_reference
 from harness.measuring.memory import live_storages
 from harness.measuring.parity import TOLERANCE, equal
@@ -238,7 +239,7 @@ class Subject:
         logits, lengths = [], []
         pieces = [self.prompt, *self.tokens[:, PROMPT:].split(1, dim=1)]
         for piece in pieces:
-            output = model(piece, past_key_values=cache, use_cache=True)
+            output = model(piece, use_cache=True, **caches.given(model, cache))
             logits.append(output.logits)
             lengths.append(layer_lengths(cache))
         return Decoded(

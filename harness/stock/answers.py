@@ -7,6 +7,7 @@ tokenizers of GGUF files, and prints JSON, fact -> value. "tokens: mixtral" is a
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ EVERY = 32
 """Words of the vocabulary from one whose logit is kept to the next."""
 SINGLE = 8
 """Last tokens of the text that a cached reading takes one by one."""
+CACHES = ("cache", "past_key_values")
+"""What forwards call their cache, in newer and older releases."""
 
 Question = Callable[[], Any]
 """Asks the release; what it returns is kept as JSON."""
@@ -100,11 +103,13 @@ def _read(folder: Path, kind: str, text: list[int], single: int) -> list[float]:
 
     model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
     begun = len(text) - single
+    names = inspect.signature(model.forward).parameters
+    name = next((each for each in CACHES if each in names), CACHES[-1])
     with torch.no_grad():
         out = model(torch.tensor([text[:begun]]), use_cache=single > 0)
         rows = [out.logits[0]]
         for token in text[begun:]:
-            out = model(torch.tensor([[token]]), past_key_values=out.past_key_values)
+            out = model(torch.tensor([[token]]), **{name: getattr(out, name)})
             rows.append(out.logits[0])
     return _kept(torch.cat(rows))
 

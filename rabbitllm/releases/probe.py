@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import sys
@@ -24,6 +25,8 @@ CHAT = [{"role": "user", "content": "What is 2 + 2?"}]
 MOST, TOP, SPREAD, STEPS = 16, 8, 24, 8
 """Tokens of the prompt at most; logits of a position that are kept: the best ones, and some spread
 over the vocabulary; tokens that are generated."""
+CACHES = ("cache", "past_key_values")
+"""What forwards call their cache, in newer and older releases."""
 PACKAGES = ("transformers", "torch", "tokenizers", "huggingface_hub", "safetensors")
 
 
@@ -179,13 +182,15 @@ def _cached(model: Any, ids: list[int]) -> float | None:
     """How far logits with a cache are from those without; None where the model has none."""
     whole = _run(model, ids, use_cache=False).logits[0]
     begin = max(1, len(ids) // 2)
+    names = inspect.signature(model.forward).parameters
+    name = next((each for each in CACHES if each in names), "")
     part = _run(model, ids[:begin], use_cache=True)
     worst = _apart(part.logits[0], whole[:begin])
     for place in range(begin, len(ids)):
-        cache = getattr(part, "past_key_values", None)
+        cache = getattr(part, name, None) if name else None
         if cache is None:
             return None
-        part = _run(model, ids[place : place + 1], past_key_values=cache, use_cache=True)
+        part = _run(model, ids[place : place + 1], use_cache=True, **{name: cache})
         worst = max(worst, _apart(part.logits[0], whole[place : place + 1]))
     return worst
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.measuring import caches
 from harness.measuring.checks import Outcome
 from harness.measuring.checks.invariance import Pair, held
 from harness.measuring.subject import Subject
@@ -56,5 +57,5 @@ def embedding_and_cache(model: Any, ids: Tensor) -> tuple[Tensor, Any]:
 
 def held_by(output: Any) -> Tensor:
     """How many tokens the cache of an answer holds, [1]."""
-    cache = getattr(output, "past_key_values", None)
+    cache = caches.taken(output)
     return torch.tensor([0 if cache is None else int(cache.get_seq_length())])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from harness.measuring import caches
 from harness.measuring.checks import Outcome
 from harness.measuring.checks.invariance import Pair, held
 from harness.measuring.subject import Subject
@@ -38,10 +39,9 @@ def run(subject: Subject) -> Outcome:
 def chunked(model: Any, ids: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """A model's logits [1, S, V] for ids [1, S], read in chunks."""
     cache = DynamicCache(config=model.config)
+    onto = caches.given(model, cache)
     pieces = ids.split(sizes, dim=1)
-    return torch.cat(
-        [model(one, past_key_values=cache, use_cache=True).logits for one in pieces], 1
-    )
+    return torch.cat([model(one, use_cache=True, **onto).logits for one in pieces], 1)
 
 
 def original_context(config: Any) -> int:

@@ -34,30 +34,32 @@ class OriginalModel:
         self._texts: WeakKeyDictionary[DynamicCache, Tensor] = WeakKeyDictionary()
 
     @torch.no_grad()
-    def __call__(
+    def forward(
         self,
         input_ids: Tensor,
-        past_key_values: DynamicCache | None = None,
+        cache: DynamicCache | None = None,
         use_cache: bool = False,
     ) -> CausalLMOutputWithPast:
         """The logits [B, S, V] of the last `input_ids` [B, S] of a text.
 
         Args:
             input_ids: on any device.
-            past_key_values: stands for the text before them, and gets their keys and values.
+            cache: stands for the text before them, and gets their keys and values.
             use_cache: as stock's; a cache is used if one is given.
         """
         text, kept = input_ids.cpu(), list[tuple[Tensor, Tensor]]()
-        if past_key_values is not None and past_key_values in self._texts:
-            text = torch.cat((self._texts[past_key_values], text), dim=1)
+        if cache is not None and cache in self._texts:
+            text = torch.cat((self._texts[cache], text), dim=1)
         new = slice(text.shape[1] - input_ids.shape[1], None)
         logits = self.decoder(text, kept=kept)[:, new].to(self.device)
-        if past_key_values is not None:
-            self._texts[past_key_values] = text
+        if cache is not None:
+            self._texts[cache] = text
             for layer, pair in enumerate(kept):
                 keys, values = (part[:, new].transpose(1, 2).to(self.device) for part in pair)
-                past_key_values.update(keys, values, layer)
+                cache.update(keys, values, layer)
         return CausalLMOutputWithPast(logits=logits)
+
+    __call__ = forward
 
     @torch.no_grad()
     def generate(

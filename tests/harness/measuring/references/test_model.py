@@ -20,8 +20,8 @@ def model(request, tmp_path_factory) -> OriginalModel:
 def test_steps_with_a_cache_are_the_whole_text(model):
     cache = DynamicCache(config=model.config)
     steps = [
-        model(IDS[:, :5], past_key_values=cache).logits,
-        model(IDS[:, 5:], past_key_values=cache, use_cache=True).logits,
+        model(IDS[:, :5], cache=cache).logits,
+        model(IDS[:, 5:], cache=cache, use_cache=True).logits,
     ]
     assert torch.allclose(torch.cat(steps, 1), model(IDS).logits, atol=1e-5)
     assert [layer.get_seq_length() for layer in cache.layers] == [7] * 4
@@ -29,8 +29,8 @@ def test_steps_with_a_cache_are_the_whole_text(model):
 
 def test_two_caches_are_two_texts(model):
     one, other = DynamicCache(config=model.config), DynamicCache(config=model.config)
-    model(IDS, past_key_values=one)
-    first = model(IDS[:, :3], past_key_values=other).logits
+    model(IDS, cache=one)
+    first = model(IDS[:, :3], cache=other).logits
     assert torch.equal(first, model(IDS[:, :3]).logits)
 
 
