@@ -6,6 +6,8 @@ import hashlib
 import random
 from dataclasses import replace
 
+from packaging.version import Version
+
 from harness.matrix import Cell, load_matrix
 from harness.records import CheckResult, Record
 from harness.records.blank import blank
@@ -57,7 +59,7 @@ def made(cell: Cell) -> Record:
             "python": "3.11.7",
             "torch": "2.13.0+cpu",
             "transformers": cell.release,
-            "tokenizers": "0.22.2" if cell.release < "5.2" else "0.23.3",
+            "tokenizers": "0.22.2" if minor(cell) < 16 else "0.23.3",
             "numpy": "2.4.6",
         },
         hardware=HARDWARE[cell.device],
@@ -90,17 +92,21 @@ def made(cell: Cell) -> Record:
     )
 
 
+def minor(cell: Cell) -> int:
+    """Return 24 for 5.24.0."""
+    return Version(cell.release).minor
+
+
 def failure(cell: Cell) -> tuple[str, str, str] | None:
     """Return status, exception and message of a cell that fails."""
-    minor = int(cell.release.split(".")[1])
-    if cell.architecture.id == "gemma2" and cell.backend.id == "sdpa" and minor >= 21:
+    if cell.architecture.id == "gemma2" and cell.backend.id == "sdpa" and minor(cell) >= 21:
         refused = "does not support an attention implementation through"
         name = "torch.nn.functional.scaled_dot_product_attention"
         return "reference-broken", "ValueError", f"Gemma2ForCausalLM {refused} {name} yet."
-    if cell.architecture.id == "deepseek_v2-grouped" and minor < 13:
+    if cell.architecture.id == "deepseek_v2-grouped" and minor(cell) < 13:
         message = "'DeepseekV2Moe' object has no attribute 'num_experts'"
         return "reference-broken", "AttributeError", message
-    if cell.architecture.id == "llama" and cell.backend.id == "flex_attention" and minor >= 4:
+    if cell.architecture.id == "llama" and cell.backend.id == "flex_attention" and minor(cell) >= 4:
         return "fail", "InductorError", "InductorError: CppCompileError: C++ compile error"
     if cell.architecture.id == "chatglm3" and cell.release == "5.10.4":
         return "fail", "RuntimeError", "The size of tensor a (14) must match tensor b (64) at 3"
@@ -111,7 +117,7 @@ def failure(cell: Cell) -> tuple[str, str, str] | None:
 
 def probes(cell: Cell) -> dict[str, object]:
     """Return what stock's layers take and return."""
-    keyword = "cache" if cell.release == "5.24.0" else "past_key_values"
+    keyword = "cache" if minor(cell) >= 24 else "past_key_values"
     names = ["attention_mask", keyword, "position_embeddings", "position_ids", "use_cache"]
     return {
         "positional": 1,
@@ -121,7 +127,7 @@ def probes(cell: Cell) -> dict[str, object]:
         "accepts": ["hidden_states", *names, "kwargs"],
         "cache_lengths": [3, 3, 3, 3],
         "head_dim": cell.architecture.config.get("head_dim"),
-        "gets_cache_position": cell.release < "5.2",
+        "gets_cache_position": minor(cell) < 4,
     }
 
 
