@@ -134,19 +134,19 @@ class Scaled(Codec):
             self.factor,
             self.high_first,
         )
-        values = VALUES[self.kind][:, None] if in_byte == 1 else _pairs(self.kind, self.high_first)
-        scales, zeros = self._scales(stored[1]), self._zeros(stored)
+        values, scales, zeros = VALUES[self.kind], self._scales(stored[1]), self._zeros(stored)
         if zeros is None:
             zeros = np.empty((codes.size // self._row_bytes, 0), np.float32)
+        made = target.view(loops.UNSIGNED[form.dtype])
         if self.transposed:
             matrix = self.transposed
-            loops.transposed(form, codes, columns, self.rows, matrix, values, zeros, scales, target)
+            loops.transposed(form, codes, columns, self.rows, matrix, values, zeros, scales, made)
             return
         if self.rows == 1 and not columns % self.width:
             # One long row: short ones would take longer.
             columns, scales = codes.size * in_byte, scales.reshape(1, -1)
             zeros = zeros.reshape(1, -1) if self.zeros else zeros[:1]
-        loops.scaled(form, codes, columns, self.rows, values, zeros, scales, target)
+        loops.scaled(form, codes, columns, self.rows, values, zeros, scales, made)
 
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:

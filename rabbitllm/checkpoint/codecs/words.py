@@ -9,7 +9,6 @@ stored, one of AWQ those of a row.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -95,8 +94,7 @@ class Words(Codec):
 
     @override
     def decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
-        loops = compiled_loops()
-        if loops and not self.columns % self._in_byte:
+        if loops := compiled_loops():
             self._decode_by(loops, stored, target)
         else:
             self._decode(stored, target, scratch)
@@ -106,16 +104,14 @@ class Words(Codec):
         rows = len(target) // SCALES[self.dtype].itemsize // self.columns
         words = self._words(stored[0], rows)
         packed = np.require(words, requirements="A"), SHIFTS if self.interleaved else NO_INDEX
-        others = self._zeros(stored[1]), self._scales(stored[2], rows)
-        levels = 2**self.bits
-        width = levels if self.indexed else self.group
-        form = loops.form("uint4", self.bits, width, self.scale, self.dtype)
+        table = np.arange(max(2**self.bits, loops.LEVELS), dtype=np.float32)
+        others = table, self._zeros(stored[1]), self._scales(stored[2], rows)
+        form = loops.form("uint4", self.bits, self.group, self.scale, self.dtype)
+        made = target.view(loops.UNSIGNED[form.dtype])
         if self.indexed:
-            every = np.tile(_every(self.bits), loops.PART // levels)
-            starts = self._index(stored[3]) * np.int32(levels)
-            loops.indexed_words(form, *packed, *others, every, starts, target)
+            loops.indexed_words(form, *packed, *others, self._index(stored[3]), made)
         else:
-            loops.words(form, *packed, *others, target)
+            loops.words(form, *packed, *others, made)
 
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
@@ -379,11 +375,3 @@ def _take(table: Bytes, places: Places, target: Bytes) -> None:
     indices = torch.from_numpy(places.reshape(-1))
     for some, into in zip(indices.split(GRAIN), made.split(GRAIN), strict=True):
         torch.index_select(source, 0, some, out=into)
-
-
-@cache
-def _every(bits: int) -> Bytes:
-    """All codes, packed, the first in the lowest bits of a byte."""
-    codes = np.arange(2**bits).reshape(-1, 8 // bits) << np.arange(0, 8, bits)
-    packed: Bytes = codes.sum(1).astype(np.uint8)
-    return packed

@@ -47,7 +47,8 @@ def test_floats_are_rounded_as_torch_does(rounded: str, dtype: str) -> None:
     made = torch.empty(values.shape, dtype=DTYPES[dtype])
     form = loops.form("int4", 4, 1, rounded, dtype)
     loops._round(values.numpy(), form.rounding)
-    loops._write(values.numpy(), form.dtype, made.view(torch.uint8).numpy())
+    unsigned = made.view(torch.uint8).numpy().view(loops.UNSIGNED[form.dtype])
+    loops._write(values.numpy(), form.dtype, unsigned)
     assert same(made, expected)
 
 
@@ -90,13 +91,86 @@ CODECS: dict[str, Callable[[str], Codec]] = {
 }
 
 
+HIGH, WIDE = loops.STRIP + 16, loops.PART + 96
+"""Rows and columns of what is made in several parts."""
+PARTS: dict[str, tuple[int, int, Callable[[str], Codec]]] = {
+    **{
+        f"words of {bits} bits in groups of {group}{', act-order' * indexed}": (
+            HIGH,
+            WIDE,
+            lambda to, bits=bits, group=group, indexed=indexed: Words(
+                to, bits, WIDE, group, "float16", added=1, indexed=indexed
+            ),
+        )
+        for bits in (2, 4, 8)
+        for group in (9, 100, 128, WIDE // 3 + 1)
+        for indexed in (False, True)
+    },
+    **{
+        f"awq of {WIDE + more} columns in groups of {group}": (
+            HIGH,
+            WIDE + more,
+            lambda to, more=more, group=group: Words(
+                to, 4, WIDE + more, group, "float16", interleaved=True
+            ),
+        )
+        for more in (0, 3)
+        for group in (16, 100)
+    },
+    **{
+        f"{kind} in blocks of {width} columns{', high first' * high}": (
+            24,
+            WIDE,
+            lambda to, kind=kind, width=width, high=high: Scaled(
+                to, kind, WIDE, 1, width, "float32", zeros=kind == "int4", high_first=high
+            ),
+        )
+        for kind in ("int4", "nf4", "int8")
+        for width in (9, 16, 100, 128)
+        for high in ((False,) if kind == "int8" else (False, True))
+    },
+    **{
+        f"{rows} x {columns}, transposed": (
+            2 * columns,
+            rows,
+            lambda to, rows=rows, columns=columns: Scaled(
+                to, "e2m1", columns, 1, 32, "e8m0", transposed=rows
+            ),
+        )
+        for rows in (8, 70, loops.TILE[0] + 5)
+        for columns in (32, 46, loops.TILE[1] + 64)
+    },
+}
+
+
+@pytest.mark.parametrize("to", DTYPES)
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_the_same_as_by_numpy(name: str, to: str) -> None:
+    rows, columns, made = PARTS[name]
+    check(made(to), Layout(DTYPES[to], (rows, columns)))
+
+
+def test_values_are_looked_up_without_shuffles_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "SHUFFLES", False)
+    levels = np.arange(3 * loops.LEVELS, dtype=np.uint16)
+    codes = np.arange(90, dtype=np.uint8) % loops.LEVELS
+    made = np.empty((2, len(codes)), np.uint16)
+    loops._choose(levels, codes, 40, 7, made[0])
+    loops._choose.py_func(levels, codes, 40, 7, made[1])
+    assert (made[0] == made[1]).all()
+
+
 @pytest.mark.parametrize("to", DTYPES)
 @pytest.mark.parametrize("name", CODECS)
 def test_what_is_special_is_the_same_as_by_numpy(name: str, to: str) -> None:
-    codec = CODECS[name](to)
-    weight = Layout(DTYPES[to], (ROWS, COLUMNS - (name == "awq of odd rows")))
+    columns = COLUMNS - (name == "awq of odd rows")
+    check(CODECS[name](to), Layout(DTYPES[to], (ROWS, columns)))
+
+
+def check(codec: Codec, weight: Layout) -> None:
+    """Decodes values that are special, too, by loops and by numpy, and compares them."""
     stored = [each.numpy() for each in special(codec, weight)]
-    made, expected = torch.empty(weight.shape, dtype=weight.dtype), torch.empty(0)
+    made = torch.empty(weight.shape, dtype=weight.dtype)
     expected = torch.empty_like(made)
     scratch = np.full(codec.scratch, 0xA5, np.uint8)
     assert isinstance(codec, Scaled | Words)
