@@ -70,11 +70,13 @@ class Recorder:
         self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], stream: torch.cuda.Stream
     ) -> None:
         with self._alone, _no_garbage(), torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
             try:
-                work()
-            finally:
-                graph.capture_end()
+                _capture(graph, work)
+            except Exception:
+                # Up to torch 2.11 no random numbers are drawn on the device from then on: of a
+                # recording that could not be ended the generator learns by the end of another.
+                _capture(torch.cuda.CUDAGraph(), torch.zeros(1, device=stream.device).zero_)
+                raise
 
     def _stop(self, error: BaseException) -> None:
         """Nothing is hidden by it: the caller launches the same work, and gets its errors."""
@@ -88,6 +90,14 @@ class Recorder:
     def close(self) -> None:
         """Ends; on return nothing is recorded any more."""
         self._recording.close()
+
+
+def _capture(graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
+    graph.capture_begin(capture_error_mode="thread_local")
+    try:
+        work()
+    finally:
+        graph.capture_end()
 
 
 @contextmanager

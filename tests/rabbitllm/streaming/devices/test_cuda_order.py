@@ -52,6 +52,9 @@ class Device:
         copies_early: the streams beside the default one run as soon as they can.
         interrupt_at: at which call of the thread that made it a KeyboardInterrupt falls.
         calls: of that thread, each counted when it begins and when it ends.
+        recorded: what is being recorded.
+        invalid: what is being recorded cannot be ended.
+        draws: random numbers can be drawn.
     """
 
     def __init__(self, copies_early: bool) -> None:
@@ -62,6 +65,7 @@ class Device:
         self.interrupt_at = -1
         self.calls = 0
         self.recorded: list[Callable[[], None]] | None = None
+        self.invalid, self.draws = False, True
         self._thread = threading.get_ident()
         self._current = threading.local()
 
@@ -113,22 +117,23 @@ class Stream:
     """Work that runs in order, once something waits for it."""
 
     def __init__(self, device: Device, early: bool) -> None:
-        self.device = device
+        self.owner = device
+        self.device = torch.device("cpu")  # where its memory really is
         self.early = early
         self.work: list[Callable[[], None]] = []
         self.done = 0
 
     def add(self, work: Callable[[], None]) -> None:
-        with self.device.call(), self.device.running:
-            if self.device.recorded is not None and self.device.elsewhere:
-                self.device.recorded.append(work)
+        with self.owner.call(), self.owner.running:
+            if self.owner.recorded is not None and self.owner.elsewhere:
+                self.owner.recorded.append(work)
                 return
             self.work.append(work)
             if self.early:
                 self.reach(len(self.work))
 
     def reach(self, position: int) -> None:
-        with self.device.running:
+        with self.owner.running:
             while self.done < position:
                 self.done += 1
                 self.work[self.done - 1]()
@@ -184,10 +189,14 @@ class Graph:
 
     def capture_begin(self, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"  # others go on
-        self.device.recorded = self.work
+        self.device.recorded, self.device.draws = self.work, False
 
     def capture_end(self) -> None:
         self.device.recorded = None
+        if self.device.invalid:
+            self.device.invalid = False
+            raise RuntimeError("the recording is not valid")
+        self.device.draws = True
 
     def replay(self) -> None:
         def work() -> None:

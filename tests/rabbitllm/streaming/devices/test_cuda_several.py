@@ -57,7 +57,7 @@ class Devices:
         return self.each[device.index if device else 0].default
 
     def of(self, stream: Stream) -> torch.device:
-        return torch.device("cuda", self.each.index(stream.device))
+        return torch.device("cuda", self.each.index(stream.owner))
 
     def event(self) -> Event:
         return Event(self.first)

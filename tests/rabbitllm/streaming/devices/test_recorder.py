@@ -64,6 +64,23 @@ def test_once_something_cannot_be_recorded_nothing_more_is(
     recorder.close()
 
 
+def test_random_numbers_are_drawn_behind_a_recording_that_could_not_be_ended(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    stream: Any = device.stream(torch.device("cuda", 0))
+
+    def work() -> None:
+        device.invalid = True
+        raise RuntimeError("takes memory")
+
+    recorder.ran("a")
+    assert recorder.find("a", work, stream) is None
+    assert device.draws
+    assert "RuntimeError: takes memory" in caplog.text
+    recorder.close()
+
+
 @pytest.mark.parametrize("collects", [True, False])
 def test_no_garbage_is_collected_while_it_records(device: Device, collects: bool) -> None:
     recorder, seen = Recorder(), list[bool]()
