@@ -15,6 +15,11 @@ from rabbitllm.utils.workers import Workers
 logger = logging.getLogger(__name__)
 
 RECORDER = "rabbitllm-record"
+ROOM = 32 << 20
+"""Bytes on the device that a recorder's recordings may take, and the last of them what it takes
+beyond. Up to CUDA 12.3 that is 64 KB for each kernel
+(https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html). Where there are too many
+to record, layers are large, and the host launches them in less time than the device takes."""
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -32,6 +37,7 @@ class Recorder:
         self._ran: set[Hashable] = set()
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Future[None]]] = {}
         self._failed = False
+        self._taken = 0
         self._recording = Workers(1, RECORDER)
 
     def find(
@@ -46,10 +52,10 @@ class Recorder:
 
         Returns:
             None where there is nothing: launch it, and then say so to `ran`. Once some work could
-            not be recorded, no more is.
+            not be recorded, or recordings take up their `ROOM`, no more is.
         """
         if again not in self._graphs:
-            if self._failed or again not in self._ran:
+            if self._failed or self._taken >= ROOM or again not in self._ran:
                 return None
             graph = torch.cuda.CUDAGraph()
             # By a thread of its own: no interrupt may fall between the begin and the end of it.
@@ -70,6 +76,7 @@ class Recorder:
         self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], stream: torch.cuda.Stream
     ) -> None:
         with self._alone, _no_garbage(), torch.cuda.stream(stream):
+            before = taken_elsewhere(stream)
             try:
                 _capture(graph, work)
             except Exception:
@@ -77,6 +84,7 @@ class Recorder:
                 # recording that could not be ended the generator learns by the end of another.
                 _capture(torch.cuda.CUDAGraph(), torch.zeros(1, device=stream.device).zero_)
                 raise
+            self._taken += max(0, taken_elsewhere(stream) - before)
 
     def _stop(self, error: BaseException) -> None:
         """Nothing is hidden by it: the caller launches the same work, and gets its errors."""
@@ -90,6 +98,12 @@ class Recorder:
     def close(self) -> None:
         """Ends; on return nothing is recorded any more."""
         self._recording.close()
+
+
+def taken_elsewhere(stream: torch.cuda.Stream) -> int:
+    """Bytes of a stream's device that are taken, and not by torch's allocator."""
+    free, total = torch.cuda.mem_get_info(stream.device)
+    return total - free - torch.cuda.memory_reserved(stream.device)
 
 
 def _capture(graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:

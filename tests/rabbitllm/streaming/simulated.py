@@ -24,7 +24,7 @@ from rabbitllm.streaming import (
     working,
 )
 from rabbitllm.streaming.buffers import host_buffer
-from rabbitllm.streaming.devices import DEVICES, CudaTransfer, cuda
+from rabbitllm.streaming.devices import DEVICES, CudaTransfer, cuda, recorder
 
 ROOM = 1 << 40
 
@@ -116,6 +116,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(recorder, "taken_elsewhere", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     monkeypatch.setattr(torch.cuda, "stream", _using)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)

@@ -27,7 +27,7 @@ from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import host_buffer
-from rabbitllm.streaming.devices import CudaTransfer, cuda, decoder, encoded
+from rabbitllm.streaming.devices import CudaTransfer, cuda, decoder, encoded, recorder
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline
@@ -55,6 +55,7 @@ class Device:
         recorded: what is being recorded.
         invalid: what is being recorded cannot be ended.
         draws: random numbers can be drawn.
+        taken: bytes of its memory by recordings, of which each takes `takes`.
     """
 
     def __init__(self, copies_early: bool) -> None:
@@ -66,6 +67,7 @@ class Device:
         self.calls = 0
         self.recorded: list[Callable[[], None]] | None = None
         self.invalid, self.draws = False, True
+        self.taken = self.takes = 0
         self._thread = threading.get_ident()
         self._current = threading.local()
 
@@ -197,6 +199,7 @@ class Graph:
             self.device.invalid = False
             raise RuntimeError("the recording is not valid")
         self.device.draws = True
+        self.device.taken += self.device.takes
 
     def replay(self) -> None:
         def work() -> None:
@@ -338,6 +341,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     monkeypatch.setattr(torch.cuda, "CUDAGraph", made.graph)
     monkeypatch.setattr(torch.cuda, "stream", made.using)
     monkeypatch.setattr(torch.cuda, "synchronize", made.synchronize)
+    monkeypatch.setattr(recorder, "taken_elsewhere", lambda _: made.taken)
     monkeypatch.setattr(torch.cuda, "current_stream", made.current)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
     monkeypatch.setattr(decoder, "COPY", NBYTES // 3)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from rabbitllm.streaming.devices import recorder as module
 from rabbitllm.streaming.devices.recorder import Recorder
 from tests.rabbitllm.streaming.devices.test_cuda_order import Device, device
 
@@ -79,6 +81,29 @@ def test_random_numbers_are_drawn_behind_a_recording_that_could_not_be_ended(
     assert device.draws
     assert "RuntimeError: takes memory" in caplog.text
     recorder.close()
+
+
+def test_recordings_take_no_more_than_their_room_and_the_last_of_them(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROOM", 10)
+    device.taken, device.takes = 1000, 4
+    recorder = Recorder()
+    stream: Any = device.stream(torch.device("cuda", 0))
+    for again in range(5):
+        recorder.ran(again)
+    found = [recorder.find(again, lambda: None, stream) for again in range(5)]
+    assert [graph is not None for graph in found] == [True, True, True, False, False]
+    assert [recorder.find(again, lambda: None, stream) for again in range(5)] == found
+    assert device.taken == 1012
+    recorder.close()
+
+
+def test_what_is_taken_elsewhere_is_not_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream: Any = SimpleNamespace(device=torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda at: (30 * at.index, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda at: 50 * at.index)
+    assert module.taken_elsewhere(stream) == 20
 
 
 @pytest.mark.parametrize("collects", [True, False])
