@@ -12,16 +12,16 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.records import Record, write_as_they_come
 from rabbitllm.cli.tables import table
 
 
 def measure(
     bench: Path, gguf: Path, layers: int, prompt: int, new: int, threads: int, repetitions: int
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """llama-bench's records of a prompt and of a generation.
 
     Args:
@@ -39,11 +39,19 @@ def measure(
     command = [bench, "-m", gguf, "-ngl", layers, "-p", prompt, "-n", new, "-t", threads]
     command += ["-r", repetitions, "-o", "json"]
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
-    records: list[dict[str, Any]] = json.loads(done.stdout)
+    records: list[Record] = json.loads(done.stdout)
     return [record | {"model_filename": gguf.name} for record in records]
 
 
-def render(records: Sequence[dict[str, Any]]) -> str:
+def measure_all(asked: argparse.Namespace) -> Iterator[Record]:
+    """The records of all numbers of layers, in turn."""
+    how = (asked.prompt, asked.new_tokens, asked.threads, asked.repetitions)
+    for layers in map(int, asked.layers.split(",")):
+        print(f"{layers} layers on the GPU ...", file=sys.stderr, flush=True)
+        yield from measure(asked.bench, asked.gguf, layers, *how)
+
+
+def render(records: Sequence[Record]) -> str:
     """The records as a Markdown table."""
     rows = [
         {
@@ -78,14 +86,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=5, help="of each (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")
     asked = parser.parse_args(argv)
-    how = (asked.prompt, asked.new_tokens, asked.threads, asked.repetitions)
-    records: list[dict[str, Any]] = []
-    for layers in map(int, asked.layers.split(",")):
-        print(f"{layers} layers on the GPU ...", file=sys.stderr, flush=True)
-        records += measure(asked.bench, asked.gguf, layers, *how)
-        # An interrupt costs the row that is being measured, no other.
-        asked.out.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    text = render(records)
-    asked.out.with_suffix(".md").write_text(text)
-    print(text)
+    write_as_they_come(measure_all(asked), asked.out, render)
     return 0
