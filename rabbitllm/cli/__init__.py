@@ -24,13 +24,14 @@ from rabbitllm.cli.parser import Parser
 COMMANDS = (run, chat, plan, split, cache, doctor, bench, serve, batch, check, bisect)
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 STEPS = (
+    "rabbitllm.checkpoint.codecs.kept_code",
     "rabbitllm.checkpoint.hub",
     "rabbitllm.checkpoint.store",
     "rabbitllm.streaming.engine",
     "rabbitllm.releases.environments",
 )
-"""What says, before something that takes long, what that is: downloads, layer stores, loading,
-environments."""
+"""What says, before something that takes long, what that is: compilation, downloads, layer stores,
+loading, environments."""
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ held meanwhile. Operations stay in their order, and none are fused: numba's `fas
 Of codes of up to 4 bits a block has no more than 16 values. These are made first, and then looked
 up, several by one instruction.
 
-What was compiled is kept beside this file, or in the user's cache where nobody may write there.
+What was compiled is kept beside this file, or in the user's cache where nobody may write there: see
+`kept_code`.
 It is one file, because what is kept of a function is valid as long as the function's own file.
 """
 
@@ -16,10 +17,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+
+from rabbitllm.checkpoint.codecs.kept_code import keep
+
+if vars(config)["DISABLE_JIT"]:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 PART = 4096
 """Elements of a row that are made at a time."""
@@ -54,10 +60,7 @@ NAN, INFINITE = f32(np.nan), f32(np.inf)
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Has numba compile a function when it is called for the first time."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # there is no folder to keep it in
-        return njit(nogil=True)(function)
+    return keep(njit(nogil=True)(function))
 
 
 def instruction(function: Callable[..., Any]) -> Any:

@@ -54,3 +54,16 @@ def test_where_it_works_its_loops_decode() -> None:
     loops = compiled.compiled_loops()
     assert loops
     assert loops.__name__ == LOOPS
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="needs numba")
+def test_where_it_shall_not_compile_it_is_left_to_numpy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from numba import config
+
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    monkeypatch.delitem(sys.modules, LOOPS, raising=False)
+    monkeypatch.delattr(LOOPS, raising=False)
+    assert compiled.compiled_loops() is None
+    assert "decode more slowly: NUMBA_DISABLE_JIT is set" in caplog.text
