@@ -144,7 +144,7 @@ def _disk(
     if present and present.complete:
         return f"Disk: {place}; {format_size(present.nbytes)} in the layer store {store.folder}"
     needed = sum(stage.stored_nbytes for stage in staged.stages)
-    guessed = "; how much is compressed is an estimate till then" if compression else ""
+    guessed = "; until it is made, what compression saves is an estimate" if compression else ""
     free = _free(store.folder.parent)
     return f"Disk: {place}; {format_size(needed)} for a layer store, {free}{guessed}"
 

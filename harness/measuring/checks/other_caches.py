@@ -60,8 +60,10 @@ def answer(subject: Subject, model: Any, name: str) -> tuple[Tensor, Tensor] | s
 
 def refuses(error: Exception) -> bool:
     """Whether stock's code for caches raised it, or what that calls of torch's, and no forward."""
-    modules = [str(frame.f_globals["__name__"]) for frame, _ in walk_tb(error.__traceback__)]
-    return [name for name in modules if name.partition(".")[0] != "torch"][-1].startswith(REFUSING)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    return [str(name) for name in modules if name.partition(".")[0] != "torch"][-1].startswith(
+        REFUSING
+    )
 
 
 def other(
