@@ -31,6 +31,9 @@ made = keep(njit(lambda a: a + {added}))
 
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
+    """As in a process that has said nothing yet."""
+    for said in (kept_code._warn, kept_code._say_that_it_takes_time):
+        said.cache_clear()
     yield
     for said in (kept_code._warn, kept_code._say_that_it_takes_time):
         said.cache_clear()
