@@ -188,7 +188,7 @@ def transposed(form, packed, columns, height, matrix, table, zeros, scales, targ
 
 
 @compiled
-def words(form, packed, shifts, table, zeros, scales, target):
+def words(form, packed, shifts, before, table, zeros, scales, target):
     """Makes what `Words` stores, if groups of columns follow one another.
 
     Args:
@@ -197,9 +197,10 @@ def words(form, packed, shifts, table, zeros, scales, target):
             rows].
         shifts: int32, where the codes of its rows begin in a word, where words are interleaved;
             else empty.
+        before: rows that are not made.
         table: float32 [codes]: what they stand for.
-        zeros: float32 [rows, groups].
-        scales: float32 [rows, groups].
+        zeros: float32 [rows that are made, groups].
+        scales: float32 [rows that are made, groups].
         target: see `scaled`.
     """
     rows, room = len(zeros), _room(target)
@@ -209,7 +210,7 @@ def words(form, packed, shifts, table, zeros, scales, target):
         last = min(first + STRIP, rows)
         for begin in range(0, columns, PART):
             end = min(begin + PART, columns)
-            _gather(form, packed, shifts, first, last, begin, end, turned, strip)
+            _gather(form, packed, shifts, before + first, before + last, begin, end, turned, strip)
             for row in range(first, last):
                 codes = strip[row - first, : end - begin]
                 made = target[row * columns + begin : row * columns + end]
@@ -217,13 +218,16 @@ def words(form, packed, shifts, table, zeros, scales, target):
 
 
 @compiled
-def indexed_words(form, packed, shifts, table, zeros, scales, index, target):
-    """As `words`, for groups that do not: a row's values of all codes are made first, for each.
+def indexed_words(form, packed, shifts, before, table, zeros, scales, index, target):
+    """As `words`, for groups that do not.
+
+    Where a row has more elements than its codes have values in all groups, these are made first.
 
     Args:
         form: see there, as what has the same name.
         packed: see there.
         shifts: see there.
+        before: see there.
         table: see there.
         zeros: see there.
         scales: see there.
@@ -231,27 +235,49 @@ def indexed_words(form, packed, shifts, table, zeros, scales, index, target):
         target: see there.
     """
     rows, room = len(zeros), _room(target)
-    columns, groups = target.size // rows, scales.shape[1]
+    columns, levels = target.size // rows, scales.shape[1] * table.size
     turned, strip = _room_to_gather(form, shifts)
     starts = np.empty(columns, u32)
     for column in range(columns):
         starts[column] = index[column] * table.size
-    values = np.empty((STRIP, groups * table.size), target.dtype)
+    values = np.empty((STRIP, levels if levels <= columns else 0), target.dtype)
     for first in range(0, rows, STRIP):
         last = min(first + STRIP, rows)
-        for row in range(first, last):
-            made, step = values[row - first], PART // table.size
-            for group in range(0, groups, step):
-                end = min(group + step, groups)
-                zero, scale = zeros[row, group:end], scales[row, group:end]
-                some = made[group * table.size : end * table.size]
-                _tabulate(form, room, table, zero, scale, some)
+        if values.size:
+            for row in range(first, last):
+                _tabulate_row(form, room, table, zeros[row], scales[row], values[row - first])
         for begin in range(0, columns, PART):
             end = min(begin + PART, columns)
-            _gather(form, packed, shifts, first, last, begin, end, turned, strip)
+            _gather(form, packed, shifts, before + first, before + last, begin, end, turned, strip)
             for row in range(first, last):
+                codes = strip[row - first, : end - begin]
                 made = target[row * columns + begin : row * columns + end]
-                _pick(values[row - first], strip[row - first], starts[begin:end], made)
+                if values.size:
+                    _pick(values[row - first], codes, starts[begin:end], made)
+                else:
+                    some = index[begin:end]
+                    _make_of_groups(form, room, codes, table, zeros[row], scales[row], some, made)
+
+
+@compiled
+def _tabulate_row(form, room, table, zeros, scales, target):
+    """As `_tabulate`, for any number of blocks."""
+    step = PART // table.size
+    for block in range(0, scales.size, step):
+        end = min(block + step, scales.size)
+        made = target[block * table.size : end * table.size]
+        _tabulate(form, room, table, zeros[block:end], scales[block:end], made)
+
+
+@compiled
+def _make_of_groups(form, room, codes, table, zeros, scales, index, target):
+    """As `_make`, for elements of which each has its block's number in `index`."""
+    values = room.values[: codes.size]
+    _look_up(form, codes, table, values)
+    for i in range(values.size):
+        group = u32(index[i])
+        values[i] = (values[i] - zeros[group]) * scales[group]
+    _finish(form, values, target)
 
 
 @compiled

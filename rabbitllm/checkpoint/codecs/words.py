@@ -29,6 +29,8 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 STRIP = 128
 """Rows whose words are put in order together: whole lines of a cache."""
+SCALES_AT_ONCE = 1 << 18
+"""That are made float32 together, with as many zero points: what a large weight has is large."""
 Places: TypeAlias = npt.NDArray[np.int32]
 NO_INDEX: Places = np.empty(0, np.int32)
 SHIFTS: Places = 4 * np.argsort(ORDER).astype(np.int32)
@@ -105,13 +107,18 @@ class Words(Codec):
         words = self._words(stored[0], rows)
         packed = np.require(words, requirements="A"), SHIFTS if self.interleaved else NO_INDEX
         table = np.arange(max(2**self.bits, loops.LEVELS), dtype=np.float32)
-        others = table, self._zeros(stored[1]), self._scales(stored[2], rows)
         form = loops.form("uint4", self.bits, self.group, self.scale, self.dtype)
-        made = target.view(loops.UNSIGNED[form.dtype])
-        if self.indexed:
-            loops.indexed_words(form, *packed, *others, self._index(stored[3]), made)
-        else:
-            loops.words(form, *packed, *others, made)
+        made = target.view(loops.UNSIGNED[form.dtype]).reshape(rows, self.columns)
+        index = self._index(stored[3]) if self.indexed else NO_INDEX
+        step = max(1, SCALES_AT_ONCE // self._groups // STRIP) * STRIP
+        for first in range(0, rows, step):
+            some = slice(first, min(first + step, rows))
+            others = table, self._zeros(stored[1], some), self._scales(stored[2], rows, some)
+            into = made[some].reshape(-1)
+            if self.indexed:
+                loops.indexed_words(form, *packed, first, *others, index, into)
+            else:
+                loops.words(form, *packed, first, *others, into)
 
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, stored: Sequence[Bytes], target: Bytes, scratch: Bytes) -> None:
@@ -119,16 +126,16 @@ class Words(Codec):
         made = target.reshape(-1, self.columns, SCALES[self.dtype].itemsize)
         rows = len(made)
         words = self._words(stored[0], rows)
-        zeros, scales = self._zeros(stored[1]), self._scales(stored[2], rows)
         index = self._index(stored[3]) if self.indexed else NO_INDEX
         places = self._places(index) if self._looks_up else NO_INDEX
         for first in range(0, rows, STRIP):
             some = slice(first, min(first + STRIP, rows))
             codes, spare = self._codes(words, some, scratch)
+            zeros, scales = self._zeros(stored[1], some), self._scales(stored[2], rows, some)
             if self._looks_up:
-                self._look_up(codes, zeros[some], scales[some], places, made[some], spare)
+                self._look_up(codes, zeros, scales, places, made[some], spare)
             else:
-                self._multiply(codes, zeros[some], scales[some], index, made[some], spare)
+                self._multiply(codes, zeros, scales, index, made[some], spare)
 
     @override
     def decode_on(self, stored: Sequence[torch.Tensor], target: torch.Tensor) -> None:
@@ -297,19 +304,20 @@ class Words(Codec):
         """The words, of as many rows of the weight."""
         return stored.view("<i4").reshape(-1, rows // self._many if self.interleaved else rows)
 
-    def _zeros(self, stored: Bytes) -> Floats:
-        """The zero points: float32 [rows, groups]."""
+    def _zeros(self, stored: Bytes, rows: slice) -> Floats:
+        """The zero points of some rows: float32 [rows, groups]."""
         words = stored.view("<i4").reshape(self._groups, -1, 1)
-        shifts = np.arange(0, WORD, self.bits)
-        if self.interleaved:
-            shifts = shifts[np.argsort(ORDER)]
-        codes = (words >> shifts & 2**self.bits - 1) + self.added
+        across = np.arange(0, WORD, self.bits, dtype=np.int32)
+        shifts = SHIFTS if self.interleaved else across
+        codes = words[:, rows.start // self._many : rows.stop // self._many] >> shifts
+        codes &= 2**self.bits - 1
+        codes += self.added
         return np.ascontiguousarray(codes.reshape(self._groups, -1).T, np.float32)
 
-    def _scales(self, stored: Bytes, rows: int) -> Floats:
-        """The scales: float32 [rows, groups]."""
-        found = torch.from_numpy(stored).view(SCALES[self.scale]).view(self._groups, rows)
-        return found.t().float().contiguous().numpy()
+    def _scales(self, stored: Bytes, count: int, rows: slice) -> Floats:
+        """The scales of some of so many rows: float32 [rows, groups]."""
+        found = torch.from_numpy(stored).view(SCALES[self.scale]).view(self._groups, count)
+        return found[:, rows].t().float().contiguous().numpy()
 
     def _index(self, stored: Bytes) -> Places:
         """The group of each column."""

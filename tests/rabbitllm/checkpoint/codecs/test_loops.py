@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from rabbitllm.checkpoint.codecs import compiled
+from rabbitllm.checkpoint.codecs import compiled, words
 from rabbitllm.checkpoint.codecs.codec import Codec, Layout, nbytes
 from rabbitllm.checkpoint.codecs.scaled import Scaled
 from rabbitllm.checkpoint.codecs.words import Words
@@ -177,6 +178,27 @@ def check(codec: Codec, weight: Layout) -> None:
     codec.decode(stored, made.view(torch.uint8).numpy().reshape(-1), scratch)
     codec._decode(stored, expected.view(torch.uint8).numpy().reshape(-1), scratch)
     assert same(made, expected)
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq, act-order", "awq"])
+def test_rows_are_made_some_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "SCALES_AT_ONCE", 1)
+    check(CODECS[name]("bfloat16"), Layout(torch.bfloat16, (2 * words.STRIP + 16, COLUMNS)))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_what_is_made_of_scales_is_no_more_than_is_promised(bits: int, indexed: bool) -> None:
+    codec = Words("bfloat16", bits, 1024, 8, "float16", indexed=indexed)
+    weight = Layout(torch.bfloat16, (1 << 14, 1024))
+    stored = [each.numpy() for each in special(codec, weight)]
+    made, scratch = np.zeros(nbytes(weight), np.uint8), np.zeros(codec.scratch, np.uint8)
+    codec.decode(stored, made, scratch)  # what is compiled is kept
+    tracemalloc.start()
+    codec.decode(stored, made, scratch)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < codec.scratch
 
 
 def test_words_need_not_be_aligned() -> None:
