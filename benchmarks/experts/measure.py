@@ -7,7 +7,9 @@ Each engine generates the same tokens (drawn with one seed, as greedy ones repea
 reads a long prompt. Where stock is among them it stays on the device, and takes turns with each
 budget: the pace of a host wanders by half within minutes, and with few bytes to move it is the
 host's pace that is measured. `whole` is the streamed model that moves all experts, without stock
-beside it. Writes a line of JSON for each, and a Markdown table beside them.
+beside it. With `--host-compute` each budget is measured with host_compute="auto" as well, where
+experts come from RAM; its sums have another order, so its tokens need not be stock's. Writes a line
+of JSON for each, and a Markdown table beside them.
 """
 
 import argparse
@@ -47,6 +49,7 @@ COUNTED = (
     "rows_asked",
     "rows_brought",
     "rows_foreseen",
+    "bytes_on_host",
 )
 
 
@@ -167,7 +170,10 @@ def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Engine]:
         host = {"host_memory": "min"} if disk and DEVICE.type == "cuda" else {}
         for budget in asked.budgets.split(","):
             load = partial(streamed, folder, **{MEMORY: budget} | host | limit)
-            yield Engine(f"{budget}, from {place}", load, slow=disk, disk=disk)
+            name = f"{budget}, from {place}"
+            yield Engine(name, load, slow=disk, disk=disk)
+            if asked.host_compute and not disk:
+                yield Engine(f"{name}, host_compute", partial(load, host_compute="auto"))
         if "whole" in peers:
             load = partial(_whole, folder, **{MEMORY: "min"} | host | limit)
             name = f"min, from {place}, all experts"
@@ -234,6 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where experts come from: ram, disk; a CPU has them on disk (%(default)s)",
     )
     parser.add_argument("--peers", default="", help="stock, accelerate, whole; none by default")
+    parser.add_argument(
+        "--host-compute", action="store_true", help="each budget with it, too, from RAM"
+    )
     parser.add_argument("--new-tokens", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; the table is .md")

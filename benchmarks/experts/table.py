@@ -36,6 +36,7 @@ def _row(record: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, str]:
     asked, came = moved.get("rows_asked", 0), moved.get("rows_brought", 0)
     needed = (came + moved.get("rows_foreseen", 0)) * record["expert_bytes"]
     wire = "bytes_to_device" if moved.get("bytes_to_device") else "bytes_from_disk"
+    on_host = moved.get("bytes_on_host", 0)
     distinct = record["distinct_experts"]
     same = all(a == b for a, b in zip(tokens, record["tokens"], strict=False))
     rate = record["tokens_per_second"]
@@ -51,6 +52,7 @@ def _row(record: Mapping[str, Any], tokens: Sequence[int]) -> dict[str, str]:
         "had to come": f"{came / asked:.0%}" if asked else "",
         "bytes beyond theirs": f"{moved['bytes_of_rows'] / needed - 1:+.1%}" if needed else "",
         "foreseen": f"{moved['rows_foreseen'] / asked:.0%}" if asked else "",
+        "computed on host": f"{on_host / 1e9:.2f} GB" if on_host else "",
         "prompt, s": f"{record['prompt_seconds']:.2f}",
         "distinct in 64": "" if distinct is None else f"{distinct:.0f}",
         "tokens as the first's": "yes" if same else "NO",

@@ -46,6 +46,28 @@ def test_experts_that_are_asked_for_are_fewer_bytes_than_all_and_the_same_tokens
     text = render(records)
     assert text.count("| yes") == 3
     assert "NO" in render([stock, routed | {"tokens": [-1]}])
+    shared = routed | {"per_token": routed["per_token"] | {"bytes_on_host": 1.234e12}}
+    assert "1234.00 GB" not in text
+    assert "1234.00 GB" in render([stock, shared])
+
+
+def test_host_compute_adds_a_row_for_each_budget_in_ram(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(measure, "measure_all", lambda asked: measure.engines(asked, tmp_path))
+    monkeypatch.setattr(measure, "write_as_they_come", lambda engines, *_: found.extend(engines))
+    asked = f"--shape tiny --folder {tmp_path} --out {tmp_path / 'out'} --budgets min,8GiB"
+    assert measure.main([*asked.split(), "--from", "ram,disk"]) == 0
+    plain = [engine.name for engine in found]
+    found.clear()
+    assert measure.main([*asked.split(), "--from", "ram,disk", "--host-compute"]) == 0
+    shared = [each for each in found if each.load.keywords.get("host_compute") == "auto"]
+    assert [each.name for each in shared] == [
+        "min, from ram, host_compute",
+        "8GiB, from ram, host_compute",
+    ]
+    assert [each.name for each in found if each not in shared] == plain
 
 
 def test_the_limit_is_the_slowest_wire_or_stock() -> None:
