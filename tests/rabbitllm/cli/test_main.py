@@ -253,3 +253,10 @@ def test_what_a_terminal_cannot_show_is_a_question_mark(tmp_path: Path) -> None:
 
 def test_the_commands_are_modules_named_after_them() -> None:
     assert [module.__name__.rpartition(".")[2] for module in cli.COMMANDS] == NAMES
+
+
+def test_a_wait_for_a_compiler_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    kept_code = pytest.importorskip("rabbitllm.checkpoint.codecs.kept_code")
+    cli._prepare_logging(logging.WARNING)
+    kept_code._say_that_it_takes_time.__wrapped__()
+    assert caplog.messages == ["Compiling loops that decode weights: some seconds, once"]
