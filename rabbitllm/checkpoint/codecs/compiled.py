@@ -15,7 +15,8 @@ def compiled_loops() -> ModuleType | None:
         return None
     try:
         from rabbitllm.checkpoint.codecs import loops
-    except (ImportError, OSError) as error:  # it does not know this numpy, or its library is broken
+    # It does not know this numpy, its library is broken, or a newer one lacks what is used of it.
+    except (ImportError, OSError, AttributeError) as error:
         logger.warning("numba cannot be used, so weights decode more slowly: %s", error)
         return None
     return loops

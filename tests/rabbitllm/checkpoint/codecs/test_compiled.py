@@ -22,7 +22,12 @@ def _anew() -> Any:
 
 
 @pytest.mark.parametrize(
-    "error", [ImportError("Numba needs NumPy 2.0 or less"), OSError("llvmlite.so: no such file")]
+    "error",
+    [
+        ImportError("Numba needs NumPy 2.0 or less"),
+        OSError("llvmlite.so: no such file"),
+        AttributeError("'JITCPUCodegen' object has no attribute 'magic_tuple'"),
+    ],
 )
 def test_one_that_is_broken_says_so_and_leaves_it_to_numpy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
