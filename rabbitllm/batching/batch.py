@@ -26,7 +26,7 @@ from rabbitllm.model import StreamedModel
 from rabbitllm.streaming.working import Work, read_geometry
 from rabbitllm.utils.memory import available_host_memory
 
-PASS_TOKENS = {"cpu": 256, "cuda": 2048}
+PASS_TOKENS = {"cpu": 256, "cuda": 4096}
 """Tokens of a pass, padding included, that cost little beside the weights' way, or on a CPU seconds
 at most; what a prompt may hold others up by."""
 LEAST_CHUNK = 8
@@ -91,6 +91,7 @@ class Batch:
         self._most = most
         self._bound = _rope_bound(model)
         self._held: RowsCache | None = None
+        self._came = 0  # rows so far
         self._geometry = read_geometry(model.config)
         names = inspect.signature(model.forward).parameters
         self._cache = next((name for name in CACHES if name in names), "")
@@ -144,8 +145,7 @@ class Batch:
         What goes wrong ends the sequences that it concerns: see `Row.answer`.
         """
         try:
-            self._leave()
-            self._join()
+            self._change()
             if self.running:
                 self._pass()
             elif self.waiting:
@@ -153,6 +153,34 @@ class Batch:
         except Exception as error:  # goes to each of them
             self._end_all(error)
         return self.asked
+
+    def _change(self) -> None:
+        """Takes out who is answered or has given up, and lets in who is next.
+
+        Who comes takes the place of who goes: to lay the whole cache out anew for each of them
+        takes time, and twice its memory. Where more go than come, or come than go, it is done once.
+        """
+        for row in self.running:
+            if row.cancelled and not row.answer.done():
+                row.end("cancelled")
+        before = self.running
+        self.running = [row for row in before if not row.answer.done()]
+        if not self.running:
+            before, self._held = [], None
+        staying = len(self.running)
+        self._join()
+        coming = deque(self.running[staying:])
+        places: list[tuple[int, Row]] = []
+        for place, row in enumerate(before):
+            if not row.answer.done():
+                places.append((place, row))
+            elif coming:
+                places.append((place, coming.popleft()))
+        places += [(0, row) for row in coming]
+        self.running = [row for _, row in places]
+        if self._held and before:
+            self._held.select([place for place, _ in places])
+            self._settle([0] * len(places))
 
     def _join(self) -> None:
         """Lets in who is next, as long as there is room: nobody overtakes who waits for more."""
@@ -163,7 +191,7 @@ class Batch:
                 continue
             if not self._can_share(row):
                 break
-            if self.running and not self._fits([*self.running, row], 1, HEADROOM):
+            if self.running and not self._fits([*self.running, row], self._wanted(row), HEADROOM):
                 break
             self.waiting.popleft()
             if row.begin():
@@ -172,24 +200,21 @@ class Batch:
     def _can_share(self, row: Row) -> bool:
         return self.shares and (self._bound is None or row.longest <= self._bound)
 
+    def _wanted(self, row: Row) -> int:
+        """Tokens of the passes in which a row's prompt is to go through, beside those who run."""
+        most = PASS_TOKENS[self.model.device.type] // (len(self.running) + 1)
+        return min(row.pending, max(LEAST_CHUNK, most))
+
     def _enter(self, row: Row) -> None:
         if self._held is None:
             if self._place is None:
                 self.offloaded = self._pays_to_offload(row)
             config = self.model.config.get_text_config(decoder=True)
-            self._held = RowsCache(config, self.model.device if self.offloaded else None)
-        elif self.running:
-            self._held.select([*range(len(self.running)), 0])
+            device = self.model.device if self.offloaded else None
+            self._held = RowsCache(config, device, self.model._rooms.make_room)
+        self._came += 1
+        row.came = self._came
         self.running.append(row)
-
-    def _leave(self) -> None:
-        """Takes out who is answered or has given up."""
-        for row in self.running:
-            if row.cancelled and not row.answer.done():
-                row.end("cancelled")
-        staying = [i for i, row in enumerate(self.running) if not row.answer.done()]
-        if len(staying) < len(self.running):
-            self._keep(staying)
 
     def _keep(self, indices: Sequence[int]) -> None:
         self.running = [self.running[i] for i in indices]
@@ -223,10 +248,10 @@ class Batch:
 
     def _put_back(self) -> None:
         """Has the youngest wait again: what it has said is a part of its prompt from then on."""
-        row = self.running[-1]
+        row = max(self.running, key=lambda row: row.came)
         row.past = 0
         self.waiting.appendleft(row)
-        self._keep(range(len(self.running) - 1))
+        self._keep([i for i, each in enumerate(self.running) if each is not row])
 
     def _end_all(self, error: Exception) -> None:
         for row in self.running:

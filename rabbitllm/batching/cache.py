@@ -5,7 +5,7 @@ stock's `generate`: windows and masks count columns. In a pass in which rows bri
 of tokens, each row's come first and padding behind them; afterwards the row moves to the right.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,20 @@ class RowsCache:
         config: of the model.
         device: the GPU that the model computes on, if the cache is to lie in the host's memory: a
             layer's part of it is there while that layer computes.
+        make_room: called with the bytes that are about to be taken for a while.
 
     Attributes:
         cache: what the model's forward is given.
         columns: tokens of each row in it, padding included.
     """
 
-    def __init__(self, config: PretrainedConfig, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        device: torch.device | None = None,
+        make_room: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._make_room = make_room
         self.cache = OffloadedCache(config, device) if device else make_cache(config)
         for layer in self.cache.layers:
             if isinstance(layer, DynamicSlidingWindowLayer):
@@ -43,8 +50,11 @@ class RowsCache:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows, in this order; one that comes twice makes a row to be overwritten."""
-        if self.columns:
+        layers: Sequence[Any] = self.cache.layers
+        held = next((len(layer.keys) for layer in layers if layer.is_initialized), 0)
+        if held and list(rows) != list(range(held)):
             for layer in self._layers():
+                self._make_room((layer.keys.nbytes + layer.values.nbytes) * len(rows) // held)
                 layer.batch_select_indices(torch.tensor(rows))
 
     def settle(self, shifts: Sequence[int], drop: int) -> None:
@@ -56,13 +66,19 @@ class RowsCache:
         """
         if not drop and not any(shifts):
             return
-        by = torch.tensor(shifts)[:, None]
+        by = torch.tensor(shifts)[:, None] if any(shifts) else None
         for layer in self._layers():
             held = layer.keys.shape[-2]
             left = min(held, self.columns - drop)
-            columns = ((torch.arange(held - left, held) - by) % held).to(layer.keys.device)
-            layer.keys = _columns(layer.keys, columns)
-            layer.values = _columns(layer.values, columns)
+            if by is None:  # what goes is in front: the rest is a view, until more is put behind
+                layer.keys, layer.values = (
+                    states[..., held - left :, :] for states in (layer.keys, layer.values)
+                )
+            else:
+                self._make_room(layer.keys.nbytes + layer.values.nbytes)
+                columns = ((torch.arange(held - left, held) - by) % held).to(layer.keys.device)
+                layer.keys = _columns(layer.keys, columns)
+                layer.values = _columns(layer.values, columns)
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length -= drop
         self.columns -= drop

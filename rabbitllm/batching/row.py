@@ -42,6 +42,7 @@ class Row:
         answer: how it went, once it is over; cancelled if it never began. Its exception is what
             ended it.
         past: tokens of it that the batch's cache holds.
+        came: as which of the batch's rows it began, the last time that it did.
         shares: of the generated tokens, if they were asked for.
     """
 
@@ -61,7 +62,7 @@ class Row:
         self.prompt = list(prompt)
         self.limit = min(max_new_tokens, room(model, len(self.prompt)))
         self.answer: Future[Answer] = Future()
-        self.past = 0
+        self.past = self.came = 0
         self.shares: list[Share] = []
         self._model = model
         self._ends = end_of_text(model)

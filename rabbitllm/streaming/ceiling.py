@@ -69,11 +69,17 @@ class Ceiling:
         What that costs, a wait for the device, is paid only by work that comes near the budget, and
         only for memory that was not there last time: what lies between tensors stays.
         """
-        if self._limit is None:
-            return
+        if self._limit is not None:
+            self._give_back(self._coming, self._limit)
+
+    def make_room(self, nbytes: int) -> None:
+        """The same before so many bytes are taken outside of a forward."""
+        self._give_back(nbytes, self.nbytes if self._limit is None else self._limit)
+
+    def _give_back(self, coming: int, limit: int) -> None:
         held, allocated = self._held()
         self._stuck = min(self._stuck, held - allocated)
-        if held + self._coming > self._limit and held - allocated >= self._stuck + SEGMENT:
+        if held + coming > limit and held - allocated >= self._stuck + SEGMENT:
             torch.cuda.empty_cache()
             held, allocated = self._held()
             self._stuck = held - allocated

@@ -187,7 +187,8 @@ class Rooms:
             stages: of the model.
             plan: says which device computes which.
         """
-        blocks = [stage for stage in stages if not stage.pinned]
+        # Experts are asked within a block: it has kept to them by then.
+        blocks = [stage for stage in stages if not stage.pinned and not stage.least_rows]
         for ceiling in filter(None, (room.ceiling for room in self.each)):
             here = (each for each in blocks if plan.places[each.name].device == ceiling.device)
             ceiling.watch(stage.modules[0] for stage in here)
@@ -196,6 +197,11 @@ class Rooms:
         """See `Room.admit`."""
         for room in self.each:
             room.admit(arguments, keywords)
+
+    def make_room(self, nbytes: int) -> None:
+        """Has so many bytes more keep to the ceilings, which are taken outside of a forward."""
+        for ceiling in filter(None, (room.ceiling for room in self.each)):
+            ceiling.make_room(nbytes)
 
     def without(self, nbytes: int, what: str) -> AbstractContextManager[None]:
         """See `Room.without`; it is on the first device."""

@@ -117,6 +117,61 @@ def test_the_cache_shrinks_with_who_leaves(model: StreamedModel) -> None:
     assert batch.held_columns == short.past == 4
 
 
+@pytest.fixture
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The rows that each laying out of the whole cache keeps."""
+    seen: list[list[int]] = []
+    select = held.DynamicLayer.batch_select_indices
+
+    def note(layer: Any, rows: torch.Tensor) -> None:
+        seen.append(rows.tolist())
+        select(layer, rows)
+
+    monkeypatch.setattr(held.DynamicLayer, "batch_select_indices", note)
+    return seen
+
+
+def test_who_comes_takes_the_place_of_who_goes(
+    model: StreamedModel, laid_out: list[list[int]]
+) -> None:
+    batch, asked = (
+        Batch(model, most=3),
+        list(zip(prompts([5, 9, 7, 4, 6]), [12, 12, 2, 9, 9], strict=True)),
+    )
+    rows = [batch.add(prompt, max_new_tokens=new, do_sample=False) for prompt, new in asked]
+    batch.run()
+    assert all(len(kept) == 1 for kept in laid_out), "only where nobody comes for who goes"
+    assert [row.tokens for row in rows] == [alone(model, *each) for each in asked]
+
+
+def test_many_who_come_at_once_lay_the_cache_out_once(
+    model: StreamedModel, laid_out: list[list[int]]
+) -> None:
+    batch = Batch(model)
+    batch.add(prompts([5])[0], max_new_tokens=6, do_sample=False)
+    batch.step()
+    for prompt in prompts([4, 6, 3]):
+        batch.add(prompt, max_new_tokens=6, do_sample=False)
+    batch.step()
+    assert laid_out == [[0, 0, 0, 0]] * model.config.num_hidden_layers
+
+
+def test_room_is_made_for_what_is_laid_out(
+    model: StreamedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, made = Batch(model), list[int]()
+    monkeypatch.setattr(type(model._rooms), "make_room", lambda _, nbytes: made.append(nbytes))
+    batch.add(prompts([5])[0], max_new_tokens=6, do_sample=False)
+    batch.step()
+    assert not made
+    assert batch._held
+    one = batch._held.cache.layers[0]
+    batch.add(prompts([4])[0], max_new_tokens=6, do_sample=False)
+    expected = 2 * (one.keys.nbytes + one.values.nbytes)
+    batch.step()
+    assert made[: model.config.num_hidden_layers] == [expected] * model.config.num_hidden_layers
+
+
 def test_a_model_with_states_answers_one_by_one(
     build: Callable[..., Any], streamed: Callable[..., StreamedModel], tmp_path: Path
 ) -> None:

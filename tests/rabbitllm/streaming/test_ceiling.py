@@ -142,3 +142,15 @@ def test_every_block_that_is_watched_is_asked(allocator: Allocator) -> None:
         allocator.reserved = LIMIT
         block(torch.ones(1))
     assert allocator.emptied == 2
+
+
+def test_room_is_made_outside_of_a_forward_as_well(allocator: Allocator) -> None:
+    ours = ceiling()
+    ours.begin(Work(1, 1))
+    allocator.reserved = LIMIT - 100
+    ours.make_room(100)
+    assert not allocator.emptied
+    ours.make_room(101)
+    assert allocator.emptied == 1
+    ours.make_room(101)
+    assert allocator.emptied == 1, "there is nothing to give back"
