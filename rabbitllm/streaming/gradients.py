@@ -13,7 +13,7 @@ import torch
 
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.buffers import View, as_held
-from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.devices.slot import Slot
 from rabbitllm.streaming.entry import Forward, Run
 from rabbitllm.streaming.weights import Stage
 

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Collection, Sequence
 
-from rabbitllm.streaming.devices.transfer import Slot, Transfer
+from rabbitllm.streaming.devices.slot import Slot
+from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.ring import Ring
 from rabbitllm.streaming.weights import Stage
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.devices.slot import Slot
 from rabbitllm.streaming.meter import Mark
 from rabbitllm.streaming.weights import Stage
 

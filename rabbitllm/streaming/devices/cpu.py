@@ -11,7 +11,8 @@ from rabbitllm.checkpoint.reader import Reader, held_bytes
 from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.buffers import as_held, host_buffer, views
 from rabbitllm.streaming.devices.encoded import rows_of
-from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
+from rabbitllm.streaming.devices.slot import Load, Slot, arrive
+from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.plan import Memory, Shelf

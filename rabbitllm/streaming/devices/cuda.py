@@ -32,7 +32,8 @@ from rabbitllm.streaming.devices.host_rows import HostRows
 from rabbitllm.streaming.devices.lookup import Lookup, try_out
 from rabbitllm.streaming.devices.recorder import ROOM, Recorder
 from rabbitllm.streaming.devices.row_work import Home, Kernels
-from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer, arrive
+from rabbitllm.streaming.devices.slot import Load, Slot, arrive
+from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.plan import Memory, Shelf

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rabbitllm import StreamedModel
 from rabbitllm.streaming.devices.cpu import CpuTransfer
-from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.devices.slot import Slot
 from rabbitllm.streaming.weights import Stage
 
 Gradients = dict[str, torch.Tensor]

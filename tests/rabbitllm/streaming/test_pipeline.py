@@ -12,7 +12,8 @@ from torch import nn
 from typing_extensions import override
 
 from rabbitllm.streaming.binding import marked
-from rabbitllm.streaming.devices.transfer import Load, Slot, Transfer
+from rabbitllm.streaming.devices.slot import Load, Slot
+from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.pipeline import Options, Pipeline

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from rabbitllm.streaming.devices.transfer import Slot
+from rabbitllm.streaming.devices.slot import Slot
 from rabbitllm.streaming.running import Run, Running
 from rabbitllm.streaming.weights import Stage
 
