@@ -1,24 +1,20 @@
 """Streaming on a CUDA device: from pinned host memory, by a copy stream."""
 
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
-from importlib.util import find_spec
 from itertools import accumulate, pairwise
-from subprocess import SubprocessError
 
 import torch
 from typing_extensions import override
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
-from rabbitllm.errors import summary
 from rabbitllm.streaming.binding import marked
-from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, readable_by_kernels, views
+from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
 from rabbitllm.streaming.devices.decoder import Decoder, Filled, decoding_bytes
 from rabbitllm.streaming.devices.encoded import (
     Encoded,
@@ -29,17 +25,16 @@ from rabbitllm.streaming.devices.encoded import (
     room_for,
 )
 from rabbitllm.streaming.devices.host_rows import HostRows
-from rabbitllm.streaming.devices.lookup import Lookup, try_out
+from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.recorder import ROOM, Recorder
-from rabbitllm.streaming.devices.row_work import Home, Kernels
+from rabbitllm.streaming.devices.row_support import row_kernels
+from rabbitllm.streaming.devices.row_work import Home
 from rabbitllm.streaming.devices.slot import Load, Slot, arrive
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.plan import Memory, Shelf
 from rabbitllm.streaming.weights import Stage
-
-logger = logging.getLogger(__name__)
 
 
 class CudaTransfer(Transfer):
@@ -359,35 +354,6 @@ class CudaTransfer(Transfer):
     def _mark_copying(self) -> Mark:
         with self._decoder.enqueuing:
             return self._mark(self._decoder.copying)
-
-
-def row_kernels(memory: torch.Tensor, homes: Sequence[Home]) -> Kernels | None:
-    """By which a CUDA device looks rows up; None where it cannot, or there is no Triton.
-
-    Args:
-        memory: as for `Lookup`.
-        homes: the rows: not all that is encoded can be decoded row by row.
-    """
-    if not (readable_by_kernels() and find_spec("triton")):
-        return None
-    try:
-        from triton.errors import TritonError
-
-        from rabbitllm.streaming.devices import row_kernels as kernels
-
-        if not all(kernels.decodes(home.encoded) for home in homes):
-            return None
-        try:
-            try_out(kernels, memory, homes)
-        except TritonError as error:  # of the compiler, and of what the device has not enough of
-            raise RuntimeError(str(error)) from error
-    except (ImportError, OSError, RuntimeError, SubprocessError) as error:
-        logger.warning(
-            "Triton does not work here (%s), so the host waits for the routes of each layer.",
-            summary(error.__cause__ or error),
-        )
-        return None
-    return kernels
 
 
 _DONE: Future[None] = Future()

@@ -7,15 +7,14 @@ and keeps them in place of those that were asked for longest ago. The host launc
 call once it is recorded, and goes on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
 
 import torch
 
-from rabbitllm.streaming.devices.encoded import alike
 from rabbitllm.streaming.devices.recorder import Recorder
-from rabbitllm.streaming.devices.row_work import NEVER, Found, Home, Kernels, Known
+from rabbitllm.streaming.devices.row_work import NEVER, Found, Home, Kernels, Known, bring
 from rabbitllm.streaming.meter import RowCount
 from rabbitllm.streaming.recent import Contents
 
@@ -179,7 +178,7 @@ class Lookup:
 
     def _enqueue(self, name: str, numbers: torch.Tensor, found: Found) -> None:
         self._kernels.look_up(numbers, self._known[name], found)
-        _bring(self._kernels, self._memory, self._homes[name], found)
+        bring(self._kernels, self._memory, self._homes[name], found)
 
     def counted(self) -> Iterator[RowCount]:
         """What was looked up since the last time; waits for the device."""
@@ -202,34 +201,3 @@ class Lookup:
     @torch.inference_mode(False)
     def _on_device(self, numbers: object) -> torch.Tensor:
         return self._memory.new_tensor(numbers, dtype=torch.int64)
-
-
-def _bring(kernels: Kernels, memory: torch.Tensor, home: Home, found: Found) -> None:
-    """Enqueues what makes the rows that were found the table."""
-    count, size = len(found.places), home.encoded.nbytes
-    table = memory[:count, : home.nbytes]
-    if home.encoded.plain:
-        kernels.copy_rows(found, table)
-        return
-    stored = memory.view(-1)[-count * size :].view(count, size)
-    kernels.fetch_rows(found, table, stored)
-    kernels.decode_rows(found, table, stored, home.encoded)
-
-
-def try_out(kernels: Kernels, memory: torch.Tensor, homes: Iterable[Home]) -> None:
-    """Launches once what rows of each kind need, to no effect; raises what that raises.
-
-    Args:
-        kernels: what is tried.
-        memory: as for `Lookup`.
-        homes: the rows; those that are stored alike are tried once.
-    """
-    one, two = (memory.new_zeros(size, dtype=torch.int64) for size in (1, 2))
-    found = Found(*(one.clone() for _ in range(4)))
-    known = Known(two, two - 1, two.clone(), two + 1, two + NEVER, two.clone(), one[0].clone())
-    kernels.look_up(one + 1, known, found)  # of none
-    tried: list[Home] = []
-    for home in homes:
-        if not any(alike([home.encoded, other.encoded]) for other in tried):
-            tried.append(home)
-            _bring(kernels, memory, home, found)

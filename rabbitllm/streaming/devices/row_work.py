@@ -110,3 +110,15 @@ class Kernels(Protocol):
             stored: see there.
             encoded: how each of them lies there.
         """
+
+
+def bring(kernels: Kernels, memory: torch.Tensor, home: Home, found: Found) -> None:
+    """Enqueues what makes the rows that were found the table."""
+    count, size = len(found.places), home.encoded.nbytes
+    table = memory[:count, : home.nbytes]
+    if home.encoded.plain:
+        kernels.copy_rows(found, table)
+        return
+    stored = memory.view(-1)[-count * size :].view(count, size)
+    kernels.fetch_rows(found, table, stored)
+    kernels.decode_rows(found, table, stored, home.encoded)

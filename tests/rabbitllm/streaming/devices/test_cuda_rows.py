@@ -20,7 +20,7 @@ from rabbitllm.checkpoint.codecs.codec import Codec
 from rabbitllm.checkpoint.codecs.plain import PLAIN
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import Extent, TensorEntry
-from rabbitllm.streaming.devices import CudaTransfer, cuda
+from rabbitllm.streaming.devices import CudaTransfer, cuda, row_support
 from rabbitllm.streaming.devices.encoded import Encoded, Portion
 from rabbitllm.streaming.devices.lookup import Lookup
 from rabbitllm.streaming.devices.recorder import Recorder
@@ -332,8 +332,8 @@ def test_the_host_brings_rows_whose_kernels_do_not_compile(
     name = "rabbitllm.streaming.devices.row_kernels"
     monkeypatch.setitem(sys.modules, name, ours)
     monkeypatch.setattr(sys.modules[name.rpartition(".")[0]], "row_kernels", ours, raising=False)
-    monkeypatch.setattr(cuda, "find_spec", lambda _: True)
-    monkeypatch.setattr(cuda, "readable_by_kernels", lambda: True)
+    monkeypatch.setattr(row_support, "find_spec", lambda _: True)
+    monkeypatch.setattr(row_support, "readable_by_kernels", lambda: True)
     for works in (True, False):
         if not works:
             monkeypatch.setattr(ours, "decode_rows", fails)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from rabbitllm.streaming.devices.cuda import row_kernels
+from rabbitllm.streaming.devices.row_support import row_kernels
 from rabbitllm.streaming.devices.row_work import NEVER, Found, Known
 from tests.rabbitllm.streaming.devices.twin import look_up
 
