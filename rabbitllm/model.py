@@ -17,6 +17,7 @@ from rabbitllm.checkpoint.tokenizer import load_tokenizer
 from rabbitllm.drafting import head_bytes
 from rabbitllm.streaming.kept import borrow, keep
 from rabbitllm.streaming.meter import Limits
+from rabbitllm.streaming.offloaded import keep_in_order
 from rabbitllm.streaming.pipeline import Pipeline
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.room import Rooms
@@ -282,6 +283,7 @@ def _forward_of(stock: type[PreTrainedModel]) -> Callable[..., Any]:
     @wraps(stock.forward)
     def forward(self: StreamedModel, *args: Any, **kwargs: Any) -> Any:
         _refuse_tracing()
+        keep_in_order(kwargs.values())
         return self._pipeline.run(partial(stock.forward, self), args, kwargs)
 
     return forward

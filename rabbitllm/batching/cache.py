@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from rabbitllm.streaming.offloaded import keep_in_order
 from rabbitllm.streaming.working import Geometry, Work
 
 SLACK = 256
@@ -107,6 +108,7 @@ class OffloadedCache(DynamicCache):
     def __init__(self, config: PretrainedConfig, device: torch.device) -> None:
         with torch.cuda.device(device):  # whose stream stock makes
             super().__init__(config=config, offloading=True)
+        keep_in_order([self])
         self._device = device
 
     def visit(self, indices: Sequence[int]) -> Iterator[Any]:
@@ -121,16 +123,7 @@ class OffloadedCache(DynamicCache):
             layer.prefetch()
             yield layer
             self.offload(index, self.only_non_sliding)
-        self.prefetch_stream.wait_stream(own)
         self.prefetch(0, self.only_non_sliding)
-
-    def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock's; nothing comes ahead into memory that the device's own stream still reads.
-
-        Not all releases see to that by themselves.
-        """
-        self.prefetch_stream.wait_stream(torch.cuda.current_stream(self._device))
-        return super().update(*args, **kwargs)
 
 
 def slack_bytes(geometry: Geometry, dtype: torch.dtype, work: Work) -> int:
