@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 BYTES = 4
 """Of a request's text, for each token, about: enough to know how many have room at once."""
+WORTH = 1.05
+"""Times the tokens that caches in the host's memory must be predicted to make: predictions err by
+a few percent, and a layer more or less that fits makes as much."""
 
 
 class Shared(NamedTuple):
@@ -157,7 +160,8 @@ def best_rows(
             what is free.
 
     Returns:
-        The choice; None where a budget is no size, or not even one sequence has room.
+        The choice; None where a budget is no size, or not even one sequence has room. Caches are in
+        the host's memory only for `WORTH` times the tokens.
     """
     from rabbitllm.utils.memory import available_host_memory
 
@@ -168,7 +172,11 @@ def best_rows(
         for offloaded in ((False, True) if single else (False,))
         for choice in _choices(staged, budgets, limits, tokens, _steps(most), offloaded, free)
     ]
-    return max(choices, key=lambda choice: choice.rate, default=None)
+    return max(
+        choices,
+        key=lambda choice: choice.rate / (WORTH if choice.offloaded else 1),
+        default=None,
+    )
 
 
 def _choices(
