@@ -26,7 +26,7 @@ from rabbitllm.model import StreamedModel
 from rabbitllm.streaming.working import Work, read_geometry
 from rabbitllm.utils.memory import available_host_memory
 
-PASS_TOKENS = {"cpu": 256, "cuda": 4096}
+PASS_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a pass, padding included, that cost little beside the weights' way, or on a CPU seconds
 at most; what a prompt may hold others up by."""
 LEAST_CHUNK = 8

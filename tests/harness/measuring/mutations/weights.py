@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rabbitllm import prepare
 from rabbitllm.checkpoint.codecs.plain import Plain
-from rabbitllm.streaming.devices import transfer
+from rabbitllm.streaming.devices import slot
 from rabbitllm.streaming.pipeline import Pipeline
 from tests.harness.measuring.mutations.breaking import (
     LOGITS,
@@ -193,7 +193,7 @@ WEIGHTS = (
     ),
     other_values(
         "padding forgotten",
-        around(transfer, "views", lambda original, stage, buffer: original(stage, buffer.roll(4))),
+        around(slot, "views", lambda original, stage, buffer: original(stage, buffer.roll(4))),
         "llama",
         "q_proj.weight",
         PARITY | {"tied_head", "residency"},
