@@ -48,8 +48,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A function as a process that starts has it."""
+def start(
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> Callable[..., Any]:
+    """A function as a process that starts has it, whatever ran in this one."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # sources of one second look alike
+    caplog.set_level(logging.WARNING, logger=kept_code.logger.name)
 
     def imported(added: int = 1) -> Any:
         path = tmp_path / "some_loops.py"
@@ -75,7 +82,7 @@ def was_kept(function: Any) -> bool:
 
 
 def test_it_is_compiled_once(start: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger=kept_code.logger.name)
     first = start()
     assert first(2) == 3
     assert caplog.messages == ["Compiling loops that decode weights: some seconds, once"]
