@@ -177,10 +177,8 @@ class Batch:
             elif coming:
                 places.append((place, coming.popleft()))
         places += [(0, row) for row in coming]
-        self.running = [row for _, row in places]
-        if self._held and before:
-            self._held.select([place for place, _ in places])
-            self._settle([0] * len(places))
+        if places != list(enumerate(before)):
+            self._lay_out(places)
 
     def _join(self) -> None:
         """Lets in who is next, as long as there is room: nobody overtakes who waits for more."""
@@ -216,13 +214,12 @@ class Batch:
         row.came = self._came
         self.running.append(row)
 
-    def _keep(self, indices: Sequence[int]) -> None:
-        self.running = [self.running[i] for i in indices]
-        if not self.running or self._held is None:
-            self._held = None
-            return
-        self._held.select(indices)
-        self._settle([0] * len(self.running))
+    def _lay_out(self, places: Sequence[tuple[int, Row]]) -> None:
+        """Has these rows run, each where the cache held the one of that number."""
+        assert self._held is not None, "a row that enters has a cache"
+        self.running = [row for _, row in places]
+        self._held.select([place for place, _ in places])
+        self._settle([0] * len(places))
 
     def _settle(self, shifts: Sequence[int]) -> None:
         assert self._held is not None
@@ -251,7 +248,7 @@ class Batch:
         row = max(self.running, key=lambda row: row.came)
         row.past = 0
         self.waiting.appendleft(row)
-        self._keep([i for i, each in enumerate(self.running) if each is not row])
+        self._lay_out([(i, each) for i, each in enumerate(self.running) if each is not row])
 
     def _end_all(self, error: Exception) -> None:
         for row in self.running:
