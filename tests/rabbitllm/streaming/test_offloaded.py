@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from harness.measuring import caches
 from rabbitllm import AutoModel, StreamedModel
 from rabbitllm.streaming.offloaded import keep_in_order
 
@@ -59,12 +59,9 @@ def model(checkpoint: Callable[..., Path]) -> StreamedModel:
 
 
 def run(model: StreamedModel, cache: DynamicCache) -> torch.Tensor:
-    names = signature(model.forward).parameters
-    name = next(each for each in ("cache", "past_key_values") if each in names)
+    ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        logits: torch.Tensor = model(
-            torch.tensor([[5, 6, 7]]), use_cache=True, **{name: cache}
-        ).logits
+        logits: torch.Tensor = model(ids, use_cache=True, **caches.given(model, cache)).logits
     return logits
 
 
