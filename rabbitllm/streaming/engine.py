@@ -29,6 +29,7 @@ from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory
 from rabbitllm.streaming.planning import staging_sizes
+from rabbitllm.streaming.recorded import Recorded, can_be_recorded
 from rabbitllm.streaming.rows import DiskRows, ShelfRows
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Stage, Weight
@@ -137,9 +138,28 @@ def _gather(
                 continue
             rows = ShelfRows.of(shelves[device], stage)
             Gather(module, part, by, rows, ahead)
+            _record_around(model, stage, module, stages, shelves[device], transfers[device])
             first = stage is second
             ahead = Foresight(model.get_submodule(block), name, by, rows, trial, device, first)
     return routed, list(shelves.values())
+
+
+def _record_around(
+    model: nn.Module,
+    stage: Stage,
+    experts: nn.Module,
+    moving: Sequence[Stage],
+    shelf: RowShelf,
+    transfer: Transfer,
+) -> None:
+    """Has the part of a layer around its experts be recorded, if all else of it stays."""
+    block, recorder = stage.name.rpartition(".")[0], transfer.recorder()
+    others = (weight.name for each in moving if each is not stage for weight in each.weights)
+    if not block or recorder is None or any(name.startswith(f"{block}.") for name in others):
+        return
+    around = model.get_submodule(block)
+    if can_be_recorded(around):
+        Recorded(around, experts, stage.name, shelf, recorder)
 
 
 def _disk_rows(weights: Sequence[Weight], transfer: Transfer, device: torch.device) -> DiskRows:

@@ -41,6 +41,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
 from rabbitllm.streaming.binding import Bindings, bind, bindings, bound, in_use
+from rabbitllm.streaming.devices.recorder import records
 from rabbitllm.streaming.entry import Forward
 from rabbitllm.streaming.gradients import Saved, checkpointed, copies, save
 from rabbitllm.streaming.hooks import around
@@ -195,6 +196,8 @@ class Pipeline:
 
     def in_turn(self, call: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a part that streams, which any thread may make outside the model's forward."""
+        if records():  # who waits for it has the turn
+            return call(*args, **kwargs)
         with self._turn:
             return call(*args, **kwargs)
 

@@ -81,6 +81,11 @@ class RowShelf:
         return len(self._slots)
 
     @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self._slots.memory.device
+
+    @property
     def pace(self) -> Pace:
         """The device's."""
         return self._transfer.pace
@@ -181,7 +186,23 @@ class RowShelf:
             For each of the numbers the place of its row in the table, and the stage's weights, in
             its order, of as many rows as there can be. None if the host has to know the numbers.
         """
-        count = asked.numel()  # a graph keeps rows by their numbers
+        count = asked.numel()
+        if not (lookup := self.ready_to_look_up(name, count)):
+            return None
+        places = lookup.run(name, asked)
+        return places, [self._slots.view(w, 0, count) for w in self._rows[name].weights]
+
+    def ready_to_look_up(self, name: str, count: int) -> Lookup | None:
+        """Has the device look rows up from now on, of which the host does not know the numbers.
+
+        Args:
+            name: their stage's.
+            count: how many numbers there are.
+
+        Returns:
+            What does. None if the host has to know them.
+        """
+        # A graph of autograd's keeps rows by their numbers.
         if torch.is_grad_enabled() or not 0 < count < self._counts.get(name, 0):
             return None
         if 2 * count > len(self) or not (lookup := self._find_lookup()):
@@ -195,8 +216,11 @@ class RowShelf:
             self._know_here()
             lookup.begin(self._recent.contents, count)
             self._looks_up = True
-        places = lookup.run(name, asked)
-        return places, [self._slots.view(w, 0, count) for w in self._rows[name].weights]
+        return lookup
+
+    def looked_up(self, name: str) -> int | None:
+        """How many rows of a stage the device has looked up last; None if the host brought some."""
+        return self._lookup.last(name) if self._lookup and self._looks_up else None
 
     def _find_lookup(self) -> "Lookup | None":
         if not self._tried_lookup:

@@ -8,12 +8,13 @@ call once it is recorded, and goes on.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 
 import torch
 
-from rabbitllm.streaming.devices.recorder import Recorder
+from rabbitllm.streaming.devices.recorder import Recorder, records
 from rabbitllm.streaming.devices.row_work import NEVER, Found, Home, Kernels, Known, bring
 from rabbitllm.streaming.meter import RowCount
 from rabbitllm.streaming.recent import Contents
@@ -155,19 +156,33 @@ class Lookup:
             self._found[count] = numbers, Found(*others)
         numbers, found = self._found[count]
         work, again, graph = partial(self._enqueue, name, numbers, found), (name, count), None
+        if records():  # who waits for it has said `under_way`
+            numbers.copy_(asked.reshape(-1))
+            work()
+            return found.places.view(asked.shape)
         if self._comes_again(name, count):
             graph = self._recorder.find(again, work, self._recording)
+        with self.under_way():
+            numbers.copy_(asked.reshape(-1))
+            if graph is None:
+                work()
+                self._recorder.ran(again)
+            else:
+                graph.replay()
+        return found.places.view(asked.shape)
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Around what enqueues what is looked up: what an interrupt leaves of it is not trusted."""
         if self._cut_off:
             self.begin({}, self.table)
         self._cut_off = True
-        numbers.copy_(asked.reshape(-1))
-        if graph is None:
-            work()
-            self._recorder.ran(again)
-        else:
-            graph.replay()
+        yield
         self._cut_off = False
-        return found.places.view(asked.shape)
+
+    def last(self, name: str) -> int | None:
+        """How many rows a stage was asked for last; None if it was not."""
+        return self._last.get(name)
 
     def _comes_again(self, name: str, count: int) -> bool:
         """Whether so many rows are worth recording: a stage was asked for them twice running."""

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 from rabbitllm.errors import summary
+from rabbitllm.utils.memory import format_size
 from rabbitllm.utils.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,12 @@ beyond. Up to CUDA 12.3 that is 64 KB for each kernel
 (https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html). Where there are too many
 to record, layers are large, and the host launches them in less time than the device takes."""
 _ONE_AT_A_TIME = threading.Lock()
+_HERE = threading.local()
+
+
+def records() -> bool:
+    """Whether this thread runs for another one, which waits for what it records."""
+    return getattr(_HERE, "records", False)
 
 
 class Recorder:
@@ -30,10 +38,16 @@ class Recorder:
 
     Args:
         alone: held while it records: nothing else may be launched in that stream then.
+        most: bytes that the work may take while it runs. They stay taken, by one work after the
+            other: they run one after the other, too.
     """
 
-    def __init__(self, alone: AbstractContextManager[object] | None = None) -> None:
+    def __init__(self, alone: AbstractContextManager[object] | None = None, most: int = 0) -> None:
         self._alone = alone or nullcontext()
+        self._most = most
+        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._last: Future[None] | None = None
         self._ran: set[Hashable] = set()
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Future[None]]] = {}
         self._failed = False
@@ -72,13 +86,60 @@ class Recorder:
         """Some work was launched to its end."""
         self._ran.add(again)
 
+    def record(self, work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
+        """Runs some work, behind what the current stream has to do, and records it.
+
+        Args:
+            work: launches it in the current stream. It is called by another thread, twice.
+            device: that it is launched on; the same for all work.
+
+        Returns:
+            What is recorded, without what was run. None where that cannot be; then nothing more is.
+        """
+        self.settle()
+        if self._failed or self._taken >= ROOM:
+            return None
+        # In one stream: libraries take memory for each.
+        self._stream = stream = self._stream or torch.cuda.Stream(device)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        self._last = recording = self._recording.submit(self._run_and_record, graph, work, stream)
+        self.settle()
+        if error := recording.exception():
+            self._stop(error.__context__ or error, logging.INFO)  # it is as in stock then
+            return None
+        return graph
+
+    def settle(self) -> None:
+        """Waits for what `record` began, which an interrupt may have kept from doing so itself."""
+        if self._last is not None and self._stream is not None:
+            wait([self._last])
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            self._last = None
+
+    def _run_and_record(
+        self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], stream: torch.cuda.Stream
+    ) -> None:
+        _HERE.records = True
+        try:
+            with torch.cuda.stream(stream):
+                work()  # a thread's first use of libraries takes memory, which must not be recorded
+            if self._most and self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            before = torch.cuda.memory_reserved(stream.device)
+            self._record(graph, work, stream)
+            if (taken := torch.cuda.memory_reserved(stream.device) - before) > self._most:
+                raise RuntimeError(f"it would take {format_size(taken)} of the device for good")
+        finally:
+            _HERE.records = False
+
     def _record(
         self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], stream: torch.cuda.Stream
     ) -> None:
         with self._alone, _no_garbage(), torch.cuda.stream(stream):
             before = taken_elsewhere(stream)
             try:
-                _capture(graph, work)
+                _capture(graph, work, self._pool)
             except Exception:
                 # Up to torch 2.11 no random numbers are drawn on the device from then on: of a
                 # recording that could not be ended the generator learns by the end of another.
@@ -86,10 +147,11 @@ class Recorder:
                 raise
             self._taken += max(0, taken_elsewhere(stream) - before)
 
-    def _stop(self, error: BaseException) -> None:
+    def _stop(self, error: BaseException, level: int = logging.WARNING) -> None:
         """Nothing is hidden by it: the caller launches the same work, and gets its errors."""
         self._failed = True
-        logger.warning(
+        logger.log(
+            level,
             "What the device does again and again cannot be recorded (%s), so it is launched "
             "call by call, which may take longer than the device does.",
             summary(error),
@@ -106,8 +168,8 @@ def taken_elsewhere(stream: torch.cuda.Stream) -> int:
     return total - free - torch.cuda.memory_reserved(stream.device)
 
 
-def _capture(graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
-    graph.capture_begin(capture_error_mode="thread_local")
+def _capture(graph: torch.cuda.CUDAGraph, work: Callable[[], object], pool: Any = None) -> None:
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         work()
     finally:

@@ -13,6 +13,7 @@ import torch
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.reads import Reads
 from rabbitllm.streaming.devices.lookup import Lookup
+from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.devices.slot import Load, Slot
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.pace import Pace
@@ -197,6 +198,10 @@ class Transfer(ABC):
             memory: what `shelf` gave.
             stages: whose rows it is for, each of one row: see `Stage.row`.
         """
+        return None
+
+    def recorder(self) -> Recorder | None:
+        """Records parts of layers that stay on the device; None if it does not record."""
         return None
 
     def bring_rows(self, stage: Stage, rows: Sequence[tuple[int, torch.Tensor]]) -> None:

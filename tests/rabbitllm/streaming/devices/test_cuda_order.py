@@ -143,6 +143,9 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         self.add(partial(*event.recorded))
 
+    def wait_stream(self, stream: Stream) -> None:
+        self.add(partial(stream.reach, len(stream.work)))
+
     def synchronize(self) -> None:
         self.reach(len(self.work))
 
@@ -189,7 +192,7 @@ class Graph:
         self.device = device
         self.work: list[Callable[[], None]] = []
 
-    def capture_begin(self, capture_error_mode: str) -> None:
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"  # others go on
         self.device.recorded, self.device.draws = self.work, False
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Iterator
 from functools import partial
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,8 @@ import pytest
 import torch
 
 from rabbitllm.streaming.devices import recorder as module
-from rabbitllm.streaming.devices.recorder import Recorder
+from rabbitllm.streaming.devices.recorder import Recorder, records
+from tests.patience import PATIENCE
 from tests.rabbitllm.streaming.devices.test_cuda_order import Device, device
 
 __all__ = ["device"]
@@ -104,6 +108,79 @@ def test_what_is_taken_elsewhere_is_not_torchs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda at: (30 * at.index, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda at: 50 * at.index)
     assert module.taken_elsewhere(stream) == 20
+
+
+@pytest.fixture
+def taking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The bytes that torch holds each time that it is asked."""
+    held: list[int] = []
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: held.pop(0) if held else 0)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    yield held
+    assert not held
+
+
+def test_a_part_is_run_once_behind_all_before_it_and_recorded(
+    device: Device, taking: list[int]
+) -> None:
+    recorder, done, said = Recorder(most=10), list[str](), list[bool]()
+    taking += [100, 110]
+
+    def work() -> None:
+        said.append(records())
+        device.current().add(partial(done.append, "part"))
+
+    device.default.add(partial(done.append, "before"))
+    graph = recorder.record(work, torch.device("cuda", 0))
+    device.default.add(partial(done.append, "behind"))
+    device.default.synchronize()
+    assert done == ["before", "part", "behind"]
+    assert said == [True, True]
+    assert not records()
+    assert graph is not None
+    graph.replay()
+    device.default.synchronize()
+    assert done[3:] == ["part"]
+    recorder.close()
+
+
+def test_a_part_that_takes_too_much_is_not_recorded(
+    device: Device, taking: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    recorder = Recorder(most=10 << 20)
+    taking += [100, 100 + (11 << 20)]
+    for _ in range(2):
+        assert recorder.record(lambda: None, torch.device("cuda", 0)) is None
+    (message,) = caplog.messages
+    assert "would take 11" in message
+    recorder.close()
+
+
+def test_an_interrupt_while_a_part_is_recorded_leaves_the_next_behind_it(
+    device: Device, taking: list[int]
+) -> None:
+    recorder, done, begun, go = Recorder(most=10), list[str](), Event(), Event()
+
+    def work() -> None:
+        begun.set()
+        assert go.wait(PATIENCE)
+        device.current().add(partial(done.append, "part"))
+
+    def interrupt(_: object) -> None:
+        assert begun.wait(PATIENCE)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.record(work, torch.device("cuda", 0))
+    go.set()
+    recorder.settle()
+    device.default.add(partial(done.append, "behind"))
+    device.default.synchronize()
+    assert done == ["part", "behind"]
+    recorder.close()
 
 
 @pytest.mark.parametrize("collects", [True, False])
