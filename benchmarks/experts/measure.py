@@ -8,8 +8,9 @@ reads a long prompt. Where stock is among them it stays on the device, and takes
 budget: the pace of a host wanders by half within minutes, and with few bytes to move it is the
 host's pace that is measured. `whole` is the streamed model that moves all experts, without stock
 beside it. With `--host-compute` each budget is measured with host_compute="auto" as well, where
-experts come from RAM; its sums have another order, so its tokens need not be stock's. Writes a line
-of JSON for each, and a Markdown table beside them.
+experts come from RAM; its sums have another order, so its tokens need not be stock's. With
+`--lossless` each budget is measured compressed as well. Writes a line of JSON for each, and a
+Markdown table beside them.
 """
 
 import argparse
@@ -174,6 +175,9 @@ def engines(asked: argparse.Namespace, folder: Path) -> Iterator[Engine]:
             yield Engine(name, load, slow=disk, disk=disk)
             if asked.host_compute and not disk:
                 yield Engine(f"{name}, host_compute", partial(load, host_compute="auto"))
+            if asked.lossless:
+                compressed = partial(load, compression="lossless")
+                yield Engine(f"{name}, lossless", compressed, slow=disk, disk=disk)
         if "whole" in peers:
             load = partial(_whole, folder, **{MEMORY: "min"} | host | limit)
             name = f"min, from {place}, all experts"
@@ -242,6 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", default="", help="stock, accelerate, whole; none by default")
     parser.add_argument(
         "--host-compute", action="store_true", help="each budget with it, too, from RAM"
+    )
+    parser.add_argument(
+        "--lossless", action="store_true", help="each budget compressed, too: a layer store is made"
     )
     parser.add_argument("--new-tokens", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens (%(default)s)")
