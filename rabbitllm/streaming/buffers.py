@@ -63,9 +63,9 @@ def _huge_pages(nbytes: int) -> torch.Tensor:
     memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    raw = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -raw.data_ptr() % HUGE_PAGE
-    return raw[start : start + nbytes]
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    # Not a slice: torch asks of a tensor's storage, from its first byte, whether it is page-locked.
+    return torch.frombuffer(memory, dtype=torch.uint8, count=nbytes, offset=start)
 
 
 def pinned_buffer(nbytes: int, unlocking: ExitStack) -> torch.Tensor:

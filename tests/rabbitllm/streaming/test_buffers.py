@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rabbitllm import BudgetError
-from rabbitllm.streaming.buffers import host_buffer, pinned_buffer, views
+from rabbitllm.streaming.buffers import HUGE_PAGE, host_buffer, pinned_buffer, views
 from rabbitllm.streaming.weights import ALIGNMENT, Stage, Weight
 
 
@@ -27,6 +27,22 @@ def test_memory_that_may_not_be_locked_is_a_budget_error(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "cudart", lambda: refusing)
     with pytest.raises(BudgetError, match=r"4,096 bytes \(error 2\)\. Lower host_memory"):
         pinned_buffer(4096, ExitStack())
+
+
+def test_locked_memory_is_all_of_its_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[tuple[int, int]] = []
+
+    def lock(start: int, nbytes: int, _: int) -> int:
+        locked.append((start, nbytes))
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=lock, cudaHostUnregister=lambda _: None)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    with ExitStack() as unlocking:
+        buffers = [pinned_buffer(nbytes, unlocking) for nbytes in (4, 4096, 1 << 22, 5_000_003)]
+    # torch looks at the first byte of the storage, not of the tensor.
+    assert [(each.untyped_storage().data_ptr(), len(each)) for each in buffers] == locked
+    assert all(start % HUGE_PAGE == 0 for start, _ in locked)
 
 
 def test_alignment_suits_the_widest_vector_instructions() -> None:
