@@ -1,7 +1,7 @@
 """Puts a model's weights where the plan says, and starts the pipeline for those that stream."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.crossing import modules_by_home, move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.encoded import kept_bytes
+from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.entry import CALL, run_by
 from rabbitllm.streaming.foresight import Foresight, Trial
@@ -29,7 +30,7 @@ from rabbitllm.streaming.pipeline import Options, Pipeline
 from rabbitllm.streaming.placeholder import put_placeholders
 from rabbitllm.streaming.plan import Plan, own_memory
 from rabbitllm.streaming.planning import staging_sizes
-from rabbitllm.streaming.recorded import Recorded, can_be_recorded
+from rabbitllm.streaming.recorded import Looked, Recorded, can_be_recorded, find_parts
 from rabbitllm.streaming.rows import DiskRows, ShelfRows
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Stage, Weight
@@ -76,12 +77,22 @@ def stream(
         resident = [stage for stage in stages if plan.places[stage.name].resident]
         moving = [stage for stage in stages if not plan.places[stage.name].resident]
         routed, shelves = _gather(model, moving, plan, transfers)
+        if moving:
+            homes = modules_by_home(model, stages, plan, device)
+            _record(
+                model,
+                moving,
+                {stage.name: shelves[plan.places[stage.name].device] for stage in routed},
+                lambda part: transfers[homes.get(part, device)].recorder(),
+            )
         streamed = [left.stored(sizes) for stage in moving if (left := stage.streamed())]
         _load(resident, streamed, routed, plan, transfers)
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
         host = _host(streamed, plan, transfers, meter)
-        pipeline = Pipeline(_lanes(streamed, plan, transfers), meter, options, shelves, host)
+        pipeline = Pipeline(
+            _lanes(streamed, plan, transfers), meter, options, list(shelves.values()), host
+        )
         _take_turns(model, moving, pipeline)
         pipeline.start()
         undoing.pop_all()  # the pipeline's end closes them from here on
@@ -110,11 +121,11 @@ def _gather(
     stages: Sequence[Stage],
     plan: Plan,
     transfers: Mapping[torch.device, Transfer],
-) -> tuple[list[Stage], list[RowShelf]]:
+) -> tuple[list[Stage], dict[torch.device, RowShelf]]:
     """Has the weights that are asked for by rows come by rows.
 
     Returns:
-        The stages of which rows have a place on their device, and where they have it.
+        The stages of which rows have a place on their device, and where they have it there.
     """
     routed = [stage for stage in stages if stage.least_rows]
     passing = max((stage.least_rows for stage in routed), default=0)
@@ -138,28 +149,43 @@ def _gather(
                 continue
             rows = ShelfRows.of(shelves[device], stage)
             Gather(module, part, by, rows, ahead)
-            _record_around(model, stage, module, stages, shelves[device], transfers[device])
             first = stage is second
             ahead = Foresight(model.get_submodule(block), name, by, rows, trial, device, first)
-    return routed, list(shelves.values())
+    return routed, shelves
 
 
-def _record_around(
+def _record(
     model: nn.Module,
-    stage: Stage,
-    experts: nn.Module,
     moving: Sequence[Stage],
-    shelf: RowShelf,
-    transfer: Transfer,
+    shelves: Mapping[str, RowShelf],
+    recorder_of: Callable[[nn.Module], Recorder | None],
 ) -> None:
-    """Has the part of a layer around its experts be recorded, if all else of it stays."""
-    block, recorder = stage.name.rpartition(".")[0], transfer.recorder()
-    others = (weight.name for each in moving if each is not stage for weight in each.weights)
-    if not block or recorder is None or any(name.startswith(f"{block}.") for name in others):
-        return
-    around = model.get_submodule(block)
-    if can_be_recorded(around):
-        Recorded(around, experts, stage.name, shelf, recorder)
+    """Has parts of layers that stay on a device be recorded there.
+
+    Args:
+        model: whose.
+        moving: stages that do not stay.
+        shelves: name of a stage of experts -> what has their rows.
+        recorder_of: what records a module where it computes; None if nothing does.
+    """
+    owners = {
+        stage.name: {owner.module for weight in stage.weights for owner in weight.owners}
+        for stage in moving
+    }
+    apart = set().union(*owners.values())
+    parts: dict[nn.Module, Looked | None] = {}
+    for stage in moving:
+        block = stage.name.rpartition(".")[0]
+        if block and stage.name in shelves and not stage.parts():
+            around, (module, _) = model.get_submodule(block), next(iter(stage.gathered()))
+            inside = set(around.modules())
+            if can_be_recorded(around) and inside & apart <= owners[stage.name]:
+                parts[around] = Looked(module, stage.name, shelves[stage.name])
+                apart |= inside
+    parts |= dict.fromkeys(find_parts(model, apart))
+    for part, experts in parts.items():
+        if recorder := recorder_of(part):
+            Recorded(part, recorder, experts)
 
 
 def _disk_rows(weights: Sequence[Weight], transfer: Transfer, device: torch.device) -> DiskRows:

@@ -54,6 +54,11 @@ class Recorder:
         self._taken = 0
         self._recording = Workers(1, RECORDER)
 
+    @property
+    def able(self) -> bool:
+        """Whether there is more to be recorded: nothing failed yet, and there is room."""
+        return not self._failed and self._taken < ROOM
+
     def find(
         self, again: Hashable, work: Callable[[], None], stream: torch.cuda.Stream
     ) -> torch.cuda.CUDAGraph | None:
@@ -69,7 +74,7 @@ class Recorder:
             not be recorded, or recordings take up their `ROOM`, no more is.
         """
         if again not in self._graphs:
-            if self._failed or self._taken >= ROOM or again not in self._ran:
+            if not self.able or again not in self._ran:
                 return None
             graph = torch.cuda.CUDAGraph()
             # By a thread of its own: no interrupt may fall between the begin and the end of it.
@@ -97,7 +102,7 @@ class Recorder:
             What is recorded, without what was run. None where that cannot be; then nothing more is.
         """
         self.settle()
-        if self._failed or self._taken >= ROOM:
+        if not self.able:
             return None
         # In one stream: libraries take memory for each.
         self._stream = stream = self._stream or torch.cuda.Stream(device)

@@ -3,9 +3,10 @@
 import gc
 import inspect
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +15,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rabbitllm import AutoModel
 from rabbitllm.streaming.devices import cuda
-from rabbitllm.streaming.recorded import AGAIN, RECORDABLE, TOKENS, Recorded, can_be_recorded
+from rabbitllm.streaming.devices.recorder import Recorder
+from rabbitllm.streaming.recorded import (
+    AGAIN,
+    ELEMENTS,
+    RECORDABLE,
+    TOKENS,
+    Looked,
+    Recorded,
+    can_be_recorded,
+    find_parts,
+)
+from rabbitllm.streaming.shelf import RowShelf
 from tests.rabbitllm.streaming.devices import twin
 from tests.rabbitllm.streaming.simulated import simulate
 
@@ -42,12 +54,17 @@ class FakeRecorder:
     def __init__(self) -> None:
         self.graphs: list[Graph] = []
         self.settled = 0
-        self.fails = False
+        self.fails = self.tried = False
+
+    @property
+    def able(self) -> bool:
+        return not (self.fails and self.tried)
 
     def settle(self) -> None:
         self.settled += 1
 
     def record(self, work: Callable[[], None], _: torch.device) -> Graph | None:
+        self.tried = True
         work()
         if self.fails:
             return None
@@ -100,8 +117,9 @@ class Setting:
         self.calls = 0
         self.block.forward = self._counted
         self.recorder, self.shelf = FakeRecorder(), FakeShelf()
-        parts: Any = (self.block.experts, "experts", self.shelf, self.recorder)
-        self.recorded = Recorded(self.block, *parts)
+        shelf, recorder = cast(RowShelf, self.shelf), cast(Recorder, self.recorder)
+        looked = Looked(self.block.experts, "experts", shelf)
+        self.recorded = Recorded(self.block, recorder, looked)
 
     def _counted(self, hidden_states: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -276,6 +294,7 @@ def test_where_nothing_can_be_recorded_all_is_run(setting: Setting) -> None:
     setting.run(3 * AGAIN)
     assert not setting.replayed
     assert setting.recorder.settled == 3 * AGAIN
+    assert setting.calls == 3 * AGAIN + 1, "it is tried once"
 
 
 def test_what_changes_its_input_is_run(setting: Setting) -> None:
@@ -333,8 +352,67 @@ def test_a_streamed_mixture_answers_as_stock(
         folder, device="cpu", device_memory="min", experts_implementation="grouped_mm"
     )
     assert torch.equal(model.generate(prompt[:1], **options), expected)
-    assert len(recorder.graphs) == model.config.num_hidden_layers
+    layers = model.config.num_hidden_layers
+    assert len(recorder.graphs) == layers + 1, "of each layer the experts, and the last norm"
     assert all(graph.replayed > AGAIN for graph in recorder.graphs)
     del model
     recorder.graphs.clear()
     gc.collect()  # it ends while the device is simulated
+
+
+def test_a_part_without_experts_is_replayed_as_well() -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    part: nn.Module = AutoModelForCausalLM.from_config(config).eval().model.layers[0].mlp
+    own, recorder = part.forward, FakeRecorder()
+    Recorded(part, cast(Recorder, recorder))
+    with torch.no_grad():
+        for _ in range(AGAIN + 3):
+            states = torch.randn(1, 1, 16)
+            assert torch.equal(part(states), own(states))
+        part(torch.randn(1, ELEMENTS // 16 + 1, 16))
+    assert [graph.replayed for graph in recorder.graphs] == [3]
+
+
+def test_parts_are_norms_and_mlps_whose_weights_stay() -> None:
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        mlp_only_layers=[0],
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=8,
+    )
+    model: Any = AutoModelForCausalLM.from_config(config)
+    first, second = model.model.layers
+    apart = {first.input_layernorm, first.mlp.up_proj, *second.modules()}
+    found = set(find_parts(model, apart))
+    attention = first.self_attn
+    expected = {first.post_attention_layernorm, attention.q_norm, attention.k_norm}
+    assert found == {*expected, model.model.norm}
+    assert first.mlp in set(find_parts(model, set()))
+    first.mlp.act_fn = nn.ModuleList([nn.SiLU()])
+    assert first.mlp not in set(find_parts(model, set()))
+
+
+def test_another_thread_meanwhile_runs_it_as_always(setting: Setting) -> None:
+    setting.warm_up()
+    graph = setting.recorder.graphs[0]
+    replay = graph.replay
+
+    def meanwhile() -> None:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(setting.run).result()
+        replay()
+
+    graph.replay = meanwhile  # type: ignore[method-assign]
+    setting.run()
+    assert setting.replayed == 2
