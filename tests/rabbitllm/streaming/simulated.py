@@ -32,7 +32,8 @@ ROOM = 1 << 40
 class Stream:
     """Work that runs when it is handed over, so that nothing has to wait."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
 
     def wait_event(self, event: Event) -> None: ...
 
