@@ -329,7 +329,7 @@ class Batch:
             grown = self._cached(len(rows), longest) - taken
             if PINNED * grown > available_host_memory():
                 return False
-        return self.model._rooms.fits(work, held, self._slack)
+        return self.model._rooms.fits(work, held, beside=self._slack)
 
     def _cached(self, rows: int, tokens: int) -> int:
         """Bytes of a cache of so many rows of so many tokens, wherever it lies."""

@@ -45,11 +45,15 @@ class Ceiling:
         for block in blocks:
             block.register_forward_pre_hook(lambda *_: self.keep())
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: Work, others: int = 0) -> None:
         """Finds out whether a forward with this work may come near the budget.
 
         What is not in use goes back first where it is in the way. As a rule that is enough for many
         forwards: to ask the allocator before each block takes the host time, too.
+
+        Args:
+            work: of the forward.
+            others: bytes of caches beside its own that the budget counts, too.
         """
         self._limit = None
         self._coming = passing_bytes(self.geometry, self.dtype, self.device, work)
@@ -57,7 +61,7 @@ class Ceiling:
         held, allocated = self._held()
         if held + self._coming + behind <= self.nbytes:
             return
-        cached = self.geometry.cached(replace(work, new=0)) * self.dtype.itemsize
+        cached = self.geometry.cached(replace(work, new=0)) * self.dtype.itemsize + others
         limit = self._limit = self.nbytes + max(0, allocated - self.weights - cached)
         self.keep()
         if self._held()[0] + self._coming + behind <= limit:

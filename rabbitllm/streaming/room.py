@@ -7,7 +7,7 @@ chunks before that: stock transformers' own way for long prompts.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Room:
     near: Callable[[], None] = lambda: None
     where: str = ""
     _told: bool = field(default=False, init=False)
+    _left: int = field(default=0, init=False)  # bytes of other caches than a forward's own
 
     @contextmanager
     def without(self, nbytes: int, what: str) -> Iterator[None]:
@@ -82,6 +83,19 @@ class Room:
         finally:
             self.nbytes += nbytes
 
+    @contextmanager
+    def leaving(self, others: Sequence[Work]) -> Iterator[None]:
+        """Counts caches that forwards leave alone meanwhile.
+
+        Args:
+            others: what each of them holds.
+        """
+        self._left = sum(map(self._cached, others))
+        try:
+            yield
+        finally:
+            self._left = 0
+
     def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """Lets a forward with these arguments begin, or not.
 
@@ -90,8 +104,8 @@ class Room:
         """
         work = work_of(arguments, keywords)
         if self.ceiling:
-            self.ceiling.begin(work)
-        needed = self.needed(work)
+            self.ceiling.begin(work, self._left)
+        needed = self.needed(work) + self._left
         if needed > NEAR * self.nbytes:
             self.near()
         if needed <= self.nbytes or needed <= (most := self._most(work)):
@@ -107,18 +121,19 @@ class Room:
             f"and {self.setting}={total} ({format_size(total)}) or more."
         )
 
-    def fits(self, work: Work, held: Work, beside: Callable[[Work], int] = lambda _: 0) -> bool:
+    def fits(self, work: Work, *held: Work, beside: Callable[[Work], int] = lambda _: 0) -> bool:
         """Whether there is memory for a forward with this work.
 
         Args:
             work: what it is given.
-            held: what the cache holds already.
+            held: what its cache holds already, or what the caches do that it is made of.
             beside: bytes that work takes beside what it is known to.
         """
-        needed = self.needed(work) + beside(work)
+        needed = self.needed(work) + beside(work) + self._left
         if needed <= self.nbytes or self.free is None:
             return needed <= self.nbytes
-        return needed <= self.taken(held) + beside(held) + self.free()
+        cached = sum(self._cached(each) + beside(each) for each in held)
+        return needed <= self.taken(Work(0, 0)) + cached + self._left + self.free()
 
     def chunk(self, work: Work) -> int | None:
         """How many tokens of a prompt to take at a time; None if all, or if that would not help."""
@@ -154,7 +169,11 @@ class Room:
         """What the work may take: by the budget, or of what is free at this moment."""
         if self.free is None:
             return self.nbytes
-        return max(self.nbytes, self.taken(work) + self.free())
+        return max(self.nbytes, self.taken(work) + self._left + self.free())
+
+    def _cached(self, held: Work) -> int:
+        """Bytes of `taken` that are a cache's."""
+        return self.taken(held) - self.taken(Work(0, 0))
 
     def _tokens_for(self, needed: int) -> int:
         """The least `max_seq_len` that keeps so much room."""
@@ -207,9 +226,17 @@ class Rooms:
         """See `Room.without`; it is on the first device."""
         return self.each[0].without(nbytes, what)
 
-    def fits(self, work: Work, held: Work, beside: Callable[[Work], int] = lambda _: 0) -> bool:
+    @contextmanager
+    def leaving(self, others: Sequence[Work]) -> Iterator[None]:
+        """See `Room.leaving`."""
+        with ExitStack() as stack:
+            for room in self.each:
+                stack.enter_context(room.leaving(others))
+            yield
+
+    def fits(self, work: Work, *held: Work, beside: Callable[[Work], int] = lambda _: 0) -> bool:
         """See `Room.fits`."""
-        return all(room.fits(work, held, beside) for room in self.each)
+        return all(room.fits(work, *held, beside=beside) for room in self.each)
 
     def chunk(self, work: Work) -> int | None:
         """See `Room.chunk`."""

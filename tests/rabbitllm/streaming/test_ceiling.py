@@ -131,6 +131,18 @@ def test_what_others_use_does_not_count(allocator: Allocator) -> None:
     assert allocator.emptied == 1
 
 
+def test_other_caches_of_the_models_own_do_count(allocator: Allocator) -> None:
+    ours, work, others = ceiling(), Work(1, 1, past=7), 10 * SEGMENT
+    allocator.allocated += others + 7 * CACHED
+    allocator.reserved = LIMIT - passing(work)
+    ours.begin(work, others)
+    ours.keep()
+    assert not allocator.emptied
+    allocator.reserved += 1
+    ours.keep()
+    assert allocator.emptied == 1
+
+
 def test_every_block_that_is_watched_is_asked(allocator: Allocator) -> None:
     blocks = [nn.Identity(), nn.Identity()]
     ours = ceiling()

@@ -123,14 +123,43 @@ def test_a_cache_that_keeps_no_count_counts_as_empty() -> None:
 def test_a_ceiling_learns_of_each_forward() -> None:
     class Noted:
         seen: ClassVar[list[Work]] = []
+        others: ClassVar[list[int]] = []
 
-        def begin(self, work: Work) -> None:
+        def begin(self, work: Work, others: int) -> None:
             self.seen.append(work)
+            self.others.append(others)
 
     ours = room(4000)
     ours.ceiling = cast(Ceiling, Noted())
     ours.admit((ids(1, 100),), {"logits_to_keep": 1})
     assert Noted.seen == [Work(1, 100)]
+    with ours.leaving([Work(2, 0, 30), Work(1, 0, 7)]):
+        ours.admit((ids(1, 80),), {"logits_to_keep": 1})
+    assert Noted.seen[1:] == [Work(1, 80)]
+    assert Noted.others == [0, 670]
+
+
+def test_other_caches_count_while_they_are_left_alone() -> None:
+    ours = room(4000)
+    with ours.leaving([Work(2, 0, 30)]):
+        ours.admit((ids(1, 85),), {})
+        with pytest.raises(BudgetError):
+            ours.admit((ids(1, 86),), {})
+        assert ours.fits(Work(1, 85))
+        assert not ours.fits(Work(1, 86))
+    ours.admit((ids(1, 100),), {})
+
+
+def test_what_is_free_is_beside_all_caches() -> None:
+    ours, work = room(0, lambda: 4000), Work(1, 100, 5)
+    assert not ours.fits(work)
+    assert ours.fits(work, Work(1, 0, 5))
+    assert ours.fits(work, Work(1, 0, 3), Work(1, 0, 2))
+    assert not ours.fits(Work(1, 100, 6), Work(1, 0, 5))
+    with ours.leaving([Work(9, 0, 100)]):
+        assert ours.fits(work, Work(1, 0, 5))
+        assert not ours.fits(work, Work(1, 0, 4))
+        ours.admit((ids(1, 100),), {"past_key_values": None})
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(50, 0), (51, 1)])
