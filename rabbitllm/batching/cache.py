@@ -6,9 +6,11 @@ of tokens, each row's come first and padding behind them; afterwards the row mov
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -49,14 +51,50 @@ class RowsCache:
                 layer.sliding_window += SLACK
         self.columns = 0
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keeps these rows, in this order; one that comes twice makes a row to be overwritten."""
-        layers: Sequence[Any] = self.cache.layers
-        held = next((len(layer.keys) for layer in layers if layer.is_initialized), 0)
-        if held and list(rows) != list(range(held)):
-            for layer in self._layers():
-                self._make_room((layer.keys.nbytes + layer.values.nbytes) * len(rows) // held)
+    def lay_out(
+        self,
+        rows: Sequence[int],
+        columns: int,
+        own: "RowsCache | None" = None,
+        at: Sequence[int | None] = (),
+    ) -> None:
+        """Keeps these rows, in this order, and puts those of another cache among them.
+
+        Args:
+            rows: what lies there so far; one that comes twice makes a place to be overwritten.
+            columns: newest of each row, which all their tokens lie in; padding in front if there
+                are fewer.
+            own: the other cache, which is emptied.
+            at: where each of its rows goes; None if it is left out.
+        """
+        others = own._layers() if own else repeat(None)
+        taken = [i for i, place in enumerate(at) if place is not None]
+        places = [place for place in at if place is not None]
+        for layer, other in zip(self._layers(), others, strict=False):
+            held, before = layer.keys.shape[-2], len(layer.keys)
+            slides = isinstance(layer, DynamicSlidingWindowLayer)
+            kept = min(columns, layer.sliding_window - 1) if slides else columns
+            if slides:
+                layer.cumulative_length = columns
+            moved, ahead = list(rows) != list(range(before)), max(0, kept - held)
+            if moved or ahead:
+                row = (layer.keys.nbytes + layer.values.nbytes) // (before * held)
+                self._make_room(row * len(rows) * kept)
+            layer.keys, layer.values = (
+                states[..., max(0, held - kept) :, :] for states in (layer.keys, layer.values)
+            )
+            if moved:
                 layer.batch_select_indices(torch.tensor(rows))
+            if ahead:
+                layer.keys, layer.values = (
+                    pad(states, (0, 0, ahead, 0)) for states in (layer.keys, layer.values)
+                )
+            if other is not None:
+                new = min(kept, other.keys.shape[-2])
+                layer.keys[places, :, kept - new :] = other.keys[taken, :, -new:]
+                layer.values[places, :, kept - new :] = other.values[taken, :, -new:]
+                other.keys = other.values = other.keys.new_empty(0)
+        self.columns = columns
 
     def settle(self, shifts: Sequence[int], drop: int) -> None:
         """Moves rows to the right, and drops columns that are padding in all of them.

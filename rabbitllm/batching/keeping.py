@@ -3,7 +3,7 @@
 import torch
 from transformers import PretrainedConfig
 
-from rabbitllm.batching.batch import LEAST_CHUNK, PASS_TOKENS
+from rabbitllm.batching.joining import LEAST_CHUNK, PASS_TOKENS
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 
 STEP = 64

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.agreement.measure import compare, pieces
 from benchmarks.askers.asked import write_asked
 from rabbitllm import AutoModel
-from rabbitllm.batching import Batch
+from rabbitllm.batching.forward import Forward
 
 
 def test_prompts_follow_one_another_and_have_different_lengths() -> None:
@@ -27,8 +27,8 @@ def test_what_parts_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     figures = compare(model, prompts, 10, 4)
     assert (figures["parted"], figures["agreement"], figures["margins"]) == (0, 1.0, [])
     assert figures["tokens"] == 10 + 9 + 8 + 7 + 6 + 5
-    choose = Batch._choose
-    monkeypatch.setattr(Batch, "_choose", lambda self, rows, logits: choose(self, rows, -logits))
+    call = Forward.__call__
+    monkeypatch.setattr(Forward, "__call__", lambda *args: -call(*args))
     other = compare(model, prompts, 10, 4)
     assert other["parted"] == 6
     assert other["agreement"] < 0.1

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from rabbitllm import StreamedModel
-from rabbitllm.batching import Batch, Row
+from rabbitllm.batching import Batch, Row, joining
 from rabbitllm.batching import batch as module
 from rabbitllm.batching import cache as held
 from rabbitllm.batching.cache import slack_bytes as held_beyond
 from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.working import Work, read_geometry
 from rabbitllm.text import generate
 from tests.rabbitllm.batching.conftest import Letters
 
@@ -23,10 +24,11 @@ LENGTHS = (5, 37, 12, 1, 60, 9, 23)
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts come in chunks of 6 tokens, and of 3 beside many."""
-    monkeypatch.setitem(module.PASS_TOKENS, "cpu", 16)
-    monkeypatch.setattr(module, "LEAST_CHUNK", 3)
-    monkeypatch.setattr(module, "SLACK", 6)
+    """Prompts come in chunks of 6 tokens, and of 3 beside many, or of 16 by themselves."""
+    monkeypatch.setitem(joining.PASS_TOKENS, "cpu", 16)
+    monkeypatch.setitem(joining.PROMPT_TOKENS, "cpu", 16)
+    monkeypatch.setattr(joining, "LEAST_CHUNK", 3)
+    monkeypatch.setattr(joining, "SLACK", 6)
     monkeypatch.setattr(held, "SLACK", 6)
 
 
@@ -100,11 +102,12 @@ def test_a_long_prompt_holds_nobody_up(model: StreamedModel) -> None:
     long = batch.add(prompts([60])[0], max_new_tokens=2)
     batch.step()
     assert (len(talking.tokens), len(long.tokens)) == (2, 0)
-    assert 0 < long.past <= 8
-    before = len(talking.tokens)
+    assert 0 < long.past <= 16
     while not long.tokens:
+        before, read = len(talking.tokens), long.past
         batch.step()
-    assert len(talking.tokens) - before >= 60 // 8 - 1
+        assert len(talking.tokens) == before + 1
+        assert read < long.past <= read + 16
 
 
 def test_the_cache_shrinks_with_who_leaves(model: StreamedModel) -> None:
@@ -164,8 +167,8 @@ def test_room_is_made_for_what_is_laid_out(
     batch.add(prompts([5])[0], max_new_tokens=6, do_sample=False)
     batch.step()
     assert not made
-    assert batch._held
-    one = batch._held.cache.layers[0]
+    assert batch._passes._held
+    one = batch._passes._held.cache.layers[0]
     batch.add(prompts([4])[0], max_new_tokens=6, do_sample=False)
     expected = 2 * (one.keys.nbytes + one.values.nbytes)
     batch.step()
@@ -348,7 +351,7 @@ def tight(model: StreamedModel, rows: int, columns: int, width: int = 8) -> None
     """Leaves room for so many rows of so many columns."""
     (room,) = model._rooms.each
     room.free = None
-    room.nbytes = room.needed(module.Work(rows, width, columns - width, logits=rows))
+    room.nbytes = room.needed(Work(rows, width, columns - width, logits=rows))
 
 
 def test_who_does_not_fit_waits(model: StreamedModel) -> None:
@@ -374,20 +377,20 @@ def test_what_a_window_keeps_beyond_itself_counts(load: Callable[..., StreamedMo
     for _ in range(12):
         batch.step()
     assert len(batch.running) == 3
-    assert batch._held is not None
-    layers: Any = batch._held.cache.layers
+    assert batch._passes._held is not None
+    layers: Any = batch._passes._held.cache.layers
     held = sum(t.nbytes for layer in layers for t in (layer.keys, layer.values))
-    geometry, behind = module.read_geometry(model.config), work(batch)
+    geometry, behind = read_geometry(model.config), work(batch)
     stock = geometry.cached(behind) * model.dtype.itemsize
     assert stock < held <= stock + held_beyond(geometry, model.dtype, behind)
     (room,) = model._rooms.each
     room.free = None
     room.nbytes = room.needed(replace(behind, past=behind.past + 1))
-    assert not batch._fits(batch.running, 1, 0)
+    assert not batch._passes._fits(1)
 
 
-def work(batch: Batch) -> module.Work:
-    return module.Work(len(batch.running), 1, max(0, batch.held_columns - 1))
+def work(batch: Batch) -> Work:
+    return Work(len(batch.running), 1, max(0, batch.held_columns - 1))
 
 
 @pytest.mark.usefixtures("narrow")

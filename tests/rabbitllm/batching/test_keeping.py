@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rabbitllm.batching.batch import LEAST_CHUNK, PASS_TOKENS
+from rabbitllm.batching.joining import LEAST_CHUNK, PASS_TOKENS
 from rabbitllm.batching.keeping import STEP, max_seq_len_for
 from rabbitllm.streaming.working import Work, read_geometry, working_bytes
 

@@ -15,10 +15,11 @@ import torch
 from transformers import DynamicCache
 
 from rabbitllm import StreamedModel
-from rabbitllm.batching import Batch, offloading
+from rabbitllm.batching import Batch, joining, memory, offloading
 from rabbitllm.batching import batch as module
 from rabbitllm.batching.cache import OffloadedCache, RowsCache
 from rabbitllm.batching.offloading import can_offload, pass_seconds, pays
+from rabbitllm.batching.sharing import CACHES
 from rabbitllm.streaming.working import Work, read_geometry
 from tests.rabbitllm.batching.test_batch import alone, prompts
 
@@ -73,12 +74,13 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Stream:
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "default_stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
-    monkeypatch.setattr(module, "can_offload", lambda _: True)
+    for each in (module, memory):
+        monkeypatch.setattr(each, "can_offload", lambda _: True)
     return stream
 
 
 def read(model: StreamedModel, ids: list[list[int]], held: RowsCache) -> None:
-    name = next(each for each in module.CACHES if each in signature(model.forward).parameters)
+    name = next(each for each in CACHES if each in signature(model.forward).parameters)
     model(torch.tensor(ids), use_cache=True, **{name: held.cache})
 
 
@@ -125,16 +127,27 @@ def test_sequences_that_come_and_go_answer_as_alone(
     own: Stream,
     architecture: str,
 ) -> None:
-    monkeypatch.setitem(module.PASS_TOKENS, "cpu", 16)
-    monkeypatch.setattr(module, "LEAST_CHUNK", 3)
+    monkeypatch.setitem(joining.PASS_TOKENS, "cpu", 16)
+    monkeypatch.setitem(joining.PROMPT_TOKENS, "cpu", 64)
+    merged = 0
+    lay_out = RowsCache.lay_out
+
+    def noted(held: RowsCache, *args: Any) -> None:
+        nonlocal merged
+        merged += args[2] is not None
+        lay_out(held, *args)
+
+    monkeypatch.setattr(RowsCache, "lay_out", noted)
+    monkeypatch.setattr(joining, "LEAST_CHUNK", 3)
     model = load(architecture)
     batch, rows = Batch(model, offloaded=True), []
     for i, prompt in enumerate(prompts()):
         rows.append(batch.add(prompt, max_new_tokens=4 + 3 * i, do_sample=False))
         batch.step()
-        assert batch._held is None or isinstance(batch._held.cache, DynamicCache)
-        assert batch._held is None or batch._held.cache.offloading
+        assert batch._passes._held is None or isinstance(batch._passes._held.cache, DynamicCache)
+        assert batch._passes._held is None or batch._passes._held.cache.offloading
     batch.run()
+    assert merged
     for row in rows:
         assert row.tokens == alone(model, row.prompt, row.limit)
 
@@ -149,7 +162,7 @@ def test_layers_come_to_be_changed_and_go_again(
     held.columns = 3
     assert [name for name, _ in events].count("offload") == layers
     ahead = held.cache.prefetch_stream
-    for change in (lambda: held.select([1]), lambda: held.settle([1], 0)):
+    for change in (lambda: held.lay_out([1], 3), lambda: held.settle([1], 0)):
         events.clear()
         Stream.waits.clear()
         change()
@@ -175,7 +188,7 @@ def test_it_is_chosen_where_it_pays(
         seen.append(figures)
         return len(seen) == 1
 
-    monkeypatch.setattr(module, "pays", paid)
+    monkeypatch.setattr(memory, "pays", paid)
     batch = Batch(model)
     rows = [batch.add(prompt, max_new_tokens=10, do_sample=False) for prompt in prompts([90] * 6)]
     batch.step()
@@ -201,7 +214,7 @@ def test_experts_that_come_as_tokens_are_sent_to_them_count(
 ) -> None:
     model = load("mixtral", device_memory="min")
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(module, "pays", lambda *figures: seen.append(figures))
+    monkeypatch.setattr(memory, "pays", lambda *figures: seen.append(figures))
     batch = Batch(model)
     batch.add([5, 6], max_new_tokens=1)
     batch.run()
@@ -218,8 +231,8 @@ def test_the_hosts_memory_bounds_it(
 ) -> None:
     model = load()
     batch = Batch(model, offloaded=True)
-    row = batch._cached(1, 30)
-    monkeypatch.setattr(module, "available_host_memory", lambda: 3 * offloading.PINNED * row)
+    row = batch._memory.cached(1, 30)
+    monkeypatch.setattr(memory, "available_host_memory", lambda: 3 * offloading.PINNED * row)
     for prompt in prompts([20] * 6):
         batch.add(prompt, max_new_tokens=10)
     batch.step()
