@@ -18,10 +18,11 @@ from rabbitllm.batching.row import Row
 PASS_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a pass of all, padding included, that cost little beside the weights' way, or on a CPU
 seconds at most; what a prompt may hold others up by."""
-PROMPT_TOKENS = {"cpu": 256, "cuda": 8192}
+PROMPT_TOKENS = {"cuda": 8192}
 """The same of prompts' own forwards, which have fewer where there is no memory for so many. On an
 H100 15 GB of weights take 0.3 s at 52 GB/s, and two operations for each of 7B parameters and 8,192
-tokens 0.3 s at 400 TFLOPS."""
+tokens 0.3 s at 400 TFLOPS. A CPU has none: more tokens than in the pass of all would take longer,
+and as many save no passes."""
 LEAST_CHUNK = 8
 """Tokens of a prompt in a pass, however many rows there are."""
 
@@ -34,7 +35,7 @@ def shared_width(device: torch.device, rows: int) -> int:
 
 def own_width(device: torch.device, rows: int) -> int:
     """Tokens of each of so many prompts in a forward of their own."""
-    return PROMPT_TOKENS[device.type] // rows
+    return PROMPT_TOKENS.get(device.type, 0) // rows
 
 
 def narrowed(width: int, fits: Callable[[int], bool]) -> int:
@@ -50,9 +51,11 @@ def widest(device: torch.device, rows: Sequence[Row]) -> list[Row]:
     They differ least from each other, so there is little padding, and they gain most. A prompt that
     is too long for one forward is alone, and takes several.
     """
+    tokens = own_width(device, 1)
+    if not rows or not tokens:
+        return []
     ordered = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    most = own_width(device, 1) // len(ordered[0].ids) if ordered else 0
-    return ordered[: max(1, most)]
+    return ordered[: max(1, tokens // len(ordered[0].ids))]
 
 
 def saves(group: Sequence[Row], own: int, shared: int, others: int) -> bool:

@@ -75,3 +75,9 @@ def test_a_width_without_room_is_halved() -> None:
     assert narrowed(100, lambda width: width <= 30) == 25
     assert narrowed(100, lambda _: False) == 6
     assert narrowed(100, lambda _: True) == 100
+
+
+def test_a_cpu_has_no_forwards_of_prompts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert widest(CPU, rows(500, 400)) == []
+    assert len(widest(torch.device("cuda"), rows(500, 400))) == 2

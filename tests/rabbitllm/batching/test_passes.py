@@ -211,7 +211,7 @@ def test_who_a_forward_has_no_room_for_waits_and_is_answered(
     rows = [batch.add([5, 6, 7], max_new_tokens=12, do_sample=False)]
     batch.step()
     rows += [
-        batch.add(prompt, max_new_tokens=5, do_sample=False) for prompt in prompts([30, 28, 70, 25])
+        batch.add(prompt, max_new_tokens=5, do_sample=False) for prompt in prompts([25, 28, 70, 30])
     ]
     batch.run()
     handle.remove()
