@@ -22,6 +22,7 @@ from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.streaming.buffers import pinned_buffer
 from rabbitllm.streaming.host import HostWorker
 from rabbitllm.streaming.landing import Landing
+from rabbitllm.streaming.promised import promises_of
 from rabbitllm.streaming.roads import Roads
 
 logger = logging.getLogger(__name__)
@@ -129,8 +130,9 @@ def measure_roads(device: torch.device, dtype: torch.dtype) -> Roads:
                 host[tokens] = max(_rate(workers[threads], matrices, tokens) for _ in range(ROUNDS))
             crossing = _crossing(workers[threads], device, dtype)
             turn = _turn(device, dtype)
+            ahead = promises_of(device) is not None
     torch.cuda.empty_cache()
-    return Roads(link, host, threads, crossing, turn)
+    return Roads(link, host, threads, crossing, turn, ahead)
 
 
 @contextmanager
@@ -236,7 +238,7 @@ def _parse(fields: Mapping[str, Any]) -> Roads:
     """Raises one of `MALFORMED` if that is no record of roads."""
     host = {int(tokens): float(rate) for tokens, rate in fields["host"].items()}
     link, crossing, turn = (float(fields[key]) for key in ("link", "crossing", "turn"))
-    roads = Roads(link, host, int(fields["threads"]), crossing, turn)
+    roads = Roads(link, host, int(fields["threads"]), crossing, turn, bool(fields["ahead"]))
     if not (1 in host and min(roads.link, *host.values()) > 0 < roads.threads):
         raise ValueError("no rates")
     return roads

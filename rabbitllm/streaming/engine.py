@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from transformers import PreTrainedModel
 
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.checkpoint.tensors import WeightEntry, files_of
+from rabbitllm.streaming.ahead import may_go_ahead
 from rabbitllm.streaming.binding import bind, bindings
+from rabbitllm.streaming.blocks import find_blocks
 from rabbitllm.streaming.crossing import modules_by_home, move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.encoded import kept_bytes
@@ -89,7 +92,7 @@ def stream(
         _load(resident, streamed, routed, plan, transfers)
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
-        host = _host(streamed, plan, transfers, meter)
+        host = _host(model, streamed, plan, transfers, meter)
         pipeline = Pipeline(
             _lanes(streamed, plan, transfers), meter, options, list(shelves.values()), host
         )
@@ -253,13 +256,18 @@ def _lanes(
 
 
 def _host(
+    model: PreTrainedModel,
     streamed: Sequence[Stage],
     plan: Plan,
     transfers: Mapping[torch.device, Transfer],
     meter: Meter,
 ) -> HostRoad:
     """What computes stages on the CPU in short passes."""
-    host = HostRoad(plan.host_tokens, plan.host_threads, meter)
+    if not plan.on_host():
+        return HostRoad()
+    ahead = partial(may_go_ahead, model.config)
+    host = HostRoad(plan.host_tokens, plan.host_threads, meter, ahead)
+    host.watch(find_blocks(model).values())
     for stage in streamed:
         if plan.places[stage.name].on_host:
             host.add(stage, transfers[plan.places[stage.name].device].host_views(stage))

@@ -8,18 +8,22 @@ graph: then the weights come to the device like all others.
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from rabbitllm.streaming.ahead import Ahead, Job
 from rabbitllm.streaming.binding import bind, bindings, bound, streams
 from rabbitllm.streaming.entry import Forward, run_by
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.meter import Meter
+from rabbitllm.streaming.page import PAGE
+from rabbitllm.streaming.promised import Promise, Promises, promises_of
 from rabbitllm.streaming.room import work_of
 from rabbitllm.streaming.weights import Stage
 from rabbitllm.utils.workers import Workers
@@ -44,14 +48,8 @@ class HostWorker:
 
     def run(self, compute: Callable[[], Any]) -> Any:
         """What a function returns that computes there; an interrupt leaves it to end by itself."""
-        if not self._begun:
-            mine = torch.get_num_threads()
-            wait([self._workers.submit(_take_threads, self._threads)])
-            torch.set_num_threads(mine)  # threads begin with the last number that any has set
-            self._begun = True
         results: list[Any] = []
-        inferring = torch.is_inference_mode_enabled()
-        future = self._workers.submit(_compute, compute, inferring, results)
+        future = self.start(lambda: results.append(compute()))
         try:
             wait([future])
             future.result()
@@ -59,15 +57,24 @@ class HostWorker:
             del future  # its error would hold it, and this frame
         return results.pop()
 
+    def start(self, compute: Callable[[], None]) -> "Future[None]":
+        """Has a function compute there; the future brings its end or its error."""
+        if not self._begun:
+            mine = torch.get_num_threads()
+            wait([self._workers.submit(_take_threads, self._threads)])
+            torch.set_num_threads(mine)  # threads begin with the last number that any has set
+            self._begun = True
+        return self._workers.submit(_compute, compute, torch.is_inference_mode_enabled())
+
 
 def _take_threads(threads: int) -> None:
     torch.get_num_threads()  # where a thread asks first, torch gives it the process's number
     torch.set_num_threads(threads)
 
 
-def _compute(compute: Callable[[], Any], inferring: bool, results: list[Any]) -> None:
+def _compute(compute: Callable[[], None], inferring: bool) -> None:
     with torch.inference_mode(inferring), torch.no_grad():
-        results.append(compute())
+        compute()
 
 
 class HostRoad:
@@ -77,13 +84,18 @@ class HostRoad:
         tokens: the most of a short pass.
         threads: of the CPU that compute.
         meter: counts what happens.
+        ahead: asked whether launching may go on meanwhile.
     """
 
-    def __init__(self, tokens: int = 0, threads: int = 1, meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        tokens: int = 0,
+        threads: int = 1,
+        meter: Meter | None = None,
+        ahead: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._tokens = tokens
-        self._worker = HostWorker(threads)
-        self._landing = Landing()
-        self._meter = meter or Meter()
+        self._tools = _Tools(HostWorker(threads), meter or Meter(), ahead)
         self._modules: dict[str, _Hosted] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -97,9 +109,16 @@ class HostRoad:
             stage: of one module, all of its weights.
             weights: in its order, on the host.
         """
-        self._modules[stage.name] = _Hosted(
-            stage, weights, self._worker, self._landing, self._meter
-        )
+        self._modules[stage.name] = _Hosted(stage, weights, self._tools)
+
+    def watch(self, blocks: Iterable[nn.Module]) -> None:
+        """Has launching stop where it is too far ahead.
+
+        Args:
+            blocks: of the model, all of them.
+        """
+        for block in blocks:
+            block.register_forward_pre_hook(_counting(block, self._tools.under_way))
 
     def takes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a forward of the whole model with these arguments is a short pass."""
@@ -118,27 +137,56 @@ class HostRoad:
         """
         return name in self._modules and self._modules[name].ready()
 
+    def join(self) -> None:
+        """Waits for what is still computed; RuntimeError if it fails."""
+        self._tools.under_way.join()
+
+    def drop(self) -> None:
+        """Waits for what is still computed, and does not want it any more."""
+        self._tools.under_way.drop()
+
+
+def _counting(block: nn.Module, under_way: Ahead) -> Callable[..., None]:
+    whose = weakref.ref(block)
+
+    def hook(block: nn.Module, *_: object) -> None:
+        if block is whose():  # and no copy
+            under_way.block()
+
+    return hook
+
+
+class _Tools:
+    """What the modules share."""
+
+    def __init__(self, worker: HostWorker, meter: Meter, ahead: Callable[[], bool]) -> None:
+        self.worker, self.meter, self.ahead = worker, meter, ahead
+        self.landing = Landing()
+        self.under_way = Ahead(meter)
+        self._promises: dict[torch.device, Promises | None] = {}
+
+    def promises(self, device: torch.device) -> Promises | None:
+        """Those of a device, if launching may go on there."""
+        if not self.ahead():
+            return None
+        if device not in self._promises:
+            self._promises[device] = promises_of(device)
+        return self._promises[device]
+
 
 class _Hosted:
     """One of them."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        weights: Sequence[torch.Tensor],
-        worker: HostWorker,
-        landing: Landing,
-        meter: Meter,
-    ) -> None:
+    def __init__(self, stage: Stage, weights: Sequence[torch.Tensor], tools: _Tools) -> None:
         (module,) = stage.modules
         self._module = weakref.ref(module)
         self._stage = stage.alone()
         self._weights = weights
-        self._worker = worker
-        self._landing = landing
-        self._meter = meter
+        self._tools = tools
         self._bindings = bindings(stage)
         self._idle = bound(self._bindings)
+        self._shared = any(len(owners) > 1 for owners in self._bindings)
+        self._outputs: dict[_Form, _Form] = {}  # of what has been computed, by its input
         run_by(module, self._run)
 
     def ready(self) -> bool:
@@ -148,22 +196,61 @@ class _Hosted:
         )
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._tools.under_way.join()
         pairs = zip(bound(self._bindings), self._idle, strict=True)
         if any(now is not idle for now, idle in pairs):
             return forward(*args, **kwargs)  # they have been brought, or are the user's
+        begun = time.perf_counter()
+        given = [*args, *kwargs.values()]
+        home = next(each for each in given if isinstance(each, torch.Tensor)).device
+        there = self._tools.landing.take((args, kwargs))
+        compute = partial(forward, *there[0], **there[1])
+        form = _form(given[0]) if len(given) == 1 else None
+        expected = self._outputs.get(form) if form else None
+        promises = self._tools.promises(home) if expected and self._by_itself() else None
+        if promises and expected:
+            return self._go_on(compute, promises.promise(*expected), begun)
+        output = self._compute(compute)
+        if form and isinstance(output, torch.Tensor) and 0 < output.nbytes <= PAGE:
+            self._outputs[form] = _form(output)
+        output = self._tools.landing.bring(output, home)
+        self._tools.meter.host(self._stage.name, self._stage.nbytes, begun, time.perf_counter())
+        return output
+
+    def _compute(self, compute: Callable[[], Any]) -> Any:
+        """The output, on the host."""
         bind(self._bindings, self._weights)
         try:
-            return self._compute(forward, args, kwargs)
+            return self._tools.worker.run(compute)
         finally:
             bind(self._bindings, self._idle)
 
-    def _compute(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output, where the input is."""
-        begun = time.perf_counter()
-        tensors = (each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor))
-        home = next(tensors).device
-        there = self._landing.take((args, kwargs))
-        output = self._worker.run(partial(forward, *there[0], **there[1]))
-        output = self._landing.bring(output, home)
-        self._meter.host(self._stage.name, self._stage.nbytes, begun, time.perf_counter())
-        return output
+    def _by_itself(self) -> bool:
+        """Whether nobody else sees its weights, or is called, while it computes."""
+        module = self._module()
+        assert module is not None, "who calls it holds the module"
+        inner = (each for each in module.modules() if each is not module)
+        return not self._shared and not any(
+            each._forward_pre_hooks or each._forward_hooks for each in inner
+        )
+
+    def _go_on(
+        self, compute: Callable[[], torch.Tensor], promise: Promise, begun: float
+    ) -> torch.Tensor:
+        """The output, on the device, which is computed meanwhile.
+
+        Whatever cuts this off, `Pipeline` joins the job and takes the weights away.
+        """
+        bind(self._bindings, self._weights)
+        job = Job(self._stage, self._bindings, self._idle, promise, begun)
+        self._tools.under_way.begin(job, self._tools.worker.start, compute)
+        return promise.fetch()
+
+
+class _Form(NamedTuple):
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _form(tensor: torch.Tensor) -> _Form:
+    return _Form(tensor.shape, tensor.dtype)

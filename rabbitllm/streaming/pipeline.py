@@ -180,6 +180,7 @@ class Pipeline:
         self._take_over()
         with self._turn, self._recording():
             self._lanes.check()
+            self._host.drop()  # an interrupt may have left it
             self._settle()
             self._settled, self._entered = False, threading.get_ident()
             for shelf in self._shelves:
@@ -187,11 +188,13 @@ class Pipeline:
             self._watch_rows(True)
             try:
                 output = forward(*args, **kwargs)
+                self._host.join()
                 self._settled = not self._running
                 return output
             finally:
                 self._entered = None
                 self._watch_rows(False)
+                self._host.drop()
                 self._settle()
 
     def in_turn(self, call: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -33,6 +33,7 @@ class Roads:
         threads: of the CPU with which that was measured.
         crossing: seconds that hidden states take to the CPU and back.
         turn: seconds that a part of a block takes where nothing moves.
+        ahead: the host launches what comes next while the CPU computes.
     """
 
     link: float
@@ -40,6 +41,7 @@ class Roads:
     threads: int
     crossing: float
     turn: float = TURN
+    ahead: bool = False
 
 
 class Turn(NamedTuple):
@@ -95,7 +97,8 @@ def pass_seconds(
     """Seconds of a pass behind others of its kind.
 
     A stage that moves takes the slot that is free first, of those that are large enough, and comes
-    as soon as that is free and what comes before it has come.
+    as soon as that is free and what comes before it has come. What is launched while the CPU
+    computes takes no time behind that.
 
     Args:
         turns: what the stages do.
@@ -108,11 +111,13 @@ def pass_seconds(
     busy: dict[torch.device | Road, float] = {}  # until when a device's link is, or the disk
     now = began = 0.0
     for _ in range(LAPS):
-        began = now
+        began, ahead = now, 0.0  # the latter: seconds of launching for which there has been time
         for road, device, moved, size in turns:
             if road == "host":
-                now += moved / host + roads.crossing
+                computed = moved / host + roads.crossing
+                now, ahead = now + computed, computed if roads.ahead else 0.0
                 continue
+            launched, ahead = max(0.0, roads.turn - ahead), max(0.0, ahead - roads.turn)
             if road == "rows":
                 now = busy[device] = max(now, busy.get(device, 0)) + moved / roads.link
             elif road != "stay":
@@ -124,6 +129,6 @@ def pass_seconds(
                 way, rate = (device, roads.link) if road == "link" else (road, DISK)
                 came = max(busy.get(way, 0), until[slot]) + moved / rate
                 now = max(now, came)
-                busy[way], until[slot] = came, now + roads.turn
-            now += roads.turn
+                busy[way], until[slot] = came, now + launched
+            now += launched
     return now - began

@@ -15,6 +15,7 @@ import torch
 
 from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.ahead import may_go_ahead
 from rabbitllm.streaming.apart import find_apart
 from rabbitllm.streaming.placement import place
 from rabbitllm.streaming.plan import Budget, Plan, own_memory
@@ -121,6 +122,7 @@ def share_out(
         logger.info("host_compute does nothing here: %s.", why)
         return placed
     roads = measure(device, staged.dtype)
+    roads = replace(roads, ahead=roads.ahead and may_go_ahead(staged.model.config))
     choices = Choices(able, apart.moved_sizes, roads)
     finer, shared = again(apart, choices.make_plan)
     with_host, without = seconds_of(shared, finer, roads), seconds_of(plan, whole, roads)

@@ -47,7 +47,15 @@ def test_all_of_them_are_measured() -> None:
     assert roads.threads in thread_counts()
     assert 0 < roads.crossing < 1
     assert 1e-5 < roads.turn < 1
+    assert roads.ahead is False
     assert describe(roads).startswith("link 0.0 GB/s, CPU ")
+
+
+def test_a_device_that_waits_for_the_cpu_lets_launching_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "promises_of", lambda _: object())
+    assert measure_roads(CPU, torch.float32).ahead is True
 
 
 def test_a_cpu_that_is_too_slow_is_not_tried_with_many_tokens(
@@ -72,11 +80,11 @@ def test_they_are_measured_once_for_a_machine_and_a_dtype(
 
     def measure(device: torch.device, dtype: torch.dtype) -> Roads:
         measured.append(dtype)
-        return Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25, 0.5)
+        return Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25, 0.5, True)
 
     monkeypatch.setattr(module, "measure_roads", measure)
     for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
-        assert roads_of(CPU, dtype) == Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25, 0.5)
+        assert roads_of(CPU, dtype) == Roads(2.0, {1: 3.0, 4: 1.0}, 5, 0.25, 0.5, True)
     assert measured == [torch.bfloat16, torch.float16]
     file = tmp_path / "stores" / module.FILE
     kept = json.loads(file.read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing_extensions import override
 from rabbitllm import stock_arguments
 from rabbitllm.streaming import (
     engine,
+    host,
     picking,
     placement,
     plan,
@@ -25,6 +27,8 @@ from rabbitllm.streaming import (
 )
 from rabbitllm.streaming.buffers import host_buffer
 from rabbitllm.streaming.devices import DEVICES, CudaTransfer, cuda, recorder
+from rabbitllm.streaming.page import Page
+from rabbitllm.streaming.promised import Promises
 
 ROOM = 1 << 40
 
@@ -48,6 +52,32 @@ class Event:
     def record(self, stream: Stream) -> None: ...
 
     def synchronize(self) -> None: ...
+
+
+class Bell:
+    """Has who launches stand still, for the device is the same thread.
+
+    Attributes:
+        stands: it does. Otherwise launching goes on, and what comes of it is void.
+        waited: the last number that was waited for.
+        rung: the last one that was rung.
+    """
+
+    def __init__(self) -> None:
+        self.stands = True
+        self.waited = self.rung = 0
+        self._changed = threading.Condition()
+
+    def wait(self, number: int) -> None:
+        self.waited = number
+        with self._changed:
+            self._changed.wait_for(lambda: not self.stands or self.rung >= number)
+
+    def ring(self, number: int) -> None:
+        with self._changed:
+            assert number >= self.rung
+            self.rung = number
+            self._changed.notify_all()
 
 
 class Graph:
@@ -124,3 +154,12 @@ def simulate(monkeypatch: pytest.MonkeyPatch, count: int = 1) -> None:
     monkeypatch.setattr(torch.cuda, "stream", _using)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(cuda, "pinned_buffer", lambda nbytes, _: host_buffer(nbytes))
+
+
+def promise(monkeypatch: pytest.MonkeyPatch) -> Bell:
+    """From here on launching goes on while the CPU computes for that device."""
+    bell = Bell()
+    buffers = (host_buffer(1 << 16).zero_() for _ in range(2))
+    promises = Promises([Page(buffer, buffer) for buffer in buffers], bell)
+    monkeypatch.setattr(host, "promises_of", lambda _: promises)
+    return bell

@@ -14,14 +14,17 @@ import torch
 
 from rabbitllm import AutoModel, auto
 from rabbitllm.streaming import (
+    ahead,
     binding,
     host,
     landing,
     lane,
     lanes,
     one_by_one,
+    page,
     pipeline,
     placement,
+    promised,
     recent,
     ring,
     row_slots,
@@ -29,11 +32,12 @@ from rabbitllm.streaming import (
 )
 from rabbitllm.streaming.devices import cpu, transfer
 from rabbitllm.streaming.roads import Roads
-from tests.rabbitllm.streaming.simulated import simulate
+from tests.rabbitllm.streaming.simulated import promise, simulate
 
 PLACES = {
     os.path.realpath(module.__file__)
     for module in (
+        ahead,
         binding,
         cpu,
         host,
@@ -41,7 +45,9 @@ PLACES = {
         lane,
         lanes,
         one_by_one,
+        page,
         pipeline,
+        promised,
         recent,
         ring,
         row_slots,
@@ -161,14 +167,19 @@ def test_a_block_called_by_itself_works_behind_an_interrupt(model: Any) -> None:
     assert wrong_behind(run, range(len(places(run)))) == []
 
 
-@pytest.mark.parametrize("tokens", [1, 9], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("tokens", "known"), [(1, False), (1, True), (9, False)], ids=["short", "ahead", "long"]
+)
 def test_the_answer_behind_an_interrupt_is_right_where_the_cpu_computes_for_a_device(
     checkpoint: Callable[..., Any],
     prompt: torch.Tensor,
     monkeypatch: pytest.MonkeyPatch,
     tokens: int,
+    known: bool,
 ) -> None:
     simulate(monkeypatch)
+    if known:
+        promise(monkeypatch)
     roads = Roads(link=1e6, host={1: 1e6}, threads=1, crossing=0.0)
     monkeypatch.setattr(auto, "roads_of", lambda *_: roads)
     budgets = {"device_memory": "min", "host_memory": 1 << 30}
@@ -178,6 +189,9 @@ def test_the_answer_behind_an_interrupt_is_right_where_the_cpu_computes_for_a_de
     first, other = (forward_of(model, prompt[:1, :count]) for count in (tokens, 10 - tokens))
     seen = places(first)
     assert ("_compute" in {name for name, _ in seen}) is (tokens == 1)
+    if known:  # the form of what is computed, from here on
+        seen = places(first)
+        assert {"_go_on", "fetch"} <= {name for name, _ in seen}
     expected = [first(), other()]
     chosen = {place: at for at, place in reversed(list(enumerate(seen)))}
     for at in sorted({*chosen.values(), *range(0, len(seen), 8 * SPACING[True])}):

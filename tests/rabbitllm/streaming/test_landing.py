@@ -10,7 +10,8 @@ import torch
 
 from rabbitllm.streaming import landing
 from rabbitllm.streaming.buffers import host_buffer
-from rabbitllm.streaming.landing import Landing, _Page
+from rabbitllm.streaming.landing import Landing
+from rabbitllm.streaming.page import Page
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_a_page_gives_each_output_in_memory_of_its_own(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     device, page = Device(monkeypatch), host_buffer(4096)
-    lands = _Page(page, page)
+    lands = Page(page, page)
     outputs = [torch.randn(1, tokens, 64).to(dtype) for tokens in (1, 3, 2)]
     outputs[1] = outputs[1].transpose(0, 1)  # not in one piece
     outputs[2][0, 0, 0] = float("nan")
@@ -51,7 +52,7 @@ def test_a_page_takes_each_input_once_it_has_been_written(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     device, page = Device(monkeypatch), host_buffer(4096)
-    lands = _Page(page, page)
+    lands = Page(page, page)
     inputs = [torch.randint(0, 2, (2, tokens, 32)).to(dtype) for tokens in (1, 3, 2)]
     inputs[1] = inputs[1].transpose(0, 1)  # not in one piece
     inputs.append(inputs[0].sum().to(dtype))
@@ -80,7 +81,7 @@ def test_what_is_large_or_no_tensor_or_not_for_a_gpu_is_copied(
         asked.append(device)
         return Page() if device.index == 0 else None
 
-    monkeypatch.setattr(landing, "_page", page)
+    monkeypatch.setattr(landing, "page_of", page)
     monkeypatch.setattr(landing, "PAGE", 100)
     monkeypatch.setattr(landing, "send_to_device", lambda output, device: "copied")
     lands, gpu, other = Landing(), torch.device("cuda", 0), torch.device("cuda", 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,9 +18,11 @@ def turn(road: str, size: int = 100, device: torch.device = CUDA) -> Turn:
     return Turn(road, device, size * MB, size * MB)  # type: ignore[arg-type]
 
 
-def seconds(*turns: Turn, slots: tuple[int, ...] = (100, 100), tokens: int = 1) -> float:
+def seconds(
+    *turns: Turn, slots: tuple[int, ...] = (100, 100), tokens: int = 1, ahead: bool = False
+) -> float:
     sizes = {device: [size * MB for size in slots] for device in (CUDA, SECOND)}
-    return pass_seconds(turns, sizes, ROADS, tokens)
+    return pass_seconds(turns, sizes, replace(ROADS, ahead=ahead), tokens)
 
 
 def test_what_stays_takes_its_turn_and_what_moves_its_bytes() -> None:
@@ -42,6 +46,19 @@ def test_the_link_goes_on_while_the_host_computes_as_far_as_slots_are_free() -> 
     )
     wider = seconds(*[turn("link")] * 4, *[turn("host")] * 4, slots=(100,) * 4)
     assert wider == pytest.approx(4 * host + 4 * TURN)
+
+
+def test_launching_takes_no_time_behind_a_cpu_that_computes_longer() -> None:
+    host = 2e-3
+    few = [turn("host"), turn("stay"), turn("stay")]
+    assert seconds(*few * 4) == pytest.approx(4 * (host + 2 * TURN))
+    assert seconds(*few * 4, ahead=True) == pytest.approx(4 * host)
+    many = [turn("host"), *[turn("stay")] * 5]
+    assert seconds(*many * 4, ahead=True) == pytest.approx(4 * 5 * TURN)
+    # What comes before the CPU's first turn, and so behind the end of the pass before, does.
+    assert seconds(turn("stay"), *few, ahead=True) == pytest.approx(TURN + host)
+    assert seconds(*[turn("stay")] * 5, ahead=True) == pytest.approx(5 * TURN)
+    assert seconds(*[turn("link"), turn("host")] * 4, ahead=True) == pytest.approx(4 * host + TURN)
 
 
 def test_a_stage_waits_for_a_slot_that_it_fits() -> None:

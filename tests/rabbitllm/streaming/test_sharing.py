@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rabbitllm.prepare import prepare
-from rabbitllm.streaming import placement
+from rabbitllm.streaming import placement, sharing
 from rabbitllm.streaming.plan import Plan
 from rabbitllm.streaming.planning import make_plan
-from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
+from rabbitllm.streaming.roads import Roads, Turn, pass_seconds, turns_of
 from rabbitllm.streaming.sharing import Choices, place_shared
 from rabbitllm.streaming.weights import Stage, Weight
 
@@ -45,6 +46,7 @@ class Case:
         total = sum(stage.nbytes for stage in self.stages)
         self.budget = source.randint(least, max(least, total - 1))
         self.least = least
+        self.roads = replace(self.roads, ahead=seed % 2 == 0)
 
     def plan(self, budget: int | str | None = None) -> Plan:
         choices = Choices(self.able, {}, self.roads)
@@ -133,3 +135,25 @@ def test_a_real_shape_is_shared_out(
         assert plan.on_host()
     else:
         assert (placed.sizes, plan) == (whole.sizes, alone)
+
+
+@pytest.mark.parametrize(("attention", "goes_on"), [("sdpa", True), ("flash_attention_2", False)])
+def test_it_counts_on_launching_ahead_where_attention_is_torchs(
+    checkpoint: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    attention: str,
+    goes_on: bool,
+) -> None:
+    monkeypatch.setattr(placement, "working_bytes", lambda *_: 1000)
+    counted: set[bool] = set()
+
+    def seconds(turns: list[Turn], slots: Any, roads: Roads, tokens: int = 1) -> float:
+        counted.add(roads.ahead)
+        return pass_seconds(turns, slots, roads, tokens)
+
+    monkeypatch.setattr(sharing, "pass_seconds", seconds)
+    staged = prepare(checkpoint(), None, torch.device("cpu"), "auto", "auto", False).staged
+    staged.model.config._attn_implementation_internal = attention
+    roads = Roads(1e6, {1: 1e6}, 3, 0.0, ahead=True)
+    place_shared(staged, CUDA, 64, "min", "1GiB", lambda *_: roads)
+    assert counted == {goes_on}
