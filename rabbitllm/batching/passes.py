@@ -102,7 +102,10 @@ class Passes:
         Who has begun there may change over and begin anew: a forward costs the same with what it
         has been through.
         """
-        if self._apart:
+        if self._apart:  # whoever has come since then goes with all
+            going = self._apart.rows
+            self.running += [row for row in self.joining if row not in going]
+            self.joining = [row for row in self.joining if row in going]
             return
         device, count = self._model.device, len(self.rows)
         shared = shared_width(device, count)

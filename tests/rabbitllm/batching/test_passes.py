@@ -150,6 +150,25 @@ def test_nobody_waits_for_more_than_one_forward_of_others(
         assert len(talking.tokens) == said + 1
 
 
+def test_who_comes_while_a_long_prompt_goes_by_itself_goes_with_all(
+    model: StreamedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(monkeypatch, 16, 24)
+    batch = Batch(model)
+    talking = [batch.add([5, 6, number], max_new_tokens=40) for number in range(4)]
+    batch.step()
+    (long,) = (batch.add(prompt, max_new_tokens=3) for prompt in prompts([90]))
+    batch.step()
+    assert batch.joining == [long]
+    short = batch.add([7, 8], max_new_tokens=3)
+    batch.step()
+    assert batch.joining == [long], "it is not through"
+    assert short.tokens
+    assert not long.tokens
+    batch.run()
+    assert all(len(row.tokens) == row.limit for row in (*talking, long, short))
+
+
 # giving up and going wrong
 
 
