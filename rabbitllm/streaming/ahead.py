@@ -1,11 +1,14 @@
 """What the CPU computes while the thread that asked for it goes on launching: one module at a time.
 
 The thread has launched what needs the output behind a promise of it, on which the device stands
-still. Whatever waits for the device there, be it the end of a copy, memory that is given back or a
+still. Whatever waits for the device there, be it the end of a copy, memory that is taken anew or a
 launch for which its queue has no room, waits for the CPU. That makes no call to the device's driver
 and so ends by itself. All it needs is the interpreter, from one operation to the next: whoever
 waits for the device must not hold that meanwhile. torch's operations do not, other libraries' may
-where a queue is full: so nobody launches further ahead than some blocks.
+where a queue is full: so nobody launches further ahead than some blocks. Nor is garbage collected
+meanwhile, which might be a device's. While memory goes back to the device, torch's allocator keeps
+its lock, and another thread that asks it for something waits for that with the interpreter: so
+before memory goes back on purpose, the CPU's work is joined (`Ceiling.before`).
 """
 
 import time
@@ -19,6 +22,7 @@ from rabbitllm.streaming.binding import Bindings, bind
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.promised import Promise
 from rabbitllm.streaming.weights import Stage
+from rabbitllm.utils.garbage import no_garbage
 
 BLOCKS = 6
 """That are launched ahead at most. A queue takes 1024 launches and a block about 40; the CPU takes
@@ -71,7 +75,8 @@ class Job:
 
     def _compute(self, forward: Callable[[], torch.Tensor]) -> None:
         try:
-            self._promise.keep(forward())
+            with no_garbage():
+                self._promise.keep(forward())
         finally:
             self._promise.end()
             self.ended = time.perf_counter()
@@ -91,6 +96,7 @@ class Ahead:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._job: Job | None = None
+        self._submit: Callable[[Callable[[], None]], Future[None]] | None = None
         self._blocks = 0  # that have begun since
 
     def begin(
@@ -100,7 +106,7 @@ class Ahead:
         forward: Callable[[], torch.Tensor],
     ) -> None:
         """Starts a job; the one before it has been joined."""
-        self._job, self._blocks = job, 0
+        self._job, self._submit, self._blocks = job, submit, 0
         job.start(submit, forward)
 
     def join(self) -> None:
@@ -126,10 +132,14 @@ class Ahead:
         if self._blocks > BLOCKS:
             self.join()
 
+    def _behind(self) -> "Future[None] | None":
+        """The end of whatever has been submitted: an interrupt may have kept its future back."""
+        return self._submit(lambda: None) if self._submit else None
+
     def _end(self, job: Job) -> BaseException | None:
         """Waits for a job, for which an interrupt leaves it; returns its error."""
-        if job.future:
-            wait([job.future])
+        if future := job.future or self._behind():
+            wait([future])
         job.unbind()
         self._job = None
         error = job.future.exception() if job.future else None

@@ -6,7 +6,7 @@ prompt of 16,000 tokens in 14 chunks 0.74 GiB (7B shape, H100), which no other p
 no estimate of what is in use holds. Before a block adds to it, such memory goes back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,6 +29,8 @@ class Ceiling:
         weights: bytes of weights on it.
         geometry: of the model.
         dtype: of its cache.
+        before: called before memory goes back, which waits for the device; what that waits for must
+            not need the interpreter then, which others may hold who wait for torch's allocator.
     """
 
     device: torch.device
@@ -36,6 +38,7 @@ class Ceiling:
     weights: int
     geometry: Geometry
     dtype: torch.dtype
+    before: Callable[[], None] = lambda: None
     _coming: int = field(default=0, init=False)
     _limit: int | None = field(default=None, init=False)
     _stuck: int = field(default=0, init=False)  # not in use, and could not be given back last time
@@ -84,6 +87,7 @@ class Ceiling:
         held, allocated = self._held()
         self._stuck = min(self._stuck, held - allocated)
         if held + coming > limit and held - allocated >= self._stuck + SEGMENT:
+            self.before()
             torch.cuda.empty_cache()
             held, allocated = self._held()
             self._stuck = held - allocated

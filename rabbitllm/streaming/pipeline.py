@@ -197,6 +197,11 @@ class Pipeline:
                 self._host.drop()
                 self._settle()
 
+    @property
+    def join(self) -> Callable[[], None]:
+        """Waits for what the CPU still computes; it does not hold the pipeline."""
+        return self._host.join
+
     def in_turn(self, call: Forward, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A call of a part that streams, which any thread may make outside the model's forward."""
         if records():  # who waits for it has the turn

@@ -1,11 +1,15 @@
 """Outputs that a device's kernels are launched with before the CPU has computed them."""
 
+import logging
 from typing import Protocol
 
 import torch
 
+from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.devices.doorbell import doorbell_of
 from rabbitllm.streaming.page import Page, page_of
+
+logger = logging.getLogger(__name__)
 
 
 class Bell(Protocol):
@@ -83,6 +87,10 @@ class Promises:
 
 def promises_of(device: torch.device) -> Promises | None:
     """Those of a device; None where what is launched cannot wait for the host."""
-    bell = doorbell_of(device)
-    pages = [page for _ in range(2) if bell and (page := page_of(device))]
+    try:
+        bell = doorbell_of(device)
+        pages = [page for _ in range(2) if bell and (page := page_of(device))]
+    except BudgetError as error:  # no more memory may be locked: all goes on without
+        logger.debug("%s cannot wait for the CPU: %s", device, error)
+        return None
     return Promises(pages, bell) if bell and len(pages) == 2 else None

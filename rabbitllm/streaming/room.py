@@ -199,16 +199,18 @@ class Rooms:
 
     each: Sequence[Room]
 
-    def watch(self, stages: Iterable[Stage], plan: Plan) -> None:
+    def watch(self, stages: Iterable[Stage], plan: Plan, before: Callable[[], None]) -> None:
         """Keeps to the ceilings in every forward.
 
         Args:
             stages: of the model.
             plan: says which device computes which.
+            before: see `Ceiling`.
         """
         # Experts are asked within a block: it has kept to them by then.
         blocks = [stage for stage in stages if not stage.pinned and not stage.least_rows]
         for ceiling in filter(None, (room.ceiling for room in self.each)):
+            ceiling.before = before
             here = (each for each in blocks if plan.places[each.name].device == ceiling.device)
             ceiling.watch(stage.modules[0] for stage in here)
 

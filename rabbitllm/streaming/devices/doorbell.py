@@ -9,6 +9,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import cast
 
@@ -83,9 +84,12 @@ def doorbell_of(device: torch.device) -> Doorbell | None:
     unlocking = ExitStack()
     with torch.cuda.device(device):
         bell = Doorbell(device, pinned_buffer(WORD, unlocking), wait_value)
-        if not _works(bell):
-            unlocking.close()
-            return None
+    # By a thread of its own: no interrupt may fall between the wait and the word.
+    with ThreadPoolExecutor(1) as trying:
+        works = trying.submit(_works, bell).result()
+    if not works:
+        unlocking.close()
+        return None
     weakref.finalize(bell, _unlock, bell.waited, unlocking, os.getpid())
     return bell
 
@@ -112,6 +116,7 @@ def _works(bell: Doorbell) -> bool:
         stood_still = not bell.waited.query()
         bell.ring(1)
         bell.waited.synchronize()
+        bell.ring(0)  # as before: the first number that is waited for is 1
         return stood_still
 
 

@@ -16,13 +16,15 @@ from transformers import PreTrainedModel
 
 from rabbitllm import StreamedModel, auto
 from rabbitllm.streaming import ahead, host
-from rabbitllm.streaming.ahead import Job
+from rabbitllm.streaming.ahead import Ahead, Job
 from rabbitllm.streaming.binding import bound
 from rabbitllm.streaming.buffers import host_buffer
+from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.page import Page
 from rabbitllm.streaming.promised import Promises
 from rabbitllm.streaming.roads import Roads
-from rabbitllm.streaming.weights import Stage
+from rabbitllm.streaming.weights import Stage, Weight
+from rabbitllm.utils.workers import Workers
 from tests.rabbitllm.streaming.simulated import Bell, promise, simulate
 
 ROADS = Roads(link=1e6, host={1: 1e6, 2: 1e6, 4: 1e6}, threads=1, crossing=0.0, ahead=True)
@@ -316,3 +318,30 @@ def test_whatever_becomes_of_a_job_the_device_goes_on(bell: Bell, fate: str) -> 
     else:
         future.cancel()
     assert bell.rung == 1  # before anybody who waits for its end hears of that
+
+
+def test_an_interrupt_that_keeps_the_future_back_still_waits_for_the_job(bell: Bell) -> None:
+    page = Page(buffer := host_buffer(64), buffer)
+    output, computed = torch.zeros(4), list[bool]()
+    promise = Promises([page], bell).promise(output.shape, output.dtype)
+    stage = Stage("mlp", (), (Weight("mlp.w", (), torch.float32, torch.Size([4])),))
+    workers, goes_on = Workers(1, host.WORKER), threading.Event()
+    under_way = Ahead(Meter())
+
+    def submit(compute: Callable[[], None]) -> Future[None]:
+        future = workers.submit(compute)
+        if not computed and not goes_on.is_set():
+            goes_on.set()
+            raise KeyboardInterrupt  # behind it, and before its future has a name
+        return future
+
+    def forward() -> torch.Tensor:
+        goes_on.wait()
+        computed.append(True)
+        return output
+
+    with pytest.raises(KeyboardInterrupt):
+        under_way.begin(Job(stage, (), (), promise, 0.0), submit, forward)
+    under_way.drop()
+    assert computed
+    workers.close()

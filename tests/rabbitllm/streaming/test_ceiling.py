@@ -166,3 +166,11 @@ def test_room_is_made_outside_of_a_forward_as_well(allocator: Allocator) -> None
     assert allocator.emptied == 1
     ours.make_room(101)
     assert allocator.emptied == 1, "there is nothing to give back"
+
+
+def test_what_the_device_waits_for_is_joined_before_memory_goes_back(allocator: Allocator) -> None:
+    ours, joined = ceiling(), list[int]()
+    ours.before = lambda: joined.append(allocator.emptied)
+    allocator.reserved = LIMIT
+    ours.begin(Work(1, 1))
+    assert (joined, allocator.emptied) == ([0], 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rabbitllm import BudgetError
 from rabbitllm.streaming import promised
 from rabbitllm.streaming.buffers import host_buffer
 from rabbitllm.streaming.page import Page
@@ -72,3 +73,14 @@ def test_there_are_none_without_a_bell_or_without_pages(
     assert promises_of(device) is not None
     monkeypatch.setattr(promised, "page_of", lambda _: None)
     assert promises_of(device) is None
+
+
+def test_there_are_none_where_no_more_memory_may_be_locked(
+    bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.device) -> Page:
+        raise BudgetError("ulimit -l")
+
+    monkeypatch.setattr(promised, "doorbell_of", lambda _: bell)
+    monkeypatch.setattr(promised, "page_of", refuse)
+    assert promises_of(torch.device("cuda", 0)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from rabbitllm.streaming.buffers import host_buffer
 from rabbitllm.streaming.devices import doorbell
 from rabbitllm.streaming.devices.doorbell import ROUND, Doorbell, doorbell_of
+from rabbitllm.streaming.page import Page
+from rabbitllm.streaming.promised import Promises
 
 DEVICE = torch.device("cuda", 0)
 STREAM = 7
@@ -22,7 +25,7 @@ class Driver:
     """Has a stream wait for words, and tells whether it has gone on; so it is its event, too."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.code, self.holds = 0, True
+        self.code, self.holds, self.gone_on = 0, True, 0
         self.waits: list[tuple[int, int, int, int]] = []
         self.unlocked: list[bool] = []
         stream = SimpleNamespace(cuda_stream=STREAM)
@@ -49,7 +52,9 @@ class Driver:
         _, address, number, flags = self.waits[-1]
         assert flags == doorbell.AT_LEAST
         ahead = (ctypes.c_uint32.from_address(address).value - number) % ROUND
-        return not self.holds or ahead < ROUND // 2
+        if not self.holds or ahead < ROUND // 2:
+            self.gone_on = len(self.waits)  # and does not come back
+        return self.gone_on == len(self.waits)
 
     def synchronize(self) -> None:
         assert self.query(), "it would wait for ever"
@@ -74,6 +79,36 @@ def test_a_stream_stands_still_until_its_number_is_rung(driver: Driver) -> None:
     assert not driver.unlocked
     del bell
     assert driver.unlocked == [True]
+
+
+def test_the_first_promise_is_waited_for_like_the_others(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Page, "fetch", lambda _, place: place)
+    bell = doorbell_of(DEVICE)
+    assert bell is not None
+    promises = Promises([Page(page, page) for page in (host_buffer(64), host_buffer(64))], bell)
+    for _ in range(3):
+        promise = promises.promise(torch.Size((4,)), torch.float32)
+        promise.fetch()
+        assert not driver.query()
+        promise.end()
+        assert driver.query()
+
+
+def test_it_is_tried_where_no_interrupt_falls(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, threads = Doorbell.wait, []
+
+    def waiting(bell: Doorbell, number: int) -> None:
+        threads.append(threading.current_thread())
+        wait(bell, number)
+
+    monkeypatch.setattr(Doorbell, "wait", waiting)
+    assert doorbell_of(DEVICE) is not None
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("fault", ["refused", "does not hold"])
