@@ -3,7 +3,7 @@
 import mmap
 import platform
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,8 @@ def _huge_pages(nbytes: int) -> torch.Tensor:
     size = -(-nbytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
     memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
     # Not a slice: torch asks of a tensor's storage, from its first byte, whether it is page-locked.
     return torch.frombuffer(memory, dtype=torch.uint8, count=nbytes, offset=start)

@@ -36,6 +36,12 @@ class _Entry:
         return forward
 
 
+def is_replaced(module: nn.Module) -> bool:
+    """Whether somebody beside `run_by` has put another forward in the place of the module's own."""
+    held = vars(module)
+    return any(name in held and not isinstance(held[name], _Entry) for name in ("forward", CALL))
+
+
 def run_by(module: nn.Module, run: Run, entry: str = "forward") -> None:
     """Has `run` run the module's forward.
 

@@ -6,22 +6,19 @@ So once tokens have come one by one for a while, what stock's own forward launch
 CUDA graph, and launched again as it is: the same kernels on the same addresses, the same bits.
 """
 
-import threading
 import weakref
 from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from itertools import chain
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import recursively_apply
 from torch import nn
 
-from rabbitllm.streaming.binding import streams
 from rabbitllm.streaming.devices.recorder import Recorder
 from rabbitllm.streaming.entry import Forward, run_by
+from rabbitllm.streaming.marks import Marks, marks_of
 from rabbitllm.streaming.shelf import RowShelf
 
 AGAIN = 8
@@ -36,33 +33,10 @@ RECORDABLE = {"grouped_mm", "batched_mm"}
 (https://huggingface.co/docs/transformers/experts_interface). `generate` takes the second for single
 tokens."""
 
-STOCK = ("transformers.", "torch.nn.")
-"""Where modules are from that go by their settings alone: an adapter's may be switched off."""
 SIMPLE = ("transformers.activations", "torch.nn.modules.")
 """Where modules are from that launch a kernel or two, whatever they are given."""
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Whose modules stock may choose from by what it computed."""
-
-
-class _Marks(NamedTuple):
-    """What two calls must have in common to be the same.
-
-    Attributes:
-        equal: settings, addresses.
-        same: objects.
-    """
-
-    equal: list[object]
-    same: list[object]
-
-    def like(self, other: "_Marks | None") -> bool:
-        """Whether a call with the other ones would be the same."""
-        return (
-            other is not None
-            and self.equal == other.equal
-            and len(self.same) == len(other.same)
-            and all(map(is_, self.same, other.same))
-        )
 
 
 class _Recorded(NamedTuple):
@@ -76,7 +50,7 @@ class _Recorded(NamedTuple):
         asked: how many rows it looked up.
     """
 
-    marks: _Marks
+    marks: Marks
     graph: torch.cuda.CUDAGraph
     given: torch.Tensor
     made: Any
@@ -124,24 +98,24 @@ class Recorded:
     ) -> None:
         self._module, self._recorder, self._experts = weakref.ref(module), recorder, experts
         self._recorded: _Recorded | None = None
-        self._last: _Marks | None = None
+        self._last: Marks | None = None
         self._times = 0  # that the last call came again
-        self._changes = False  # what it is given, too
-        self._turn = threading.Lock()
+        self._unfit = False  # it changes what it is given, or gives what is no tensor
         run_by(module, self._run)
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._turn.acquire(blocking=False):  # another thread is between input and output
+        turn = self._recorder.turn
+        if not turn.acquire(blocking=False):  # another thread is between some input and its output
             return forward(*args, **kwargs)
         try:
             return self._run_alone(forward, args, kwargs)
         finally:
-            self._turn.release()
+            turn.release()
 
     def _run_alone(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._recorder.settle()
         given = [*args, *kwargs.values()]
-        marks = self._marks(given)
+        marks = self._marks(given) if self._recorded or self._recorder.able else None
         if marks is None:
             return forward(*args, **kwargs)
         self._times = self._times + 1 if marks.like(self._last) else 0
@@ -152,11 +126,12 @@ class Recorded:
         if recorded is None or around is None:
             return forward(*args, **kwargs)
         with around:
+            self._recorder.follow()
             recorded.given.copy_(given[0])
             recorded.graph.replay()
         return recursively_apply(torch.clone, recorded.made)
 
-    def _record(self, forward: Forward, states: torch.Tensor, marks: _Marks) -> _Recorded | None:
+    def _record(self, forward: Forward, states: torch.Tensor, marks: Marks) -> _Recorded | None:
         asked = self._experts.last() if self._experts else 0
         around = None if asked is None or not self._recorder.able else self._again(asked)
         if asked is None or around is None:
@@ -168,11 +143,13 @@ class Recorded:
             with torch.inference_mode(inferring), torch.no_grad():
                 made[:] = [forward(given)]
 
-        self._recorded = None  # its memory is free for this one
         with around:
-            graph = self._recorder.record(work, states.device)
-        self._changes = not torch.equal(given, states)
-        if graph is None or self._changes:
+            graph = self._recorder.record(work)
+        if graph is None:
+            return None
+        same = torch.equal(given.view(torch.uint8), states.view(torch.uint8))
+        self._unfit = not same or not _can_be_copied(made[0])
+        if self._unfit:
             return None
         self._recorded = _Recorded(marks, graph, given, made[0], asked)
         return self._recorded
@@ -180,23 +157,25 @@ class Recorded:
     def _again(self, asked: int) -> AbstractContextManager[None] | None:
         return self._experts.again(asked) if self._experts else nullcontext()
 
-    def _marks(self, given: list[Any]) -> _Marks | None:
+    def _marks(self, given: list[Any]) -> Marks | None:
         """Those of a call; None for one that is run as always."""
         states = given[0] if len(given) == 1 else None
-        if not isinstance(states, torch.Tensor) or states.dim() < 2 or self._changes:
+        if not isinstance(states, torch.Tensor) or states.dim() < 2 or self._unfit:
+            return None
+        if states.device != self._recorder.device or not states.is_contiguous():
             return None
         most = TOKENS * states.shape[-1] if self._experts else ELEMENTS
-        if not 0 < states.numel() <= most or _seen_by_others():
+        if not 0 < states.numel() <= most:
             return None
         computed = _computed(self._experts.module) if self._experts else None
         if self._experts and computed not in RECORDABLE:
             return None
         module = self._module()
         assert module is not None, "who calls its forward holds it"
-        marks = _marks_of(module)
+        marks = marks_of(module)
         if marks is not None:
             inferring = torch.is_inference_mode_enabled()
-            marks.equal.extend((computed, inferring, states.dtype, states.shape, states.stride()))
+            marks.equal.extend((computed, inferring, states.dtype, states.shape))
         return marks
 
 
@@ -232,36 +211,7 @@ def _computed(experts: nn.Module) -> str | None:
     return getattr(getattr(experts, "config", None), "_experts_implementation", None)
 
 
-def _marks_of(module: nn.Module) -> _Marks | None:
-    """What a module and those inside go by: their attributes and weights, and where these are.
-
-    None if others see or change what they do.
-    """
-    marks, parts = _Marks([], []), [module]
-    for part in parts:
-        held = vars(part)
-        # The module's own forward is what asks; it would keep itself alive.
-        marks.same.extend(
-            each for name, each in held.items() if name != "forward" or part is not module
-        )
-        for weight in chain(held["_parameters"].values(), held["_buffers"].values()):
-            marks.same.append(weight)
-            if weight is not None and not streams(weight):
-                marks.equal.append(weight.data_ptr())
-        stock = part is module or type(part).__module__.startswith(STOCK)
-        hooks = held["_forward_hooks"] or held["_forward_pre_hooks"]
-        if part.training or not stock or (hooks and part is not module):
-            return None
-        parts += [each for each in held["_modules"].values() if each is not None]
-    return marks
-
-
-def _seen_by_others() -> bool:
-    """Whether something sees all calls of modules or all operations, or computes otherwise."""
-    return (
-        torch.is_grad_enabled()
-        or torch.is_autocast_enabled()
-        or torch.nn.modules.module._has_any_global_hook()
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+def _can_be_copied(made: object) -> bool:
+    """Whether an output is tensors, which the next launch must not overwrite."""
+    each = made if isinstance(made, tuple) else (made,)
+    return all(part is None or isinstance(part, torch.Tensor) for part in each)

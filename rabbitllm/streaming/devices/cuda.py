@@ -74,7 +74,7 @@ class CudaTransfer(Transfer):
         self._rows_cut_off = False  # an interrupt left copies that `_rows_copied` does not cover
         self._host_rows: HostRows | None = None
         self._looks_up = False  # kernels read pinned memory, in whatever stream is current
-        self._recorder, self._parts = Recorder(), Recorder(most=PARTS)
+        self._recorder, self._parts = Recorder(), Recorder(device=device, most=PARTS)
         self._copied: dict[int, torch.cuda.Event] = {}
         self._computed: dict[int, torch.cuda.Event] = {}
         self._unlocking = ExitStack()

@@ -1,16 +1,16 @@
 """Work that a CUDA device does again and again, recorded: launched by one call, as a CUDA graph."""
 
-import gc
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 
 from rabbitllm.errors import summary
+from rabbitllm.utils.garbage import no_garbage
 from rabbitllm.utils.memory import format_size
 from rabbitllm.utils.workers import Workers
 
@@ -23,6 +23,7 @@ beyond. Up to CUDA 12.3 that is 64 KB for each kernel
 (https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html). Where there are too many
 to record, layers are large, and the host launches them in less time than the device takes."""
 _ONE_AT_A_TIME = threading.Lock()
+"""A device's random numbers take part in one recording at a time."""
 _HERE = threading.local()
 
 
@@ -38,19 +39,34 @@ class Recorder:
 
     Args:
         alone: held while it records: nothing else may be launched in that stream then.
-        most: bytes that the work may take while it runs. They stay taken, by one work after the
+        device: where work that is recorded by `record` runs.
+        most: bytes that this work may take while it runs. They stay taken, by one work after the
             other: they run one after the other, too.
+
+    Attributes:
+        device: see above.
+        turn: held by whoever launches what `record` gave, from its input to its output.
     """
 
-    def __init__(self, alone: AbstractContextManager[object] | None = None, most: int = 0) -> None:
+    def __init__(
+        self,
+        alone: AbstractContextManager[object] | None = None,
+        device: torch.device | None = None,
+        most: int = 0,
+    ) -> None:
         self._alone = alone or nullcontext()
-        self._most = most
+        self.device, self._most = device, most
+        self.turn = threading.Lock()
         self._pool: Any = None
+        self._anchor: torch.cuda.CUDAGraph | None = None  # without any, its pool would be gone
         self._stream: torch.cuda.Stream | None = None
+        self._launched: torch.cuda.Stream | None = None  # in which it was, last
+        self._begun = False
         self._last: Future[None] | None = None
         self._ran: set[Hashable] = set()
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Future[None]]] = {}
         self._failed = False
+        self._broken: torch.cuda.CUDAGraph | None = None
         self._taken = 0
         self._recording = Workers(1, RECORDER)
 
@@ -91,12 +107,11 @@ class Recorder:
         """Some work was launched to its end."""
         self._ran.add(again)
 
-    def record(self, work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
+    def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """Runs some work, behind what the current stream has to do, and records it.
 
         Args:
             work: launches it in the current stream. It is called by another thread, twice.
-            device: that it is launched on; the same for all work.
 
         Returns:
             What is recorded, without what was run. None where that cannot be; then nothing more is.
@@ -105,9 +120,10 @@ class Recorder:
         if not self.able:
             return None
         # In one stream: libraries take memory for each.
-        self._stream = stream = self._stream or torch.cuda.Stream(device)
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-        stream.wait_stream(current)
+        self._stream = stream = self._stream or torch.cuda.Stream(self.device)
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        self._begun = True
         self._last = recording = self._recording.submit(self._run_and_record, graph, work, stream)
         self.settle()
         if error := recording.exception():
@@ -117,10 +133,21 @@ class Recorder:
 
     def settle(self) -> None:
         """Waits for what `record` began, which an interrupt may have kept from doing so itself."""
-        if self._last is not None and self._stream is not None:
-            wait([self._last])
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-            self._last = None
+        if self._begun and self._stream is not None:
+            # Of a future that an interrupt kept back, this is the end: one comes after the other.
+            wait([self._last or self._recording.submit(lambda: None)])
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            self._begun, self._last = False, None
+
+    def follow(self) -> None:
+        """Has the current stream wait for what was launched before in another one.
+
+        Recorded work writes to the same memory whenever it is launched.
+        """
+        current = torch.cuda.current_stream(self.device)
+        if self._launched is not None and current != self._launched:
+            current.wait_stream(self._launched)
+        self._launched = current
 
     def _run_and_record(
         self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], stream: torch.cuda.Stream
@@ -130,7 +157,7 @@ class Recorder:
             with torch.cuda.stream(stream):
                 work()  # a thread's first use of libraries takes memory, which must not be recorded
             if self._most and self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
+                self._pool, self._anchor = torch.cuda.graph_pool_handle(), graph
             before = torch.cuda.memory_reserved(stream.device)
             self._record(graph, work, stream)
             if (taken := torch.cuda.memory_reserved(stream.device) - before) > self._most:
@@ -139,16 +166,21 @@ class Recorder:
             _HERE.records = False
 
     def _record(
-        self, graph: torch.cuda.CUDAGraph, work: Callable[[], None], stream: torch.cuda.Stream
+        self, graph: torch.cuda.CUDAGraph, work: Callable[[], object], stream: torch.cuda.Stream
     ) -> None:
-        with self._alone, _no_garbage(), torch.cuda.stream(stream):
+        with self._alone, _ONE_AT_A_TIME, no_garbage(), torch.cuda.stream(stream):
             before = taken_elsewhere(stream)
             try:
-                _capture(graph, work, self._pool)
+                _capture(graph, work, stream.device, self._pool)
             except Exception:
+                self._broken = graph  # the allocator may know it for good
                 # Up to torch 2.11 no random numbers are drawn on the device from then on: of a
                 # recording that could not be ended the generator learns by the end of another.
-                _capture(torch.cuda.CUDAGraph(), torch.zeros(1, device=stream.device).zero_)
+                _capture(
+                    torch.cuda.CUDAGraph(),
+                    torch.zeros(1, device=stream.device).zero_,
+                    stream.device,
+                )
                 raise
             self._taken += max(0, taken_elsewhere(stream) - before)
 
@@ -164,6 +196,7 @@ class Recorder:
 
     def close(self) -> None:
         """Ends; on return nothing is recorded any more."""
+        self._failed = True  # a module may outlive its model, and what records
         self._recording.close()
 
 
@@ -173,26 +206,28 @@ def taken_elsewhere(stream: torch.cuda.Stream) -> int:
     return total - free - torch.cuda.memory_reserved(stream.device)
 
 
-def _capture(graph: torch.cuda.CUDAGraph, work: Callable[[], object], pool: Any = None) -> None:
+def _capture(
+    graph: torch.cuda.CUDAGraph,
+    work: Callable[[], object],
+    device: torch.device,
+    pool: Any = None,
+) -> None:
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         work()
     finally:
-        graph.capture_end()
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """No garbage is collected meanwhile.
-
-    What is found by chance in the thread that records may free memory of a device, or an event,
-    which is an error there. To collect before would cost more than to record, and rule out nothing.
-    """
-    with _ONE_AT_A_TIME:  # the collector is the process'
-        collects = gc.isenabled()
-        gc.disable()
         try:
-            yield
-        finally:
-            if collects:
-                gc.enable()
+            graph.capture_end()
+        except RuntimeError:
+            _end_pool(graph, device)
+            raise
+
+
+def _end_pool(graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
+    """Has the allocator know that a recording is over whose end failed.
+
+    Up to torch 2.12 it goes on else, and `torch.cuda.empty_cache` fails from then on
+    (https://github.com/pytorch/pytorch/issues/180395). Where it does know, it says so by an error.
+    """
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(device.index, graph.pool())

@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ class FakeRecorder:
         self.graphs: list[Graph] = []
         self.settled = 0
         self.fails = self.tried = False
+        self.device, self.turn = torch.device("cpu"), threading.Lock()
+        self.followed = 0
 
     @property
     def able(self) -> bool:
@@ -63,7 +66,10 @@ class FakeRecorder:
     def settle(self) -> None:
         self.settled += 1
 
-    def record(self, work: Callable[[], None], _: torch.device) -> Graph | None:
+    def follow(self) -> None:
+        self.followed += 1
+
+    def record(self, work: Callable[[], None]) -> Graph | None:
         self.tried = True
         work()
         if self.fails:
@@ -160,6 +166,7 @@ def test_calls_alike_are_replayed_and_answer_for_themselves(setting: Setting) ->
     assert [len(setting.recorder.graphs), setting.replayed] == [1, 10]
     assert all(map(torch.equal, answers, kept)), "an answer is nobody else's memory"
     assert setting.shelf.begun == setting.shelf.ended == 11
+    assert setting.recorder.followed == setting.replayed
 
 
 def test_another_number_of_tokens_is_another_call(setting: Setting) -> None:
@@ -222,6 +229,13 @@ def take_an_adapter(setting: Setting) -> Callable[[], None]:
     return lambda: setattr(setting.block.experts, "act_fn", before)
 
 
+def take_another_forward(setting: Setting) -> Callable[[], None]:
+    act: Any = setting.block.experts.act_fn
+    own = act.forward
+    act.forward = lambda states: own(states)
+    return lambda: delattr(act, "forward")
+
+
 def compute_otherwise(setting: Setting) -> Callable[[], None]:
     config = setting.block.experts.config
     before = config._experts_implementation
@@ -251,6 +265,7 @@ def bring_by_the_host(setting: Setting) -> Callable[[], None]:
         take_another_setting,
         take_another_activation,
         take_an_adapter,
+        take_another_forward,
         compute_otherwise,
         compute_by_another_kernel,
         bring_by_the_host,
@@ -269,7 +284,16 @@ def test_what_is_not_as_it_was_recorded_is_run(
 
 
 @pytest.mark.parametrize(
-    "change", [see, see_all, train, take_an_adapter, compute_otherwise, bring_by_the_host]
+    "change",
+    [
+        see,
+        see_all,
+        train,
+        take_an_adapter,
+        take_another_forward,
+        compute_otherwise,
+        bring_by_the_host,
+    ],
 )
 def test_what_others_see_or_change_is_not_recorded(
     setting: Setting, change: Callable[[Setting], Callable[[], None]]
@@ -295,6 +319,31 @@ def test_where_nothing_can_be_recorded_all_is_run(setting: Setting) -> None:
     assert not setting.replayed
     assert setting.recorder.settled == 3 * AGAIN
     assert setting.calls == 3 * AGAIN + 1, "it is tried once"
+
+
+def test_what_is_on_another_device_is_run(setting: Setting) -> None:
+    setting.recorder.device = torch.device("cuda", 1)
+    setting.run(3 * AGAIN)
+    assert not setting.recorder.graphs
+
+
+def test_what_gives_more_than_tensors_is_run(setting: Setting) -> None:
+    own = setting.own
+    setting.own = lambda states: {"states": own(states)}
+    with torch.no_grad():
+        for _ in range(3 * AGAIN):
+            assert torch.equal(
+                setting.block(states := torch.randn(1, 1, HIDDEN))["states"], own(states)
+            )
+    assert not setting.replayed
+
+
+def test_an_input_that_is_no_number_is_no_change(setting: Setting) -> None:
+    states = torch.full((1, 1, HIDDEN), float("nan"))
+    with torch.no_grad():
+        for _ in range(AGAIN + 3):
+            setting.block(states)
+    assert setting.replayed == 3
 
 
 def test_what_changes_its_input_is_run(setting: Setting) -> None:

@@ -15,8 +15,11 @@ import torch
 
 from rabbitllm.streaming.devices import recorder as module
 from rabbitllm.streaming.devices.recorder import Recorder, records
+from rabbitllm.utils.workers import Workers
 from tests.patience import PATIENCE
 from tests.rabbitllm.streaming.devices.test_cuda_order import Device, device
+
+CUDA = torch.device("cuda", 0)
 
 __all__ = ["device"]
 
@@ -123,7 +126,7 @@ def taking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_a_part_is_run_once_behind_all_before_it_and_recorded(
     device: Device, taking: list[int]
 ) -> None:
-    recorder, done, said = Recorder(most=10), list[str](), list[bool]()
+    recorder, done, said = Recorder(device=CUDA, most=10), list[str](), list[bool]()
     taking += [100, 110]
 
     def work() -> None:
@@ -131,7 +134,7 @@ def test_a_part_is_run_once_behind_all_before_it_and_recorded(
         device.current().add(partial(done.append, "part"))
 
     device.default.add(partial(done.append, "before"))
-    graph = recorder.record(work, torch.device("cuda", 0))
+    graph = recorder.record(work)
     device.default.add(partial(done.append, "behind"))
     device.default.synchronize()
     assert done == ["before", "part", "behind"]
@@ -148,10 +151,10 @@ def test_a_part_that_takes_too_much_is_not_recorded(
     device: Device, taking: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    recorder = Recorder(most=10 << 20)
+    recorder = Recorder(device=CUDA, most=10 << 20)
     taking += [100, 100 + (11 << 20)]
     for _ in range(2):
-        assert recorder.record(lambda: None, torch.device("cuda", 0)) is None
+        assert recorder.record(lambda: None) is None
     (message,) = caplog.messages
     assert "would take 11" in message
     recorder.close()
@@ -160,7 +163,7 @@ def test_a_part_that_takes_too_much_is_not_recorded(
 def test_an_interrupt_while_a_part_is_recorded_leaves_the_next_behind_it(
     device: Device, taking: list[int]
 ) -> None:
-    recorder, done, begun, go = Recorder(most=10), list[str](), Event(), Event()
+    recorder, done, begun, go = Recorder(device=CUDA, most=10), list[str](), Event(), Event()
 
     def work() -> None:
         begun.set()
@@ -174,7 +177,7 @@ def test_an_interrupt_while_a_part_is_recorded_leaves_the_next_behind_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            recorder.record(work, torch.device("cuda", 0))
+            recorder.record(work)
     go.set()
     recorder.settle()
     device.default.add(partial(done.append, "behind"))
@@ -196,4 +199,55 @@ def test_no_garbage_is_collected_while_it_records(device: Device, collects: bool
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()
+    recorder.close()
+
+
+def test_what_has_ended_records_nothing_and_nobody_waits_for_it(device: Device) -> None:
+    recorder = Recorder(device=CUDA, most=10)
+    stream: Any = device.stream(CUDA)
+    recorder.ran("a")
+    recorder.close()
+    assert not recorder.able
+    assert recorder.record(lambda: None) is None
+    assert recorder.find("a", lambda: None, stream) is None
+
+
+def test_an_interrupt_that_keeps_the_recording_back_leaves_the_next_behind_it(
+    device: Device, taking: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, done, go = Recorder(device=CUDA, most=10), list[str](), Event()
+    submit = Workers.submit
+
+    def work() -> None:
+        assert go.wait(PATIENCE)
+        device.current().add(partial(done.append, "part"))
+
+    def interrupt(workers: Workers, *task: Any) -> None:
+        submit(workers, *task)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workers, "submit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.record(work)
+    go.set()
+    recorder.settle()
+    device.default.add(partial(done.append, "behind"))
+    device.default.synchronize()
+    assert done == ["part", "behind"]
+    recorder.close()
+
+
+def test_another_stream_waits_for_what_was_launched_before(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, done = Recorder(device=CUDA), list[str]()
+    first: Any = device.stream(CUDA)
+    recorder.follow()
+    device.default.add(partial(done.append, "first"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: first)
+    recorder.follow()
+    first.add(partial(done.append, "second"))
+    first.synchronize()
+    assert done == ["first", "second"]
     recorder.close()
