@@ -160,22 +160,26 @@ def test_a_part_that_takes_too_much_is_not_recorded(
     recorder.close()
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["recording", "handed-over"])
 def test_an_interrupt_while_a_part_is_recorded_leaves_the_next_behind_it(
-    device: Device, taking: list[int]
+    device: Device, taking: list[int], monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
     recorder, done, begun, go = Recorder(device=CUDA, most=10), list[str](), Event(), Event()
+    submit = Workers.submit
 
     def work() -> None:
         begun.set()
         assert go.wait(PATIENCE)
         device.current().add(partial(done.append, "part"))
 
-    def interrupt(_: object) -> None:
+    def interrupt(*given: Any) -> None:
+        if ahead:  # of the future's name
+            submit(*given)
         assert begun.wait(PATIENCE)
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "wait", interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Workers, "submit") if ahead else (module, "wait")), interrupt)
         with pytest.raises(KeyboardInterrupt):
             recorder.record(work)
     go.set()
@@ -210,32 +214,6 @@ def test_what_has_ended_records_nothing_and_nobody_waits_for_it(device: Device) 
     assert not recorder.able
     assert recorder.record(lambda: None) is None
     assert recorder.find("a", lambda: None, stream) is None
-
-
-def test_an_interrupt_that_keeps_the_recording_back_leaves_the_next_behind_it(
-    device: Device, taking: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder, done, go = Recorder(device=CUDA, most=10), list[str](), Event()
-    submit = Workers.submit
-
-    def work() -> None:
-        assert go.wait(PATIENCE)
-        device.current().add(partial(done.append, "part"))
-
-    def interrupt(workers: Workers, *task: Any) -> None:
-        submit(workers, *task)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Workers, "submit", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            recorder.record(work)
-    go.set()
-    recorder.settle()
-    device.default.add(partial(done.append, "behind"))
-    device.default.synchronize()
-    assert done == ["part", "behind"]
-    recorder.close()
 
 
 def test_another_stream_waits_for_what_was_launched_before(
