@@ -194,7 +194,7 @@ class AutoModel:
         progress = read_again if show_layer_progress is None else show_layer_progress
         options = Options(prefetching, progress, profiling_mode, rooms.admit)
         pipeline = stream(model, staged.stages, located, plan, target, options)
-        rooms.watch(staged.stages, plan, pipeline.join)
+        rooms.watch(staged, plan, pipeline.join)
         if generation is not None:
             model.generation_config = generation
         model.name_or_path = model.config.name_or_path = os.fspath(pretrained_model_name_or_path)

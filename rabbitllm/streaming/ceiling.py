@@ -4,10 +4,16 @@ torch's allocator keeps what is freed, for requests of the same size. A cache th
 another size at every growth, layer by layer, so that a whole cache of freed memory collects: of a
 prompt of 16,000 tokens in 14 chunks 0.74 GiB (7B shape, H100), which no other process can use and
 no estimate of what is in use holds. Before a block adds to it, such memory goes back.
+
+To give it back takes a wait for the device, and all that comes to it stops meanwhile: before each
+block of a batch of 111 rows that was a quarter of a pass. A block of the same form as the one
+before asks for the same sizes again, which that has just freed, so that memory stays: unless the
+cache's tensors come to sizes that what they leave is too small for.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +23,9 @@ from rabbitllm.streaming.working import Geometry, Work, passing_bytes
 SEGMENT = 2 << 20
 """Bytes that torch's allocator takes at least, and gives back at least
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management)."""
+SHARED = 20 << 20
+"""Bytes that it takes at least for tensors of which half that is enough: they share it. Larger ones
+have memory of their own, a multiple of `SEGMENT` (c10/cuda/CUDACachingAllocator.cpp)."""
 
 
 @dataclass
@@ -39,14 +48,31 @@ class Ceiling:
     geometry: Geometry
     dtype: torch.dtype
     before: Callable[[], None] = lambda: None
-    _coming: int = field(default=0, init=False)
+    _coming: int = field(default=0, init=False)  # that a part of a block takes
+    _block: int = field(default=0, init=False)  # that a block takes
+    _again: int | None = field(default=None, init=False)  # that one like another takes beside it
+    _ran: set[Hashable] = field(default_factory=set, init=False)  # kinds, since memory went back
+    _roomy: bool = field(default=False, init=False)  # there is enough for the block that runs
     _limit: int | None = field(default=None, init=False)
     _stuck: int = field(default=0, init=False)  # not in use, and could not be given back last time
 
-    def watch(self, blocks: Iterable[nn.Module]) -> None:
-        """Keeps to it in every forward of these blocks."""
-        for block in blocks:
-            block.register_forward_pre_hook(lambda *_: self.keep())
+    def watch(self, blocks: Sequence[nn.Module], parts: Iterable[nn.Module]) -> None:
+        """Keeps to it in every forward.
+
+        Args:
+            blocks: the model's, as far as they compute on the device.
+            parts: of them, whole blocks, and what is outside of them.
+        """
+        windows, inside = self.geometry.windows, set[nn.Module]()
+        for number, block in enumerate(blocks):
+            shapes = tuple(each.shape for each in block.parameters())
+            known = len(windows) == len(blocks)
+            kind = (windows[number], shapes) if known else (number,)
+            block.register_forward_pre_hook(partial(self._begin_block, kind))
+            inside.update(block.modules())
+        for part in parts:
+            keep = self._keep_inside if part in inside else self.keep
+            part.register_forward_pre_hook(partial(_called, keep))
 
     def begin(self, work: Work, others: int = 0) -> None:
         """Finds out whether a forward with this work may come near the budget.
@@ -59,7 +85,11 @@ class Ceiling:
             others: bytes of caches beside its own that the budget counts, too.
         """
         self._limit = None
-        self._coming = passing_bytes(self.geometry, self.dtype, self.device, work)
+        about = self.geometry, self.dtype, self.device, work
+        self._coming, self._block = passing_bytes(*about), passing_bytes(*about, sum)
+        self._again = taken_again(self.geometry, self.dtype, work)
+        self._ran.clear()
+        self._roomy = False
         behind = self.geometry.cached(work) * self.dtype.itemsize
         held, allocated = self._held()
         if held + self._coming + behind <= self.nbytes:
@@ -71,7 +101,7 @@ class Ceiling:
             self._limit = None
 
     def keep(self) -> None:
-        """Gives back what is not in use, if what a block takes could make it too much.
+        """Gives back what is not in use, if what a part takes could make it too much.
 
         What that costs, a wait for the device, is paid only by work that comes near the budget, and
         only for memory that was not there last time: what lies between tensors stays.
@@ -79,18 +109,38 @@ class Ceiling:
         if self._limit is not None:
             self._give_back(self._coming, self._limit)
 
+    def _begin_block(self, kind: Hashable, *_: object) -> None:
+        """The same for a block: its parts need not be asked where there is room for all of it."""
+        if self._limit is None:
+            return
+        again = self._again if kind in self._ran else None
+        coming = self._block if again is None else again
+        held = self._give_back(coming, self._limit)
+        if kind not in self._ran:  # or memory went back just now
+            coming = self._block
+        self._roomy = held + coming <= self._limit
+        self._ran.add(kind)
+
+    def _keep_inside(self) -> None:
+        """The same for a part of a block."""
+        if not self._roomy:
+            self.keep()
+
     def make_room(self, nbytes: int) -> None:
         """The same before so many bytes are taken outside of a forward."""
         self._give_back(nbytes, self.nbytes if self._limit is None else self._limit)
 
-    def _give_back(self, coming: int, limit: int) -> None:
+    def _give_back(self, coming: int, limit: int) -> int:
+        """Gives it back if so much more could pass the limit; returns what is held then."""
         held, allocated = self._held()
         self._stuck = min(self._stuck, held - allocated)
         if held + coming > limit and held - allocated >= self._stuck + SEGMENT:
             self.before()
             torch.cuda.empty_cache()
+            self._ran.clear()
             held, allocated = self._held()
             self._stuck = held - allocated
+        return held
 
     def _held(self) -> tuple[int, int]:
         """Bytes that torch holds, and those of them that are in use."""
@@ -101,3 +151,35 @@ class Ceiling:
             stats[f"{each}_bytes"]["all"]["current"] for each in ("reserved", "allocated")
         )
         return held, allocated
+
+
+def taken_again(geometry: Geometry, dtype: torch.dtype, work: Work) -> int | None:
+    """Bytes that torch takes for a block beyond what one of the same form before it has freed.
+
+    Args:
+        geometry: of the model.
+        dtype: of its cache.
+        work: of the forward.
+
+    Returns:
+        None if that cannot be told: what the cache leaves may be too small for what it comes to.
+    """
+    if not work.past:  # each block adds its part
+        return work.sequences * work.new * geometry.kept * dtype.itemsize + SHARED
+    widths = (geometry.values, geometry.kept - geometry.values)
+    for window in set(geometry.windows):
+        before, behind = (
+            min(window or tokens, tokens) for tokens in (work.past, work.past + work.new)
+        )
+        for width in widths:
+            row = work.sequences * width * dtype.itemsize
+            if row * before <= SHARED // 2 or -(-row * before // SEGMENT) != -(
+                -row * behind // SEGMENT
+            ):
+                return None
+    return SEGMENT
+
+
+def _called(function: Callable[[], object], *_: object) -> None:
+    """As a hook."""
+    function()

@@ -6,7 +6,7 @@ chunks before that: stock transformers' own way for long prompts.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from rabbitllm.errors import BudgetError
+from rabbitllm.streaming.blocks import block_of, find_blocks
 from rabbitllm.streaming.ceiling import Ceiling
 from rabbitllm.streaming.plan import Plan
-from rabbitllm.streaming.weights import Stage
+from rabbitllm.streaming.staged import StagedModel
 from rabbitllm.streaming.working import Work
 from rabbitllm.utils.memory import format_size
 
@@ -199,20 +200,23 @@ class Rooms:
 
     each: Sequence[Room]
 
-    def watch(self, stages: Iterable[Stage], plan: Plan, before: Callable[[], None]) -> None:
+    def watch(self, staged: StagedModel, plan: Plan, before: Callable[[], None]) -> None:
         """Keeps to the ceilings in every forward.
 
         Args:
-            stages: of the model.
-            plan: says which device computes which.
+            staged: the model.
+            plan: says which device computes which of its stages.
             before: see `Ceiling`.
         """
         # Experts are asked within a block: it has kept to them by then.
-        blocks = [stage for stage in stages if not stage.pinned and not stage.least_rows]
+        parts = [each for each in staged.stages if not each.pinned and not each.least_rows]
+        blocks = find_blocks(staged.model)
         for ceiling in filter(None, (room.ceiling for room in self.each)):
             ceiling.before = before
-            here = (each for each in blocks if plan.places[each.name].device == ceiling.device)
-            ceiling.watch(stage.modules[0] for stage in here)
+            here = [each for each in parts if plan.places[each.name].device == ceiling.device]
+            names = dict.fromkeys(block_of(each.name, blocks) for each in here)
+            mine = [block for name, block in blocks.items() if name in names]
+            ceiling.watch(mine, (each.modules[0] for each in here))
 
     def admit(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         """See `Room.admit`."""

@@ -1,6 +1,6 @@
 """What computing takes beside the weights, estimated from a model's config."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ class Geometry:
         heads: of attention.
         width: of all heads' queries, or values if these are wider.
         kept: of the keys and values that one layer caches.
-        narrow: values are narrower than keys.
+        values: of the values alone.
         mlp: of the intermediates of the largest MLP.
         windows: the most tokens that each layer caches; 0 if it caches all.
         capped: the logits are bent to stay below a cap, in steps.
@@ -69,7 +69,7 @@ class Geometry:
     heads: int
     width: int
     kept: int
-    narrow: bool
+    values: int
     mlp: int
     windows: tuple[int, ...]
     capped: bool
@@ -78,6 +78,11 @@ class Geometry:
     def eager(self) -> bool:
         """Attention computes all scores, one step after the other."""
         return getattr(self.config, "_attn_implementation", None) == "eager"
+
+    @property
+    def narrow(self) -> bool:
+        """Values are narrower than keys."""
+        return 2 * self.values < self.kept
 
     def cached(self, work: Work) -> int:
         """Elements of the cache that are on the device, behind that work."""
@@ -115,14 +120,15 @@ def read_geometry(config: Any) -> Geometry:
     layers = _number(text, "num_hidden_layers") or 1
     kinds = getattr(text, "layer_types", None) or ["full_attention"] * layers
     window = _number(text, "sliding_window")
+    cached_heads = _number(text, "num_key_value_heads") or heads
     return Geometry(
         config=config,
         hidden=hidden,
         vocabulary=_number(text, "vocab_size"),
         heads=heads,
         width=heads * max(keys, values),
-        kept=(_number(text, "num_key_value_heads") or heads) * (keys + values),
-        narrow=values < keys,
+        kept=cached_heads * (keys + values),
+        values=cached_heads * values,
         mlp=_mlp(text, hidden),
         windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
         capped=bool(getattr(text, "final_logit_softcapping", None)),
@@ -163,8 +169,22 @@ def working_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     return cache + passing_bytes(geometry, dtype, device, work) + kind.outside + kind.workspace
 
 
-def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, work: Work) -> int:
-    """Bytes of `working_bytes` that are taken for a while, one layer's after the other's."""
+def passing_bytes(
+    geometry: Geometry,
+    dtype: torch.dtype,
+    device: torch.device,
+    work: Work,
+    reused: Callable[[Iterable[int]], int] = max,
+) -> int:
+    """Bytes of `working_bytes` that are taken for a while, one layer's after the other's.
+
+    Args:
+        geometry: of the model.
+        dtype: of its hidden states.
+        device: that computes.
+        work: of the forward.
+        reused: `max` where a layer's MLP takes what its attention has freed, `sum` where not.
+    """
     new, total = work.sequences * work.new, work.sequences * (work.new + work.past)
     on_host = own_memory(device) == "host"
     stepwise = geometry.eager or (geometry.narrow and on_host)
@@ -182,7 +202,7 @@ def passing_bytes(geometry: Geometry, dtype: torch.dtype, device: torch.device, 
     attention = projected * dtype.itemsize + pairs * score
     mlp = new * geometry.mlp * dtype.itemsize
     always = total * geometry.kept + new * 4 * geometry.hidden + asked + head
-    passing = max(attention, mlp) + always * dtype.itemsize + floats * FLOAT + pairs * mask
+    passing = reused((attention, mlp)) + always * dtype.itemsize + floats * FLOAT + pairs * mask
     return int(HOLES * passing)
 
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from rabbitllm.streaming.ceiling import SEGMENT, Ceiling
+from rabbitllm.streaming.ceiling import SEGMENT, SHARED, Ceiling, taken_again
 from rabbitllm.streaming.working import Work, passing_bytes, read_geometry
 
 CUDA = torch.device("cuda:0")
@@ -143,17 +143,121 @@ def test_other_caches_of_the_models_own_do_count(allocator: Allocator) -> None:
     assert allocator.emptied == 1
 
 
-def test_every_block_that_is_watched_is_asked(allocator: Allocator) -> None:
-    blocks = [nn.Identity(), nn.Identity()]
+def test_every_part_that_is_watched_is_asked(allocator: Allocator) -> None:
+    parts = [nn.Identity(), nn.Identity()]
     ours = ceiling()
-    ours.watch(blocks)
+    ours.watch([], parts)
     work = Work(1, 1)
     allocator.reserved = LIMIT - passing(work)
     ours.begin(work)
-    for block in blocks:
+    for part in parts:
         allocator.reserved = LIMIT
-        block(torch.ones(1))
+        part(torch.ones(1))
     assert allocator.emptied == 2
+
+
+LONG = Work(1, 1, past=500_000)
+"""Keys of 16 MB a layer, which by torch's reckoning are as large with a token more."""
+
+
+def whole(work: Work) -> int:
+    return passing_bytes(GEOMETRY, torch.float32, CUDA, work, sum)
+
+
+def near(allocator: Allocator, work: Work, *widths: int) -> tuple[Ceiling, list[nn.Module]]:
+    """In a forward that comes near the budget, before blocks each of which just fits into it."""
+    ours, blocks = ceiling(), [nn.Sequential(nn.Linear(width, 1)) for width in widths]
+    ours.geometry = replace(GEOMETRY, windows=(0,) * len(blocks))
+    ours.watch(blocks, [part for block in blocks for part in block])
+    ours.nbytes = allocator.reserved + whole(work)
+    ours.begin(work)
+    assert not allocator.emptied
+    return ours, [block.eval() for block in blocks]
+
+
+def run(allocator: Allocator, block: nn.Module, freed: int = 0) -> int:
+    """A block that takes so much memory, and frees it; returns how often memory went back."""
+    before = allocator.emptied
+    block(torch.ones(1, block[0].in_features))
+    allocator.reserved += freed
+    return allocator.emptied - before
+
+
+def test_a_block_like_the_one_before_takes_what_that_has_freed(allocator: Allocator) -> None:
+    _, blocks = near(allocator, LONG, 1, 1, 1)
+    freed = whole(LONG) - SEGMENT  # so that nothing could be taken as large again
+    assert [run(allocator, block, freed * (block is blocks[0])) for block in blocks] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("work", "widths"),
+    [
+        (LONG, (1, 2)),  # of another form
+        (Work(1, 1, past=524_288), (1, 1)),  # the cache comes to other sizes
+        (Work(1, 1, past=100_000), (1, 1)),  # its tensors share memory with others
+    ],
+)
+def test_what_a_block_frees_may_be_of_no_use_to_the_next(
+    allocator: Allocator, work: Work, widths: tuple[int, int]
+) -> None:
+    _, (first, second) = near(allocator, work, *widths)
+    assert not run(allocator, first, freed=whole(work) - SEGMENT)
+    assert run(allocator, second) == 1
+
+
+def test_each_block_adds_its_part_to_a_new_cache(allocator: Allocator) -> None:
+    work = Work(1, 500_000)
+    ours, (first, second, third) = near(allocator, work, 1, 1, 1)
+    ours.geometry = replace(ours.geometry, mlp=0)
+    taken = passing_bytes(ours.geometry, torch.float32, CUDA, work, sum)
+    ours.nbytes = allocator.reserved + taken + 500_000 * CACHED // 2 + SHARED
+    ours.begin(work)
+    assert not run(allocator, first, freed=taken)
+    assert not run(allocator, second, freed=1)
+    assert run(allocator, third) == 1
+
+
+def test_a_block_behind_memory_that_went_back_takes_all_anew(allocator: Allocator) -> None:
+    ours, (first, second, third) = near(allocator, LONG, 1, 1, 1)
+    freed = whole(LONG) - SEGMENT
+    assert not run(allocator, first, freed)
+    ours.make_room(2 * SEGMENT)
+    assert allocator.emptied == 1
+    allocator.reserved += 2 * SEGMENT
+    assert run(allocator, second, freed) == 1
+    assert not run(allocator, third)
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_parts_are_asked_where_their_block_does_not_fit(allocator: Allocator, lacking: int) -> None:
+    ours, (block,) = near(allocator, LONG, 1)
+    ours.nbytes -= lacking
+    ours.begin(LONG)
+    block.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", LIMIT))
+    assert run(allocator, block) == lacking
+
+
+def test_windows_make_blocks_of_another_form(allocator: Allocator) -> None:
+    ours, _ = near(allocator, LONG, 1, 1)
+    fresh = [nn.Sequential(nn.Linear(1, 1)) for _ in range(2)]
+    ours.geometry = replace(GEOMETRY, windows=(0, 700_000))
+    ours.watch(fresh, [])
+    assert not run(allocator, fresh[0], freed=whole(LONG) - SEGMENT)
+    assert run(allocator, fresh[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("work", "taken"),
+    [
+        (Work(2, 3), 2 * 3 * CACHED // 2 + SHARED),
+        (LONG, SEGMENT),
+        (Work(1, 1, past=524_288), None),
+        (Work(1, 1, past=100_000), None),
+        (Work(100, 1, past=5_000), SEGMENT),
+    ],
+)
+def test_what_a_block_takes_beyond_what_another_has_freed(work: Work, taken: int | None) -> None:
+    assert taken_again(GEOMETRY, torch.float32, work) == taken
 
 
 def test_room_is_made_outside_of_a_forward_as_well(allocator: Allocator) -> None:
