@@ -26,7 +26,7 @@ def measure_batch(
         offloaded: where the cache is to lie, see `Batch`.
     """
     with _Timed(model) as timed:
-        batch = Batch(model, offloaded=offloaded)
+        batch = Batch(model, offloaded=offloaded, prompts_first=True)
         most, rows = (
             0,
             [

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from rabbitllm.batching.joining import shared_width
+from rabbitllm.batching.joining import least_width
 from rabbitllm.batching.memory import HEADROOM, Memory
 from rabbitllm.batching.offloading import can_offload
 from rabbitllm.batching.passes import Passes
@@ -46,6 +46,8 @@ class Batch:
         offloaded: the cache lies in the host's memory, where there is one GPU. None has it there
             whenever that makes for more tokens a second, as far as bytes that cross the link tell:
             see `rabbitllm.batching.offloading`. It is chosen when a sequence joins while none runs.
+        prompts_first: answers stand still until the prompts have been read that there is room for.
+            That takes fewer passes, where nobody reads along.
 
     Raises:
         ValueError: it is to be in the host's memory, and cannot.
@@ -56,7 +58,11 @@ class Batch:
     """
 
     def __init__(
-        self, model: StreamedModel, most: int = 256, offloaded: bool | None = None
+        self,
+        model: StreamedModel,
+        most: int = 256,
+        offloaded: bool | None = None,
+        prompts_first: bool = False,
     ) -> None:
         if offloaded and not can_offload(model):
             raise ValueError(
@@ -71,7 +77,7 @@ class Batch:
         self._bound = rope_bound(model)
         self._came = 0  # rows so far
         self._memory = Memory(model, bool(offloaded))
-        self._passes = Passes(model, self._memory, self.waiting.appendleft)
+        self._passes = Passes(model, self._memory, self.waiting.appendleft, prompts_first)
 
     @property
     def running(self) -> list[Row]:
@@ -80,7 +86,7 @@ class Batch:
 
     @property
     def joining(self) -> list[Row]:
-        """Those whose prompts go by forwards of their own, before they run."""
+        """Those whose prompts go by forwards of their own, or are to, before they run."""
         return self._passes.joining
 
     @property
@@ -163,7 +169,7 @@ class Batch:
                 continue
             if not self.shares or (self._bound is not None and row.longest > self._bound):
                 break
-            width = min(row.pending, shared_width(self.model.device, len(others) + 1))
+            width = min(row.pending, least_width(self.model.device, len(others) + 1))
             fits, held = self._memory.fits, self._passes.held
             if others and not fits([*others, row], width, held, more=HEADROOM):
                 break

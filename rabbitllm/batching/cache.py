@@ -70,6 +70,7 @@ class RowsCache:
         others = own._layers() if own else repeat(None)
         taken = [i for i, place in enumerate(at) if place is not None]
         places = [place for place in at if place is not None]
+        freed = 0  # by the layer before, for what is no larger
         for layer, other in zip(self._layers(), others, strict=False):
             held, before = layer.keys.shape[-2], len(layer.keys)
             slides = isinstance(layer, DynamicSlidingWindowLayer)
@@ -78,8 +79,10 @@ class RowsCache:
                 layer.cumulative_length = columns
             moved, ahead = list(rows) != list(range(before)), max(0, kept - held)
             if moved or ahead:
-                row = (layer.keys.nbytes + layer.values.nbytes) // (before * held)
-                self._make_room(row * len(rows) * kept)
+                nbytes = layer.keys.nbytes + layer.values.nbytes
+                if (needed := nbytes // (before * held) * len(rows) * kept) > freed:
+                    self._make_room(needed)
+                freed = nbytes
             layer.keys, layer.values = (
                 states[..., max(0, held - kept) :, :] for states in (layer.keys, layer.values)
             )
@@ -106,6 +109,7 @@ class RowsCache:
         if not drop and not any(shifts):
             return
         by = torch.tensor(shifts)[:, None] if any(shifts) else None
+        freed = 0
         for layer in self._layers():
             held = layer.keys.shape[-2]
             left = min(held, self.columns - drop)
@@ -114,7 +118,10 @@ class RowsCache:
                     states[..., held - left :, :] for states in (layer.keys, layer.values)
                 )
             else:
-                self._make_room(layer.keys.nbytes + layer.values.nbytes)
+                nbytes = layer.keys.nbytes + layer.values.nbytes
+                if nbytes > freed:
+                    self._make_room(nbytes)
+                freed = nbytes
                 columns = ((torch.arange(held - left, held) - by) % held).to(layer.keys.device)
                 layer.keys = _columns(layer.keys, columns)
                 layer.values = _columns(layer.values, columns)

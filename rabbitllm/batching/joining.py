@@ -33,6 +33,14 @@ def shared_width(device: torch.device, rows: int) -> int:
     return min(width, SLACK) if rows > 1 else width
 
 
+def least_width(device: torch.device, rows: int) -> int:
+    """Tokens of each of so many sequences in a pass that there must be room for.
+
+    Where prompts go by themselves, the pass of all brings single tokens.
+    """
+    return 1 if device.type in PROMPT_TOKENS else shared_width(device, rows)
+
+
 def own_width(device: torch.device, rows: int) -> int:
     """Tokens of each of so many prompts in a forward of their own."""
     return PROMPT_TOKENS.get(device.type, 0) // rows

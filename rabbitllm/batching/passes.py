@@ -1,6 +1,7 @@
 """The passes of a batch: one of all that run, and before it one of prompts by themselves.
 
-A prompt that is through joins those that run: its cache is put into theirs.
+A prompt that is through joins those that run: its cache is put into theirs. Those whose turn to go
+by themselves has yet to come wait for it: whatever they were through with others would be void.
 """
 
 from bisect import bisect_left
@@ -33,15 +34,21 @@ class Passes:
         model: what they go through.
         memory: that there is for them.
         put_back: is given a sequence that there is no room for any more.
+        prompts_first: see `Batch`.
 
     Attributes:
         forward: what calls the model.
-        joining: sequences whose prompts go by forwards of their own, and who has just come.
+        joining: sequences whose prompts go by forwards of their own, or are to, and who has just
+            come.
         running: those that have a part in the pass of all.
     """
 
     def __init__(
-        self, model: StreamedModel, memory: Memory, put_back: Callable[[Row], None]
+        self,
+        model: StreamedModel,
+        memory: Memory,
+        put_back: Callable[[Row], None],
+        prompts_first: bool = False,
     ) -> None:
         self.forward = Forward(model)
         self.joining: list[Row] = []
@@ -49,6 +56,7 @@ class Passes:
         self._model = model
         self._memory = memory
         self._give = put_back
+        self._prompts_first = prompts_first
         self._held: RowsCache | None = None
         self._places: list[Row | None] = []  # who lies where in it; None if nobody does any more
         self._apart: Apart | None = None
@@ -69,11 +77,19 @@ class Passes:
         return [*self._held_together(), *self._held_apart()]
 
     def run(self) -> None:
-        """A pass of all that run, behind one of prompts by themselves where there are any."""
+        """A pass of all that run, behind one of prompts by themselves where there are any.
+
+        Where prompts come first, there is none of those who run as long as there are such.
+        """
         self._choose_ways()
-        if self._apart:
-            self._read(self._apart)
-        if self.running:
+        apart = self._apart
+        if apart:
+            self._read(apart)
+        if not self.running:
+            return
+        if apart and self._prompts_first and self.joining and not self._goes_apart():
+            self._lay_out()
+        else:
             self._pass()
 
     def leave(self) -> None:
@@ -97,10 +113,11 @@ class Passes:
         self._held = self._apart = None
 
     def _choose_ways(self) -> None:
-        """Has the longest prompts go by themselves next where that saves, and others with all.
+        """Has the longest prompts go by themselves where that saves, one group after another.
 
-        Who has begun there may change over and begin anew: a forward costs the same with what it
-        has been through.
+        Others go with all, and so do those whose turn is behind several forwards of one prompt. Who
+        has begun there may change over and begin anew: a forward costs the same with what it has
+        been through.
         """
         if self._apart:  # whoever has come since then goes with all
             going = self._apart.rows
@@ -117,8 +134,10 @@ class Passes:
             self.joining = []
             return
         self._take_out(group)
-        self.running += self.joining
-        self.joining = group
+        once = len(group[0].ids) <= own
+        turns = [row for row in self.joining if once and row in long]
+        self.running += [row for row in self.joining if row not in turns]
+        self.joining = [*group, *turns]
         self._apart = Apart(group, self._new_cache())
 
     def _fitting(self, rows: list[Row]) -> list[Row]:

@@ -122,7 +122,7 @@ def lines_of(arguments: argparse.Namespace, demand: Demand) -> "Lines":
     model, offloaded = load_shared(arguments, demand)
     print(f"Loaded: {placement(model)}", file=sys.stderr)
     name = arguments.name or name_of(arguments.model)
-    batch = Batch(model, arguments.sequences, offloaded)
+    batch = Batch(model, arguments.sequences, offloaded, prompts_first=True)
     return Lines(Prompts(model, name, arguments.max_new_tokens), batch)
 
 

@@ -50,7 +50,7 @@ class Answerer:
         self.model = AutoModel.from_pretrained(model, **options)
         self._column = column
         self._options = {**(generation or {}), "max_new_tokens": max_new_tokens}
-        self._batch = Batch(self.model, most)
+        self._batch = Batch(self.model, most, prompts_first=True)
 
     def __call__(self, block: Mapping[str, Any]) -> dict[str, Any]:
         """Answers a block.
