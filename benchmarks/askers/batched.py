@@ -59,18 +59,37 @@ def measure_fixed(
     ordered = sorted(prompts, key=len)
     first = (len(ordered) - at_once) // 2
     chosen = ordered[first : first + at_once]
-    ids, mask = (each.to(model.device) for each in left_padded(chosen))
     with _Timed(model) as timed:
-        output = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            **options,
-        )
-    tokens = output[:, ids.shape[1] :]
+        tokens = _generate(model, chosen, new_tokens, **options)
     return {"at_once": at_once} | timed.figures(chosen, tokens.numel()), tokens
+
+
+def measure_all_fixed(
+    model: Any, prompts: Sequence[list[int]], new_tokens: int, at_once: int
+) -> dict[str, Any]:
+    """Figures of all the prompts in batches one after the other, the longest first."""
+    ordered = sorted(prompts, key=len, reverse=True)
+    written = 0
+    with _Timed(model) as timed:
+        for first in range(0, len(ordered), at_once):
+            written += _generate(model, ordered[first : first + at_once], new_tokens).numel()
+    return {"at_once": at_once} | timed.figures(prompts, written)
+
+
+def _generate(
+    model: Any, chosen: Sequence[list[int]], new_tokens: int, **options: Any
+) -> torch.Tensor:
+    """New tokens [prompts, new_tokens] of stock's `generate`."""
+    ids, mask = (each.to(model.device) for each in left_padded(list(chosen)))
+    output: torch.Tensor = model.generate(
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        **options,
+    )
+    return output[:, ids.shape[1] :]
 
 
 def measure_offloaded(model: Any, prompts: Sequence[list[int]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import torch
 from benchmarks.askers.asked import LONGEST, draw_prompts, write_asked
 from benchmarks.askers.batched import (
     fixed_sizes,
+    measure_all_fixed,
     measure_batch,
     measure_fixed,
     measure_offloaded,
@@ -35,7 +36,7 @@ from rabbitllm.cli.tables import table
 
 CACHES = {"batch": None, "batch-device": False, "batch-host": True}
 """Parts that are a `Batch` -> where its cache is to lie."""
-PARTS = ("serve", "batch", "fixed", *(("offloaded",) if DEVICE.type == "cuda" else ()))
+PARTS = ("serve", "batch", "fixed", "all-fixed", *(("offloaded",) if DEVICE.type == "cuda" else ()))
 CLIENTS = (1, 4, 16, 64)
 
 
@@ -118,6 +119,9 @@ def _batch(
             yield {"part": part} | measure_batch(model, prompts, asked.new_tokens, caches)
         elif part == "offloaded":
             yield {"part": part} | measure_offloaded(model, prompts)
+        elif part == "all-fixed":
+            at_once = next(fixed_sizes(model, asked.new_tokens, len(prompts)))
+            yield {"part": part} | measure_all_fixed(model, prompts, asked.new_tokens, at_once)
         else:
             for at_once in fixed_sizes(model, asked.new_tokens, len(prompts)):
                 figures, _ = measure_fixed(model, prompts, asked.new_tokens, at_once)
@@ -133,7 +137,11 @@ def _note(record: dict[str, Any], asked: argparse.Namespace) -> None:
 
 
 def render(records: Sequence[dict[str, Any]]) -> str:
-    """The records as a Markdown table, each beside the client that is alone and the best batch."""
+    """The records as a Markdown table, each beside the client that is alone and the best batch.
+
+    The best batch is of prompts that are neither long nor short; all of them in such batches stand
+    beside it.
+    """
     alone = [each["tokens_per_second"] for each in records if each.get("clients") == 1]
     fixed = [each["tokens_per_second"] for each in records if each["part"] == "fixed"]
     rows = []
@@ -149,6 +157,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
                         f"{', cache off the device' if record.get('cache_offloaded') else ''}",
                     ),
                     "fixed": f"generate, {record.get('at_once')} at once",
+                    "all-fixed": f"generate, all prompts, {record.get('at_once')} at once",
                     "offloaded": f"the same, {record.get('at_once')} at once, cache off the device"
                     f" ({'the same' if record.get('same_tokens') else 'OTHER'} tokens)",
                 }[record["part"]],

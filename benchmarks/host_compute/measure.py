@@ -43,7 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "host+lossless": {"host_compute": "auto", "compression": "lossless"},
 }
 """How weights come to computing -> arguments of `AutoModel.from_pretrained`."""
-SHORT, LONG, TURNS = 32, 512, 2
+SHORT, LONG, TURNS = 32, 512, 3
 TEXT = 16
 """Tokens that are read one by one."""
 
