@@ -109,6 +109,7 @@ class AutoModel:
                 read in place needs none.
             host_compute: "auto" has the CPU compute MLPs where they wait in host memory, while the
                 link brings other layers to the GPU, as many as make passes of few tokens quickest.
+                Of a mixture's experts it computes some in passes that ask for most: prompts.
                 The CPU sums in another order than the GPU: answers may differ where two tokens are
                 nearly as likely. How fast both are is measured once, and kept.
             config: in place of the checkpoint's own: a config, or the folder or repository of one.

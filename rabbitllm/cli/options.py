@@ -50,7 +50,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         const="auto",
         default=False,
         help="have the CPU compute MLPs where they wait in host memory, while the link brings "
-        "other layers: quicker for one sequence, and other last bits",
+        "other layers: quicker for one sequence, and other last bits; in prompts, experts likewise",
     )
     parser.add_argument(
         "--device",

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rabbitllm.streaming.staged import StagedModel
 
 EXAMPLE = "  rabbitllm plan Qwen/Qwen2.5-72B-Instruct --device-memory 16GiB --host-memory 64GiB"
+PROMPT = 512
+"""Tokens of a prompt that is spoken of."""
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Parts of the weights that are tried as budgets, besides the asked one and the least."""
 
@@ -74,6 +76,8 @@ def _show(arguments: argparse.Namespace, fetched: bool) -> None:
     print(_model(staged, plans[0][2]))
     if experts := _experts(staged):
         print(f"Experts: {experts}")
+    if prompts := _prompts(*plans[0][1:]):
+        print(f"Prompts: {prompts}")
     read_again = bool(plans[0][2].moving("disk", "host"))
     codec = location.worth_encoding(arguments.compression, read_again)
     print(_disk(location, staged, arguments.store, fetched, codec))
@@ -121,6 +125,22 @@ def _experts(staged: "StagedModel") -> str:
             f"needs, or none can be read alone ({', '.join(kinds)})"
         )
     return "; ".join(said)
+
+
+def _prompts(staged: "StagedModel", plan: "Plan") -> str:
+    """What of a mixture's experts the CPU computes in prompts; nothing where there are none."""
+    from rabbitllm.streaming.pace import RowBytes
+    from rabbitllm.streaming.row_sharing import rows_by_link
+
+    first = next((stage for stage in staged.stages if stage.name in plan.shared), None)
+    if first is None or plan.rates is None:
+        return ""
+    routes = staged.moved_sizes[first.name] // first.stored_row_nbytes
+    tokens = min(PROMPT, int(plan.rates.most * first.rows / routes))
+    row = RowBytes(first.row_nbytes, first.stored_row_nbytes)
+    brought = rows_by_link(first.rows, tokens * routes / first.rows, row, plan.rates)
+    share = 1 - brought / first.rows
+    return f"experts on both roads, {share:.0%} by the CPU at {tokens} tokens" if share else ""
 
 
 def _disk(

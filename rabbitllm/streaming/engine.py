@@ -17,6 +17,7 @@ from rabbitllm.checkpoint.tensors import WeightEntry, files_of
 from rabbitllm.streaming.ahead import may_go_ahead
 from rabbitllm.streaming.binding import bind, bindings
 from rabbitllm.streaming.blocks import find_blocks
+from rabbitllm.streaming.both_roads import BothRoads
 from rabbitllm.streaming.crossing import modules_by_home, move_inputs
 from rabbitllm.streaming.devices import DEVICES
 from rabbitllm.streaming.devices.encoded import kept_bytes
@@ -25,7 +26,7 @@ from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.entry import CALL, run_by
 from rabbitllm.streaming.foresight import Foresight, Trial
 from rabbitllm.streaming.gather import Gather
-from rabbitllm.streaming.host import HostRoad
+from rabbitllm.streaming.host import HostRoad, Tools
 from rabbitllm.streaming.lane import Lane
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.one_by_one import run_one_by_one
@@ -36,6 +37,7 @@ from rabbitllm.streaming.planning import staging_sizes
 from rabbitllm.streaming.recorded import Looked, Recorded, can_be_recorded, find_parts
 from rabbitllm.streaming.rows import DiskRows, ShelfRows
 from rabbitllm.streaming.shelf import RowShelf
+from rabbitllm.streaming.stock_experts import StockExperts
 from rabbitllm.streaming.weights import Stage, Weight
 from rabbitllm.streaming.workarounds import keep_rows_single
 from rabbitllm.utils.memory import format_size
@@ -79,7 +81,8 @@ def stream(
         _prepare_head(model, device)
         resident = [stage for stage in stages if plan.places[stage.name].resident]
         moving = [stage for stage in stages if not plan.places[stage.name].resident]
-        routed, shelves = _gather(model, moving, plan, transfers)
+        host = _host_road(model, plan, meter)
+        routed, shelves = _gather(model, moving, plan, transfers, host.tools)
         if moving:
             homes = modules_by_home(model, stages, plan, device)
             _record(
@@ -92,7 +95,7 @@ def stream(
         _load(resident, streamed, routed, plan, transfers)
         if len(devices) > 1:
             move_inputs(model, stages, plan, device)
-        host = _host(model, streamed, plan, transfers, meter)
+        _host(host, model, streamed, plan, transfers)
         pipeline = Pipeline(
             _lanes(streamed, plan, transfers), meter, options, list(shelves.values()), host
         )
@@ -124,8 +127,16 @@ def _gather(
     stages: Sequence[Stage],
     plan: Plan,
     transfers: Mapping[torch.device, Transfer],
+    tools: Tools,
 ) -> tuple[list[Stage], dict[torch.device, RowShelf]]:
     """Has the weights that are asked for by rows come by rows.
+
+    Args:
+        model: whose.
+        stages: that do not stay.
+        plan: where they are.
+        transfers: bring them.
+        tools: of what the CPU computes.
 
     Returns:
         The stages of which rows have a place on their device, and where they have it there.
@@ -150,8 +161,12 @@ def _gather(
             if not stage.least_rows:
                 Gather(module, part, by, _disk_rows(weights, transfers[device], device))
                 continue
-            rows = ShelfRows.of(shelves[device], stage)
-            Gather(module, part, by, rows, ahead)
+            rows, both = ShelfRows.of(shelves[device], stage), None
+            if stage.name in plan.shared:
+                rows = replace(rows, rates=plan.rates, fit=StockExperts(module))
+                host = partial(transfers[device].host_rows, stage.alone())
+                both = BothRoads(module, stage, rows, host, tools)
+            Gather(module, part, by, rows, ahead, both)
             first = stage is second
             ahead = Foresight(model.get_submodule(block), name, by, rows, trial, device, first)
     return routed, shelves
@@ -255,18 +270,24 @@ def _lanes(
     return lanes
 
 
+def _host_road(model: PreTrainedModel, plan: Plan, meter: Meter) -> HostRoad:
+    """What computes on the CPU."""
+    if not plan.host_threads:
+        return HostRoad()
+    ahead = partial(may_go_ahead, model.config)
+    return HostRoad(plan.host_tokens, plan.host_threads, meter, ahead)
+
+
 def _host(
+    host: HostRoad,
     model: PreTrainedModel,
     streamed: Sequence[Stage],
     plan: Plan,
     transfers: Mapping[torch.device, Transfer],
-    meter: Meter,
-) -> HostRoad:
-    """What computes stages on the CPU in short passes."""
+) -> None:
+    """Has stages compute on the CPU in short passes."""
     if not plan.on_host():
-        return HostRoad()
-    ahead = partial(may_go_ahead, model.config)
-    host = HostRoad(plan.host_tokens, plan.host_threads, meter, ahead)
+        return
     host.watch(find_blocks(model).values())
     for stage in streamed:
         if plan.places[stage.name].on_host:
@@ -279,7 +300,6 @@ def _host(
             plan.host_tokens,
             plan.host_threads,
         )
-    return host
 
 
 def _progress(total: int) -> "tqdm[Any]":

@@ -12,14 +12,14 @@ class Foreseen(NamedTuple):
         slots: number of a row -> its slot.
         arrived: those that are there behind the next call that brings rows; it grows till then.
         base: the first slot of the table, if they are to be the table where they are.
-        whole: they are all rows.
+        table: then the numbers of its rows, ascending, those that are kept elsewhere included.
     """
 
     name: str
     slots: Mapping[int, int]
     arrived: Collection[int]
     base: int = 0
-    whole: bool = False
+    table: Sequence[int] = ()
 
     def usable(self, name: str, numbers: Sequence[int]) -> dict[int, int]:
         """The slots of those that a stage asks for and that filling its table does not overwrite.
@@ -30,8 +30,9 @@ class Foreseen(NamedTuple):
         """
         asked = numbers if name == self.name else ()
         slots = {number: self.slots[number] for number in asked if number in self.arrived}
-        places = {n: slot - self.base for n, slot in slots.items()}
-        return {n: slots[n] for n, at in places.items() if at >= len(numbers) or at == n}
+        # A row in the table's own slots is read before another is written to its slot.
+        places = {number: place for place, number in enumerate(asked, self.base)}
+        return {number: slot for number, slot in slots.items() if places[number] <= slot}
 
 
 NOTHING = Foreseen("", {}, ())

@@ -7,9 +7,8 @@ say https://arxiv.org/abs/2312.17238 and https://arxiv.org/abs/2502.12224.
 
 import inspect
 import time
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from copy import copy
 from statistics import median
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from rabbitllm.streaming.bare import without_hooks
 from rabbitllm.streaming.rows import ShelfRows
 
 TRIED = 8
@@ -102,7 +102,7 @@ class Foresight:
         self._trial = trial
         self._device = device
         self._first = first
-        self._block = _without_hooks(block, experts)
+        self._block = without_hooks(block, experts).eval()
         self._block._modules[experts] = _Listener(block.get_submodule(experts).forward, by)
         self._guess: torch.Tensor | None = None
         self._works = True
@@ -138,27 +138,6 @@ class Foresight:
         """See `gather.Ahead`."""
         return self._rows.wants_all(asked, routes)
 
-    def begin_all(self, running: bool) -> bool:
+    def begin_all(self, routes: int, running: bool) -> bool:
         """See `gather.Ahead`."""
-        return self._rows.foresee_all(running)
-
-
-def _without_hooks(module: nn.Module, but: str = "") -> nn.Module:
-    """A copy that runs the class's own forward, with the same weights, as they are at any time.
-
-    Args:
-        module: what to copy, with its children.
-        but: a child that is left out.
-    """
-    bare = copy(module)
-    for name, value in vars(module).items():
-        if isinstance(value, OrderedDict) and name.endswith("hooks"):
-            setattr(bare, name, OrderedDict())
-    vars(bare).pop("forward", None)
-    bare._modules = {
-        name: child if child is None else _without_hooks(child)
-        for name, child in module._modules.items()
-        if name != but
-    }
-    bare.training = False
-    return bare
+        return self._rows.foresee_all(routes, running)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rabbitllm.streaming.binding import Bindings, bind, bindings, bound, streams
+from rabbitllm.streaming.both_roads import BothRoads
 from rabbitllm.streaming.entry import Forward, run_by
 from rabbitllm.streaming.grouping import group_tokens
 from rabbitllm.streaming.routed import counts_of
@@ -76,10 +77,11 @@ class Ahead(Protocol):
             routes: how many numbers it is given.
         """
 
-    def begin_all(self, running: bool) -> bool:
-        """Has all rows come.
+    def begin_all(self, routes: int, running: bool) -> bool:
+        """Has all rows come, but for those that the CPU is going to compute with.
 
         Args:
+            routes: how many numbers this module is given, and the next one.
             running: it is not launched to its end yet, so its rows must stay.
 
         Returns:
@@ -105,14 +107,22 @@ class Gather:
             shape; where rows are brought a few at a time, one dimension 0 of tokens.
         rows: brings them.
         ahead: has those of the next module come.
+        both: has the CPU compute with some of the rows in long passes.
     """
 
     def __init__(
-        self, module: nn.Module, stage: Stage, by: int, rows: Rows, ahead: Ahead | None = None
+        self,
+        module: nn.Module,
+        stage: Stage,
+        by: int,
+        rows: Rows,
+        ahead: Ahead | None = None,
+        both: BothRoads | None = None,
     ) -> None:
         self._module = weakref.ref(module)
         self._rows = rows
         self._ahead = ahead
+        self._both = both
         self._bindings: Bindings = bindings(stage)
         self._idle = bound(self._bindings)
         self._count = max(weight.rows for weight in stage.weights)
@@ -135,6 +145,8 @@ class Gather:
         if not all(idle) or self._rows.whole or self._by_all(call.arguments):
             # Or beside weights of the user's, which have all rows, or columns for all of them.
             return self._run_with(forward, call, list(range(self._count)))
+        if self._both and self._even and (numbers := self._both.on_device(forward, call.args)):
+            return self._run_beside(self._both, forward, call, numbers)
         if self._even and (found := self._rows.look_up(asked)):
             call.arguments[self._by], tensors = found
             counted = dict.fromkeys(self._whole, asked.numel())
@@ -142,11 +154,37 @@ class Gather:
         routes = asked.numel()
         if self._ahead and not self._ahead.wants_all(min(routes, self._count), routes):
             self._ahead.guess(next(iter(call.arguments.values())))
-        numbers, positions = torch.unique(asked.cpu(), return_inverse=True)
-        if self._rows.most is not None and len(numbers) > self._rows.most:
+        distinct, positions = torch.unique(asked.cpu(), return_inverse=True)
+        if self._rows.most is not None and len(distinct) > self._rows.most:
             return self._run_groups(forward, call)
         call.arguments[self._by] = positions.to(asked.device)
-        return self._run_with(forward, call, numbers.tolist(), rowwise=True)
+        return self._run_with(forward, call, distinct.tolist(), rowwise=True)
+
+    def _run_beside(
+        self,
+        both: BothRoads,
+        forward: Forward,
+        call: inspect.BoundArguments,
+        numbers: Sequence[int],
+    ) -> torch.Tensor:
+        """Runs it with these rows, while the CPU computes with the others."""
+        ahead, routes = self._ahead, call.arguments[self._by].numel()
+        counted = dict.fromkeys(self._whole, len(numbers))
+        with both.beside(call.args, numbers) as together:
+            tensors = self._rows.bring(numbers)
+            come = bool(ahead and ahead.begin_all(routes, running=True))
+
+            def compute(*given: torch.Tensor) -> torch.Tensor:
+                output: torch.Tensor = self._run_bound(
+                    forward, self._signature.bind(*given), tensors, counted
+                )
+                return output
+
+            mine = together.compute(compute)
+            self._rows.ran(numbers)
+            if ahead and not come:
+                ahead.begin_all(routes, running=False)
+            return together.add(mine)
 
     def _run_groups(self, forward: Forward, call: inspect.BoundArguments) -> torch.Tensor:
         """Runs it for some of the tokens at a time."""
@@ -193,11 +231,11 @@ class Gather:
         tensors = self._rows.bring(there)
         if self._ahead and rowwise:
             self._ahead.begin()
-        come = bool(ahead and whole and ahead.begin_all(running=True))
+        come = bool(ahead and whole and ahead.begin_all(routes, running=True))
         output = self._run_bound(forward, call, tensors, counted)
         self._rows.ran(there)
         if ahead and whole and not come:
-            ahead.begin_all(running=False)
+            ahead.begin_all(routes, running=False)
         return output
 
     def _run_bound(

@@ -85,6 +85,9 @@ class HostRoad:
         threads: of the CPU that compute.
         meter: counts what happens.
         ahead: asked whether launching may go on meanwhile.
+
+    Attributes:
+        tools: what else is computed there shares with them.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class HostRoad:
         ahead: Callable[[], bool] = lambda: False,
     ) -> None:
         self._tokens = tokens
-        self._tools = _Tools(HostWorker(threads), meter or Meter(), ahead)
+        self.tools = Tools(HostWorker(threads), meter or Meter(), ahead)
         self._modules: dict[str, _Hosted] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -109,7 +112,7 @@ class HostRoad:
             stage: of one module, all of its weights.
             weights: in its order, on the host.
         """
-        self._modules[stage.name] = _Hosted(stage, weights, self._tools)
+        self._modules[stage.name] = _Hosted(stage, weights, self.tools)
 
     def watch(self, blocks: Iterable[nn.Module]) -> None:
         """Has launching stop where it is too far ahead.
@@ -118,7 +121,7 @@ class HostRoad:
             blocks: of the model, all of them.
         """
         for block in blocks:
-            block.register_forward_pre_hook(_counting(block, self._tools.under_way))
+            block.register_forward_pre_hook(_counting(block, self.tools.under_way))
 
     def takes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a forward of the whole model with these arguments is a short pass."""
@@ -139,11 +142,11 @@ class HostRoad:
 
     def join(self) -> None:
         """Waits for what is still computed; RuntimeError if it fails."""
-        self._tools.under_way.join()
+        self.tools.under_way.join()
 
     def drop(self) -> None:
         """Waits for what is still computed, and does not want it any more."""
-        self._tools.under_way.drop()
+        self.tools.under_way.drop()
 
 
 def _counting(block: nn.Module, under_way: Ahead) -> Callable[..., None]:
@@ -156,8 +159,16 @@ def _counting(block: nn.Module, under_way: Ahead) -> Callable[..., None]:
     return hook
 
 
-class _Tools:
-    """What the modules share."""
+class Tools:
+    """What everything shares that the CPU computes for devices.
+
+    Attributes:
+        worker: computes.
+        meter: counts what happens.
+        ahead: asked whether launching may go on meanwhile.
+        landing: takes inputs to the host and brings outputs back.
+        under_way: the module that is computed while launching goes on.
+    """
 
     def __init__(self, worker: HostWorker, meter: Meter, ahead: Callable[[], bool]) -> None:
         self.worker, self.meter, self.ahead = worker, meter, ahead
@@ -177,7 +188,7 @@ class _Tools:
 class _Hosted:
     """One of them."""
 
-    def __init__(self, stage: Stage, weights: Sequence[torch.Tensor], tools: _Tools) -> None:
+    def __init__(self, stage: Stage, weights: Sequence[torch.Tensor], tools: Tools) -> None:
         (module,) = stage.modules
         self._module = weakref.ref(module)
         self._stage = stage.alone()

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
+from rabbitllm.streaming.row_sharing import RowRates
+
 Memory = Literal["device", "encoded", "host", "disk"]
 Budget = int | Literal["min"]
 SLOTS = 2
@@ -118,6 +120,8 @@ class Plan:
             for each device that has a shelf.
         host_tokens: a pass of at most so many is short: see `Place.on_host`.
         host_threads: of the CPU, that compute there.
+        shared: of the routed stages, those whose rows the CPU computes with as well in long passes.
+        rates: by which these are shared out between it and the device.
     """
 
     places: Mapping[str, Place]
@@ -130,6 +134,8 @@ class Plan:
     host_shelf: Shelf = EMPTY
     host_tokens: int = 0
     host_threads: int = 0
+    shared: frozenset[str] = frozenset()
+    rates: RowRates | None = None
 
     @property
     def slots(self) -> int:

@@ -1,6 +1,6 @@
 """Where rows of weights come from: straight from disk, or from a device's shelf."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,9 @@ from torch import nn
 from rabbitllm.checkpoint.reader import Reader
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.binding import marked
+from rabbitllm.streaming.devices.recorder import records
 from rabbitllm.streaming.pace import RowBytes, all_ahead
+from rabbitllm.streaming.row_sharing import RowRates, rows_by_link
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Stage
 
@@ -54,16 +56,20 @@ class ShelfRows:
         name: the stage's.
         count: how many rows there are.
         row: bytes of one of them.
+        rates: by which the CPU computes with some of them in long passes; None if it does not.
+        fit: whether it can, as things are; asked in each such pass.
     """
 
     shelf: RowShelf
     name: str
     count: int
     row: RowBytes
+    rates: RowRates | None = None
+    fit: Callable[[], bool] = lambda: True
 
     @classmethod
     def of(cls, shelf: RowShelf, stage: Stage) -> "ShelfRows":
-        """Those of a stage."""
+        """Those of a stage, with which no CPU computes."""
         row = RowBytes(stage.row_nbytes, stage.stored_row_nbytes)
         return cls(shelf, stage.name, stage.rows, row)
 
@@ -118,6 +124,42 @@ class ShelfRows:
         kept = self.shelf.kept(self.name)
         return all_ahead(asked, routes, self.count, kept, self.row, self.shelf.pace)
 
-    def foresee_all(self, running: bool) -> bool:
-        """Has all rows come, which are going to be asked for next: see `RowShelf.foresee_all`."""
-        return self.shelf.foresee_all(self.name, self.count, running)
+    def on_device(self, routes: int) -> Sequence[int] | None:
+        """Which rows the device computes with, and the CPU with the others.
+
+        They do not depend on what is asked for, so that they can come before that is known.
+
+        Args:
+            routes: how many numbers the stage is given.
+
+        Returns:
+            Their numbers, ascending. None if the device has all that are asked for: in passes of
+            few tokens, in those of more than the CPU is known to be quick for, where something is
+            recorded, and where the CPU cannot compute with any.
+        """
+        if self.rates is None or not 1 <= routes / self.count <= self.rates.most:
+            return None
+        recording = torch.is_grad_enabled() or torch.is_autocast_enabled() or records()
+        if recording or not self.fit():
+            return None
+        if coming := self.shelf.coming(self.name):
+            return coming if len(coming) < self.count else None
+        absent = self.shelf.absent(self.name)
+        brought = rows_by_link(len(absent), routes / self.count, self.row, self.rates)
+        others = set(absent[brought:])
+        if not others or self.count - len(others) > len(self.shelf):
+            return None
+        return [number for number in range(self.count) if number not in others]
+
+    def foresee_all(self, routes: int, running: bool) -> bool:
+        """Has all rows come that the device is going to compute with.
+
+        Args:
+            routes: how many numbers the stage is going to be given.
+            running: see `RowShelf.foresee_table`.
+
+        Returns:
+            Whether they come.
+        """
+        numbers = self.on_device(routes) or range(self.count)
+        return self.shelf.foresee_table(self.name, numbers, running)

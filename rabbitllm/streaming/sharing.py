@@ -2,11 +2,11 @@
 
 Weights that wait in the host's memory can cross the link, or the CPU computes with them while the
 link brings others: `rabbitllm.streaming.roads` says how long either takes. Which do, is searched
-for.
+for. A mixture's experts are shared out in each long pass anew: see `row_sharing`.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import TypeAlias
@@ -17,13 +17,16 @@ from rabbitllm.checkpoint.tensors import WeightEntry
 from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.ahead import may_go_ahead
 from rabbitllm.streaming.apart import find_apart
+from rabbitllm.streaming.pace import RowBytes
 from rabbitllm.streaming.placement import place
 from rabbitllm.streaming.plan import Budget, Plan, own_memory
 from rabbitllm.streaming.planning import make_plan
 from rabbitllm.streaming.residents import spread
 from rabbitllm.streaming.roads import Roads, pass_seconds, turns_of
+from rabbitllm.streaming.row_sharing import RowRates, shares
 from rabbitllm.streaming.staged import StagedModel
-from rabbitllm.streaming.weights import Stage
+from rabbitllm.streaming.stock_experts import has_interface
+from rabbitllm.streaming.weights import Stage, Weight
 
 logger = logging.getLogger(__name__)
 
@@ -117,19 +120,85 @@ def share_out(
         if stage.name in apart.apart
         and all(weight.on_disk is None or weight.name in plain for weight in stage.weights)
     }
-    if not plan.streamed("host") or not able:
+    waiting = able if plan.streamed("host") else ()
+    experts = waiting_rows(whole.stages, plan)
+    if encoded := len(experts) - len(list(filter(_is_plain, experts))):
+        logger.info(
+            "The experts of %d layers come by the link alone: they are stored encoded, and "
+            "decoding takes the CPU too long.",
+            encoded,
+        )
+    if not waiting and len(experts) == encoded:
         why = "no module computes by itself" if not able else "no layer waits in host memory"
         logger.info("host_compute does nothing here: %s.", why)
         return placed
     roads = measure(device, staged.dtype)
-    roads = replace(roads, ahead=roads.ahead and may_go_ahead(staged.model.config))
-    choices = Choices(able, apart.moved_sizes, roads)
-    finer, shared = again(apart, choices.make_plan)
-    with_host, without = seconds_of(shared, finer, roads), seconds_of(plan, whole, roads)
-    if not shared.on_host() or with_host > WORTH * without:
+    if waiting:
+        ahead = replace(roads, ahead=roads.ahead and may_go_ahead(staged.model.config))
+        placed = _quicker(placed, again, apart, Choices(able, apart.moved_sizes, ahead))
+    placed = _with_rows(*placed, roads)
+    if not placed[1].on_host() and not placed[1].shared:
         logger.info("host_compute does nothing here: the link alone is as quick.")
-        return placed
-    return finer, shared
+    return placed
+
+
+def _quicker(
+    placed: Placed,
+    again: Callable[[StagedModel, Callable[..., Plan]], Placed],
+    apart: StagedModel,
+    choices: "Choices",
+) -> Placed:
+    """The same, or in stages of which the CPU computes some, if that is quicker."""
+    finer, shared = again(apart, choices.make_plan)
+    with_host = seconds_of(shared, finer, choices.roads)
+    without = seconds_of(placed[1], placed[0], choices.roads)
+    return (finer, shared) if shared.on_host() and with_host <= WORTH * without else placed
+
+
+def _with_rows(staged: StagedModel, plan: Plan, roads: Roads) -> Placed:
+    """The same, with experts shared out in long passes if the CPU is quick enough.
+
+    They lie in host memory as they compute: decoding takes a CPU too long.
+    """
+    rates = RowRates(roads.link, roads.host, roads.crossing)
+    shared = {
+        stage.name
+        for stage in filter(_is_plain, waiting_rows(staged.stages, plan))
+        if shares(stage.rows, RowBytes(stage.row_nbytes, stage.stored_row_nbytes), rates)
+    }
+    if not shared:
+        return staged, plan
+    return staged, replace(plan, shared=frozenset(shared), rates=rates, host_threads=roads.threads)
+
+
+def waiting_rows(stages: Iterable[Stage], plan: Plan) -> list[Stage]:
+    """The stages whose rows wait in host memory, and are those of one module's parameters."""
+    return [
+        stage
+        for stage in stages
+        if stage.name in plan.routed
+        and plan.places[stage.name].memory == "host"
+        and all(_is_of_rows(weight, stage) for weight in stage.weights)
+    ]
+
+
+def _is_plain(stage: Stage) -> bool:
+    return all(weight.on_disk is None for weight in stage.weights)
+
+
+def _is_of_rows(weight: Weight, stage: Stage) -> bool:
+    """Whether a weight is a parameter of the one module that is asked, with a slice a row.
+
+    That module can be asked for some of the routes at a time.
+    """
+    owner = weight.owners[0].module
+    return (
+        weight.by == 1
+        and weight.shape[0] == weight.rows == stage.rows
+        and weight.kind == "_parameters"
+        and (owner,) == stage.modules
+        and has_interface(owner)
+    )
 
 
 def seconds_of(plan: Plan, staged: StagedModel, roads: Roads) -> float:

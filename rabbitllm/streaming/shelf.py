@@ -114,6 +114,8 @@ class RowShelf:
         foreseen, self._foreseen = self._foreseen, NOTHING
         if foreseen.name != name or torch.is_grad_enabled():  # a graph looks for rows at the front
             foreseen = NOTHING
+        if foreseen.base and len(numbers) > len(foreseen.table):  # there is no room for more there
+            foreseen = NOTHING
         self._base = base = foreseen.base
         self._running = len(numbers)
         self._make_table(len(numbers))
@@ -285,21 +287,31 @@ class RowShelf:
         ahead = range(self._behind_table, self._behind_table + self._room_ahead)
         self._start(name, dict(zip(absent, ahead, strict=False)))
 
+    def coming(self, name: str) -> Sequence[int]:
+        """The numbers of a stage's rows that are to be its table, and are there or on their way."""
+        return self._foreseen.table if self._foreseen.name == name else ()
+
     def comes_whole(self, name: str) -> bool:
         """Whether all rows of a stage are in the table, or on their way there."""
-        return self._foreseen.whole and self._foreseen.name == name
+        return len(self.coming(name)) == self._counts[name]
 
-    def foresee_all(self, name: str, count: int, running: bool = False) -> bool:
-        """Has all rows of a stage come, which is going to ask for them, if there is room.
+    def absent(self, name: str) -> list[int]:
+        """The numbers of a stage's rows that are not kept."""
+        self._know_here()
+        return [n for n in range(self._counts[name]) if not self._recent.has(name, n)]
+
+    def foresee_table(self, name: str, numbers: Sequence[int], running: bool = False) -> bool:
+        """Has rows of a stage come that are going to be its table, if there is room.
 
         Args:
             name: the stage's.
-            count: how many rows there are.
+            numbers: of the rows, ascending.
             running: what is in the table has yet to be computed with.
 
         Returns:
             Whether they come.
         """
+        count = len(numbers)
         if count > len(self._slots):
             return False
         self._know_here()
@@ -310,18 +322,19 @@ class RowShelf:
             base = max(self._behind_table, self._base + self._running)
             if base + count > self._behind_table + self._room_ahead:
                 return False
-        rows = (number for number in range(count) if not self._recent.has(name, number))
-        self._start(name, {number: base + number for number in rows}, base, whole=True)
+        places = enumerate(numbers, base)
+        slots = {number: at for at, number in places if not self._recent.has(name, number)}
+        self._start(name, slots, base, numbers)
         return True
 
     def _start(
-        self, name: str, slots: Mapping[int, int], base: int = 0, whole: bool = False
+        self, name: str, slots: Mapping[int, int], base: int = 0, table: Sequence[int] = ()
     ) -> None:
         self._unsettled, self._laid_out = True, ("", ())
         rows = [(number, self._slots[slot]) for number, slot in slots.items()]
         arrived = self._transfer.foresee_rows(self._rows[name], rows)
         self._transfer.meter.foresee(len(rows))
-        self._foreseen = Foreseen(name, slots, arrived, base, whole)
+        self._foreseen = Foreseen(name, slots, arrived, base, table)
 
     def _make_table(self, count: int) -> None:
         """Makes so many of the first slots the table; what is kept, or ahead, lies behind it."""

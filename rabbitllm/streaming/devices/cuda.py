@@ -34,6 +34,7 @@ from rabbitllm.streaming.devices.transfer import Transfer
 from rabbitllm.streaming.meter import Mark, Meter
 from rabbitllm.streaming.pace import Pace
 from rabbitllm.streaming.plan import Memory, Shelf
+from rabbitllm.streaming.row_slots import RowSlots
 from rabbitllm.streaming.weights import Stage
 
 PARTS = 256 << 20
@@ -70,6 +71,7 @@ class CudaTransfer(Transfer):
         self._there: dict[str, torch.Tensor] = {}  # on the device, as they are stored
         self._rows: dict[tuple[str, int], Encoded] = {}
         self._pinned_rows: dict[tuple[str, int], torch.Tensor] = {}
+        self._pinned_shelves: dict[str, torch.Tensor] = {}  # all rows of a stage
         self._rows_free, self._rows_copied = torch.cuda.Event(), torch.cuda.Event()
         self._rows_cut_off = False  # an interrupt left copies that `_rows_copied` does not cover
         self._host_rows: HostRows | None = None
@@ -161,6 +163,7 @@ class CudaTransfer(Transfer):
             for cuts, place in each.reads
         )
         self.reader.fill(pinned, self.reader.cut_tensors(reads, direct=False))
+        self._pinned_shelves[stage.name] = pinned
         for number, (begin, end) in enumerate(pairwise(places)):
             self._pinned_rows[stage.name, number] = pinned[begin:end]
 
@@ -270,6 +273,11 @@ class CudaTransfer(Transfer):
     @override
     def host_views(self, stage: Stage) -> list[torch.Tensor]:
         return [marked(view) for view in views(stage, self._pinned[stage.name])]
+
+    @override
+    def host_rows(self, stage: Stage) -> list[torch.Tensor]:
+        slots = RowSlots(self._pinned_shelves[stage.name].view(stage.rows, stage.row_nbytes))
+        return [slots.view(weight, 0, stage.rows) for weight in stage.row.weights]
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Device memory for weights: uint8 [nbytes], aligned."""

@@ -152,6 +152,10 @@ class Transfer(ABC):
         """The weights of a stage that lies plain in host memory, there, in its order."""
         raise AssertionError(f"nothing lies in host memory for {self.device}")
 
+    def host_rows(self, stage: Stage) -> list[torch.Tensor]:
+        """The same of a stage whose rows lie plain there: all rows, see `Stage.row`."""
+        raise AssertionError(f"nothing lies in host memory for {self.device}")
+
     def _cut(self, stage: Stage, direct: bool) -> Reads:
         """The reads that bring a stage, as it travels; on a CPU, as it computes."""
         return self.reader.cut(stage.offsets, direct)

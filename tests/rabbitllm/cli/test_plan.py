@@ -183,6 +183,28 @@ def test_what_the_cpu_computes_for_a_gpu_is_shown_and_expected(
     assert float(least["tokens/s, at best"]) > 1.3 * float(alone[0]["tokens/s, at best"])
 
 
+def test_what_the_cpu_computes_of_experts_in_prompts_is_shown(
+    checkpoint: Callable[..., Path],
+) -> None:
+    staged = prepare(checkpoint("mixtral"), None, torch.device("cpu"), "auto", "auto", False).staged
+    cuda = torch.device("cuda:0")
+
+    def shown(link: float, host: dict[int, float], memory: int | str = "min") -> str:
+        roads = Roads(link, host, threads=1, crossing=0.0)
+        sharing = Sharing(lambda *_: roads)
+        arguments = argparse.Namespace(
+            device="cuda", device_memory=memory, host_memory=1 << 30, max_seq_len=None
+        )
+        _, *placed = next(plan_module._plans(staged, (cuda,), arguments, sharing))
+        return plan_module._prompts(*placed)
+
+    # Two of four experts are asked for by a token: 512 tokens are 256 for each, 16 come from 32.
+    assert shown(1e6, {1: 1e6, 512: 1e6}) == "experts on both roads, 50% by the CPU at 512 tokens"
+    assert shown(1e6, {1: 3e6, 16: 3e6}) == "experts on both roads, 75% by the CPU at 32 tokens"
+    assert not shown(1e9, {1: 1e6})
+    assert not shown(1e6, {1: 1e6}, 1 << 34)  # all of it fits
+
+
 def test_sharing_out_needs_a_gpu_and_rates(
     command: Command,
     checkpoint: Callable[..., Path],

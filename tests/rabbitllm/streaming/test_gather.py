@@ -81,7 +81,8 @@ class Next:
         assert asked <= routes
         return asked >= self.all_from
 
-    def begin_all(self, running: bool) -> bool:
+    def begin_all(self, routes: int, running: bool) -> bool:
+        assert routes >= self.all_from
         self.told.append(("all", running))
         return self.comes
 

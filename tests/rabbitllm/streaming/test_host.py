@@ -273,12 +273,17 @@ def test_it_is_off_by_default_and_says_where_it_does_nothing(
         shared(checkpoint(), host_compute="on")
     assert not shared(checkpoint(), device_memory=1 << 32).streaming_plan.on_host()
     assert "no layer waits in host memory" in caplog.text
-    assert not shared(checkpoint("mixtral")).streaming_plan.on_host()
+    mixture = checkpoint("mixtral")
+    assert not shared(mixture, device_memory=1 << 32).streaming_plan.on_host()
     assert "no module computes by itself" in caplog.text
     quick = Roads(link=1e9, host={1: 1.0}, threads=1, crossing=0.0)
     monkeypatch.setattr(auto, "roads_of", lambda *_: quick)
-    assert not shared(checkpoint()).streaming_plan.on_host()
-    assert "the link alone is as quick" in caplog.text
+    for folder in (checkpoint(), mixture):
+        caplog.clear()
+        plan = shared(folder).streaming_plan
+        assert not plan.on_host()
+        assert not plan.shared
+        assert "the link alone is as quick" in caplog.text
 
 
 def test_what_is_compressed_for_the_link_lies_plain_where_the_cpu_computes(

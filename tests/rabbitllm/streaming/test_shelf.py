@@ -121,7 +121,7 @@ def test_all_that_came_ahead_are_the_table_as_far_as_they_came(
     toy = Toy(7)
     toy.ask("a", [1])
     toy.source.arriving = arriving
-    toy.shelf.foresee_all("b", EXPERTS)
+    toy.shelf.foresee_table("b", range(EXPERTS))
     assert toy.shelf.comes_whole("b")
     assert not toy.shelf.comes_whole("a")
     came = set(range(6)) if arriving is None else arriving
@@ -137,13 +137,13 @@ def test_all_rows_of_the_next_stage_come_while_those_of_this_one_are_computed_wi
     with torch.no_grad():
         tensors = toy.shelf.lay_out("a", whole)
     held = [tensor.clone() for tensor in tensors]
-    assert toy.shelf.foresee_all("b", EXPERTS, running=True)
+    assert toy.shelf.foresee_table("b", range(EXPERTS), running=True)
     assert all(map(torch.equal, tensors, held))  # nothing came over them
     toy.shelf.keep("a", whole)
     assert toy.ask("b", whole) == []
-    assert toy.shelf.foresee_all("a", EXPERTS, running=True)
+    assert toy.shelf.foresee_table("a", range(EXPERTS), running=True)
     toy.ask("a", whole)
-    assert not Toy(EXPERTS + 1).shelf.foresee_all("b", EXPERTS, running=True)
+    assert not Toy(EXPERTS + 1).shelf.foresee_table("b", range(EXPERTS), running=True)
 
 
 def test_what_comes_beside_a_running_table_comes_nowhere_into_it() -> None:
@@ -153,10 +153,10 @@ def test_what_comes_beside_a_running_table_comes_nowhere_into_it() -> None:
     with torch.no_grad():
         for _ in range(3):
             shelf.lay_out("a", [0, 1])  # layers of fewer experts
-            shelf.foresee_all("b", 2, running=True)
+            shelf.foresee_table("b", range(2), running=True)
             few = shelf.lay_out("b", [0, 1])
             held = [tensor.clone() for tensor in few]
-            shelf.foresee_all("a", EXPERTS, running=True)
+            shelf.foresee_table("a", range(EXPERTS), running=True)
             assert all(map(torch.equal, few, held))
             shelf.lay_out("a", range(EXPERTS))
 
@@ -168,7 +168,7 @@ def test_a_graph_finds_its_rows_behind_a_pass_without_one() -> None:
     before, saved = up.clone(), toy.shelf.save(up)
     assert saved is not None
     toy.ask("a", whole)
-    toy.shelf.foresee_all("b", EXPERTS, running=True)
+    toy.shelf.foresee_table("b", range(EXPERTS), running=True)
     toy.ask("b", whole)  # in the other table
     with torch.no_grad():
         assert torch.equal(toy.shelf.copy(saved), before)
@@ -185,7 +185,7 @@ def test_no_more_is_foreseen_than_there_is_room_for() -> None:
     toy.ask("a", [0, 1])
     toy.shelf.foresee("b", [2, 3, 4])
     assert toy.source.meter.stats.rows_guessed == 1
-    toy.shelf.foresee_all("b", EXPERTS)
+    toy.shelf.foresee_table("b", range(EXPERTS))
     assert toy.source.meter.stats.rows_guessed == 1
 
 
@@ -330,3 +330,24 @@ def test_rows_that_come_alone_share_a_shelf_with_tables() -> None:
                     shelf.keep("b", numbers)
                 up, _ = shelf.lay_out_one("b", 0, numbers)
                 assert torch.equal(up, single.truth["b.0.up"])
+
+
+def test_some_rows_come_ahead_as_the_next_table() -> None:
+    toy, some = Toy(2 * EXPERTS + 2), [0, 2, 3, 5]
+    toy.ask("a", [1])
+    assert toy.shelf.absent("a") == [0, 2, 3, 4, 5]
+    for name in ("b", "a", "b"):
+        assert toy.shelf.foresee_table(name, some, running=True)
+        assert toy.shelf.coming(name) == some
+        assert not toy.shelf.comes_whole(name)
+        assert toy.ask(name, some) == []
+        assert not toy.shelf.coming(name)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("asked", [list(range(EXPERTS)), [2, 4, 5], [0, 1, 2, 3, 5]])
+def test_others_may_be_asked_for_than_were_to_be_the_table(asked: list[int], running: bool) -> None:
+    toy, some = Toy(8), [0, 2, 3, 5]
+    toy.ask("a", some)
+    assert toy.shelf.foresee_table("b", some, running)
+    toy.ask("b", asked)

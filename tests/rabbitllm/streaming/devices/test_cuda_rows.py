@@ -131,7 +131,7 @@ def test_rows_are_right_however_far_the_host_is_ahead(
         mixture.ask(device, "a", numbers)
         mixture.shelf.foresee("b", [numbers[0], 2])
         mixture.ask(device, "b", numbers)
-        mixture.shelf.foresee_all("a", ROWS)
+        mixture.shelf.foresee_table("a", range(ROWS))
     device.default.synchronize()
     stats = mixture.meter.stats
     assert stats.rows_asked == 2 * sum(map(len, asked))
@@ -203,7 +203,7 @@ def test_what_a_device_looks_up_is_right_beside_what_the_host_brings(
             for name in "ab":
                 mixture.look_up(looks_up, name, numbers)
         mixture.ask(looks_up, "a", range(ROWS) if turn else [1, 4])
-        mixture.shelf.foresee_all("b", ROWS)
+        mixture.shelf.foresee_table("b", range(ROWS))
         mixture.ask(looks_up, "b", range(ROWS))
     looks_up.default.synchronize()
     mixture.meter.settle(wait=True)
@@ -426,7 +426,7 @@ def test_an_interrupt_of_any_call_leaves_the_next_one_right(
             for name in "ab":
                 mixture.look_up(looks_up, name, [[0, 3]])
             mixture.ask(looks_up, "a", [1, 2, 3])
-            mixture.shelf.foresee_all("b", ROWS)
+            mixture.shelf.foresee_table("b", range(ROWS))
             mixture.ask(looks_up, "b", range(ROWS))
         except KeyboardInterrupt:
             looks_up.interrupt_at = -1
