@@ -274,6 +274,12 @@ def _host_road(model: PreTrainedModel, plan: Plan, meter: Meter) -> HostRoad:
     """What computes on the CPU."""
     if not plan.host_threads:
         return HostRoad()
+    if plan.shared:
+        logger.info(
+            "In long passes the CPU computes with some experts of %d layers, on %d threads",
+            len(plan.shared),
+            plan.host_threads,
+        )
     ahead = partial(may_go_ahead, model.config)
     return HostRoad(plan.host_tokens, plan.host_threads, meter, ahead)
 
