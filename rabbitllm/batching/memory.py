@@ -1,5 +1,6 @@
 """What sequences of a batch take, and whether there is room for it."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from rabbitllm.batching.cache import slack_bytes
@@ -87,10 +88,11 @@ class Memory:
 
     def _count_fitting(self, asked: Sequence[Row], offloaded: bool) -> int:
         """How many of the rows there is room for at once, of which one may always try."""
-        for count in range(2, len(asked) + 1):
-            if not self.fits(asked[:count], 1, [], more=HEADROOM, offloaded=offloaded):
-                return count - 1
-        return len(asked)
+
+        def full(count: int) -> bool:
+            return not self.fits(asked[:count], 1, [], more=HEADROOM, offloaded=offloaded)
+
+        return 1 + bisect_left(range(2, len(asked) + 1), True, key=full)
 
     def _slack(self, work: Work) -> int:
         return slack_bytes(self._geometry, self._model.dtype, work)

@@ -8,7 +8,8 @@ no estimate of what is in use holds. Before a block adds to it, such memory goes
 To give it back takes a wait for the device, and all that comes to it stops meanwhile: before each
 block of a batch of 111 rows that was a quarter of a pass. A block of the same form as the one
 before asks for the same sizes again, which that has just freed, so that memory stays: unless the
-cache's tensors come to sizes that what they leave is too small for.
+cache's tensors come to sizes that what they leave is too small for. And what the first of them has
+taken is known then: estimates are larger.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -52,7 +53,10 @@ class Ceiling:
     _block: int = field(default=0, init=False)  # that a block takes
     _again: int | None = field(default=None, init=False)  # that one like another takes beside it
     _ran: set[Hashable] = field(default_factory=set, init=False)  # kinds, since memory went back
-    _roomy: bool = field(default=False, init=False)  # there is enough for the block that runs
+    _took: dict[Hashable, int] = field(default_factory=dict, init=False)  # bytes at most, of a kind
+    _running: Hashable = field(default=None, init=False)  # the kind of the last block
+    _start: int = field(default=0, init=False)  # bytes that were in use as it began
+    _roomy: bool = field(default=False, init=False)  # there is enough for it
     _limit: int | None = field(default=None, init=False)
     _stuck: int = field(default=0, init=False)  # not in use, and could not be given back last time
 
@@ -89,7 +93,8 @@ class Ceiling:
         self._coming, self._block = passing_bytes(*about), passing_bytes(*about, sum)
         self._again = taken_again(self.geometry, self.dtype, work)
         self._ran.clear()
-        self._roomy = False
+        self._took.clear()
+        self._running, self._roomy = None, False
         behind = self.geometry.cached(work) * self.dtype.itemsize
         held, allocated = self._held()
         if held + self._coming + behind <= self.nbytes:
@@ -110,15 +115,21 @@ class Ceiling:
             self._give_back(self._coming, self._limit)
 
     def _begin_block(self, kind: Hashable, *_: object) -> None:
-        """The same for a block: its parts need not be asked where there is room for all of it."""
+        """The same for a block: its parts need not be asked where there is room for all of it.
+
+        What a block takes is an estimate until one of its kind has run.
+        """
         if self._limit is None:
             return
+        self._note(self._held()[0])
+        whole = min(self._block, self._took.get(kind, self._block))
         again = self._again if kind in self._ran else None
-        coming = self._block if again is None else again
-        held = self._give_back(coming, self._limit)
+        coming = whole if again is None else again
+        held, allocated = self._give_back(coming, self._limit)
         if kind not in self._ran:  # or memory went back just now
-            coming = self._block
+            coming = whole
         self._roomy = held + coming <= self._limit
+        self._running, self._start = kind, allocated
         self._ran.add(kind)
 
     def _keep_inside(self) -> None:
@@ -126,13 +137,20 @@ class Ceiling:
         if not self._roomy:
             self.keep()
 
+    def _note(self, held: int) -> None:
+        """Notes what the block has taken so far, at most: torch holds it until it goes back."""
+        if self._running is not None:
+            took = max(self._took.get(self._running, 0), held - self._start)
+            self._took[self._running] = took
+
     def make_room(self, nbytes: int) -> None:
         """The same before so many bytes are taken outside of a forward."""
         self._give_back(nbytes, self.nbytes if self._limit is None else self._limit)
 
-    def _give_back(self, coming: int, limit: int) -> int:
-        """Gives it back if so much more could pass the limit; returns what is held then."""
+    def _give_back(self, coming: int, limit: int) -> tuple[int, int]:
+        """Gives it back if so much more could pass the limit; returns as `_held` does."""
         held, allocated = self._held()
+        self._note(held)
         self._stuck = min(self._stuck, held - allocated)
         if held + coming > limit and held - allocated >= self._stuck + SEGMENT:
             self.before()
@@ -140,7 +158,7 @@ class Ceiling:
             self._ran.clear()
             held, allocated = self._held()
             self._stuck = held - allocated
-        return held
+        return held, allocated
 
     def _held(self) -> tuple[int, int]:
         """Bytes that torch holds, and those of them that are in use."""

@@ -237,6 +237,22 @@ def test_parts_are_asked_where_their_block_does_not_fit(allocator: Allocator, la
     assert run(allocator, block) == lacking
 
 
+@pytest.mark.parametrize("spare", [0, 1])
+def test_what_a_block_took_counts_for_the_next_and_not_the_estimate(
+    allocator: Allocator, spare: int
+) -> None:
+    ours, (first, second) = near(allocator, LONG, 1, 1)
+    ours.nbytes -= 1
+    ours.begin(LONG)
+    took = whole(LONG) - 1 - SEGMENT
+    first.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + took))
+    assert run(allocator, first) == 1, "by the estimate it does not fit: its part is asked"
+    allocator.allocated += SEGMENT + 1 - spare
+    allocator.reserved += SEGMENT + 1 - spare
+    second.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", LIMIT))
+    assert run(allocator, second) == 1 - spare
+
+
 def test_windows_make_blocks_of_another_form(allocator: Allocator) -> None:
     ours, _ = near(allocator, LONG, 1, 1)
     fresh = [nn.Sequential(nn.Linear(1, 1)) for _ in range(2)]
