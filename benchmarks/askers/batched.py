@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.askers.asked import LONGEST, left_padded
 from rabbitllm import Batch
+from rabbitllm.streaming.room import LEAST_CHUNK
 from rabbitllm.streaming.working import Work
 
 OFFLOADED = 16, 16
@@ -104,13 +106,24 @@ def measure_offloaded(model: Any, prompts: Sequence[list[int]]) -> dict[str, Any
 
 def fixed_sizes(model: Any, new_tokens: int, most: int) -> Iterator[int]:
     """The largest batch of the longest prompts that the budget has room for, and half of it."""
+    largest = _largest(model, Work(1, 1, LONGEST + new_tokens - 1), most)
+    yield from sorted({largest, max(1, largest // 2)}, reverse=True)
+
+
+def size_for_all(model: Any, new_tokens: int, most: int) -> int:
+    """The largest batch that also has room to read the longest prompts, in the least chunks."""
+    chunk = min(LEAST_CHUNK, LONGEST)
+    works = Work(1, 1, LONGEST + new_tokens - 1), Work(1, chunk, LONGEST - chunk)
+    return min(_largest(model, work, most) for work in works)
+
+
+def _largest(model: Any, work: Work, most: int) -> int:
+    """How many sequences there is room for at once, each with that work."""
 
     def fits(rows: int) -> bool:
-        work = Work(rows, 1, LONGEST + new_tokens - 1)
-        return bool(model._rooms.fits(work, Work(0, 0)))
+        return bool(model._rooms.fits(replace(work, sequences=rows), Work(0, 0)))
 
-    largest = max((rows for rows in range(1, most + 1) if fits(rows)), default=1)
-    yield from sorted({largest, max(1, largest // 2)}, reverse=True)
+    return max((rows for rows in range(1, most + 1) if fits(rows)), default=1)
 
 
 class _Timed:

@@ -27,6 +27,7 @@ from benchmarks.askers.batched import (
     measure_batch,
     measure_fixed,
     measure_offloaded,
+    size_for_all,
 )
 from benchmarks.askers.served import measure_clients, serving
 from benchmarks.checkpoints import SHAPES
@@ -120,7 +121,7 @@ def _batch(
         elif part == "offloaded":
             yield {"part": part} | measure_offloaded(model, prompts)
         elif part == "all-fixed":
-            at_once = next(fixed_sizes(model, asked.new_tokens, len(prompts)))
+            at_once = size_for_all(model, asked.new_tokens, len(prompts))
             yield {"part": part} | measure_all_fixed(model, prompts, asked.new_tokens, at_once)
         else:
             for at_once in fixed_sizes(model, asked.new_tokens, len(prompts)):

@@ -20,6 +20,7 @@ from rabbitllm.checkpoint.durable import write_durably
 from rabbitllm.checkpoint.naming import default_root
 from rabbitllm.checkpoint.plain_json import MALFORMED, read_json
 from rabbitllm.streaming.buffers import pinned_buffer
+from rabbitllm.streaming.gemv import quick_loops
 from rabbitllm.streaming.host import HostWorker
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.promised import promises_of
@@ -223,6 +224,7 @@ def _key(device: torch.device, dtype: torch.dtype) -> str:
         f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         f"torch {torch.__version__}",
         str(dtype).removeprefix("torch."),
+        *(("numba",) if quick_loops() else ()),
     )
     return ", ".join(parts)
 

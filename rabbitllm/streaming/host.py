@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch import nn
 from rabbitllm.streaming.ahead import Ahead, Job
 from rabbitllm.streaming.binding import bind, bindings, bound, streams
 from rabbitllm.streaming.entry import Forward, run_by
+from rabbitllm.streaming.gemv import QuickProducts, quick_products
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.page import PAGE
@@ -35,7 +37,8 @@ class HostWorker:
     """A thread that computes on the CPU with a number of torch's threads of its own.
 
     Whoever waits for it launches kernels and copies: with all cores busy computing, both slow down.
-    torch counts threads for each thread that starts them, so the caller's own number stays.
+    torch counts threads for each thread that starts them, so the caller's own number stays. One
+    token is multiplied as `rabbitllm.streaming.gemv` does.
 
     Args:
         threads: that compute.
@@ -45,6 +48,7 @@ class HostWorker:
         self._threads = threads
         self._workers = Workers(1, WORKER)
         self._begun = False
+        self._products: QuickProducts | None = None
 
     def run(self, compute: Callable[[], Any]) -> Any:
         """What a function returns that computes there; an interrupt leaves it to end by itself."""
@@ -61,20 +65,19 @@ class HostWorker:
         """Has a function compute there; the future brings its end or its error."""
         if not self._begun:
             mine = torch.get_num_threads()
-            wait([self._workers.submit(_take_threads, self._threads)])
+            wait([self._workers.submit(self._begin)])
             torch.set_num_threads(mine)  # threads begin with the last number that any has set
             self._begun = True
-        return self._workers.submit(_compute, compute, torch.is_inference_mode_enabled())
+        return self._workers.submit(self._compute, compute, torch.is_inference_mode_enabled())
 
+    def _begin(self) -> None:
+        torch.get_num_threads()  # where a thread asks first, torch gives it the process's number
+        torch.set_num_threads(self._threads)
+        self._products = quick_products(self._threads)
 
-def _take_threads(threads: int) -> None:
-    torch.get_num_threads()  # where a thread asks first, torch gives it the process's number
-    torch.set_num_threads(threads)
-
-
-def _compute(compute: Callable[[], None], inferring: bool) -> None:
-    with torch.inference_mode(inferring), torch.no_grad():
-        compute()
+    def _compute(self, compute: Callable[[], None], inferring: bool) -> None:
+        with torch.inference_mode(inferring), torch.no_grad(), self._products or nullcontext():
+            compute()
 
 
 class HostRoad:

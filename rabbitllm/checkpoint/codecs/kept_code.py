@@ -126,7 +126,7 @@ DIGEST = len(_digest(b""))
 def _warn(problem: str) -> None:
     """Says it, once."""
     logger.warning(
-        "What numba compiled to decode weights %s. It is compiled again, which takes some seconds "
+        "What numba compiled %s. It is compiled again, which takes some seconds "
         "at each start until that is mended; NUMBA_CACHE_DIR names another folder.",
         problem,
     )
@@ -135,4 +135,4 @@ def _warn(problem: str) -> None:
 @cache
 def _say_that_it_takes_time() -> None:
     """Says it, once."""
-    logger.info("Compiling loops that decode weights: some seconds, once")
+    logger.info("Compiling loops: some seconds, once")

@@ -259,4 +259,4 @@ def test_a_wait_for_a_compiler_is_said(caplog: pytest.LogCaptureFixture) -> None
     kept_code = pytest.importorskip("rabbitllm.checkpoint.codecs.kept_code")
     cli._prepare_logging(logging.WARNING)
     kept_code._say_that_it_takes_time.__wrapped__()
-    assert caplog.messages == ["Compiling loops that decode weights: some seconds, once"]
+    assert caplog.messages == ["Compiling loops: some seconds, once"]

@@ -85,7 +85,7 @@ def test_it_is_compiled_once(start: Callable[..., Any], caplog: pytest.LogCaptur
     caplog.set_level(logging.INFO, logger=kept_code.logger.name)
     first = start()
     assert first(2) == 3
-    assert caplog.messages == ["Compiling loops that decode weights: some seconds, once"]
+    assert caplog.messages == ["Compiling loops: some seconds, once"]
     again = start()
     assert again(2) == 3
     assert not was_kept(first)
