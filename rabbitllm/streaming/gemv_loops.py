@@ -8,9 +8,12 @@ valid as long as the function's own file.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import config, njit, prange
 
 from rabbitllm.checkpoint.codecs.kept_code import keep
+
+if vars(config)["DISABLE_JIT"]:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 UPPER = np.uint32(0xFFFF0000)
 HALF = np.uint32(16)
@@ -18,14 +21,14 @@ u32, f32 = np.uint32, np.float32
 
 
 def _multiply(matrix, even, odd, product):
-    """Sums are in float32, in any order.
+    """Multiplies; sums are in float32, in an order that the compiler chooses.
 
     Args:
         matrix: uint32 [rows, columns / 2], of two bfloat16 each, on a machine whose lower half of a
             word is the first.
         even: float32 [columns / 2], elements 0, 2, ... of the vector.
         odd: the others.
-        product: float32 [rows], made here.
+        product: float32 [rows], where the sums go.
     """
     for number in prange(len(matrix)):
         row = matrix[number]

@@ -65,15 +65,17 @@ class HostWorker:
         """Has a function compute there; the future brings its end or its error."""
         if not self._begun:
             mine = torch.get_num_threads()
-            wait([self._workers.submit(self._begin)])
+            begun = self._workers.submit(self._begin)
+            wait([begun])
             torch.set_num_threads(mine)  # threads begin with the last number that any has set
+            begun.result()
             self._begun = True
         return self._workers.submit(self._compute, compute, torch.is_inference_mode_enabled())
 
     def _begin(self) -> None:
+        self._products = quick_products(self._threads)
         torch.get_num_threads()  # where a thread asks first, torch gives it the process's number
         torch.set_num_threads(self._threads)
-        self._products = quick_products(self._threads)
 
     def _compute(self, compute: Callable[[], None], inferring: bool) -> None:
         with torch.inference_mode(inferring), torch.no_grad(), self._products or nullcontext():

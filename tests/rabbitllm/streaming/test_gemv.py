@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +96,10 @@ SUITING = {"given": drawn(1, 1, COLUMNS), "weight": drawn(ROWS, COLUMNS)}
         {"weight": drawn(LEAST // COLUMNS - 1, COLUMNS)},
         {"weight": drawn(ROWS * COLUMNS + 1)[1:].view(ROWS, COLUMNS)},
         {"weight": drawn(ROWS, COLUMNS, dtype=torch.float16)},
+        {"weight": torch._neg_view(drawn(ROWS, COLUMNS))},
+        {"bias": drawn(1, ROWS)},
+        {"bias": drawn(ROWS, dtype=torch.float32)},
+        {"bias": drawn(ROWS).to("meta")},
         {"weight": drawn(ROWS, COLUMNS).to("meta")},
         {"given": drawn(1, COLUMNS + 1), "weight": drawn(ROWS, COLUMNS + 1)},
     ],
@@ -112,7 +119,7 @@ def test_torch_multiplies_where_a_gradient_may_be_asked_for() -> None:
 
 def test_without_numba_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemv, "find_spec", lambda _: None)
-    assert quick_loops.__wrapped__() is None
+    assert gemv._loops.__wrapped__() is None
     monkeypatch.setattr(gemv, "quick_loops", lambda: None)
     assert quick_products(2) is None
 
@@ -123,7 +130,7 @@ def test_threads_that_two_callers_must_not_share_are_not_used(
     from numba.np import ufunc
 
     monkeypatch.setattr(ufunc, "threading_layer", lambda: "workqueue")
-    assert quick_loops.__wrapped__() is None
+    assert gemv._loops.__wrapped__() is None
 
 
 def test_a_numba_that_does_not_work_is_said(
@@ -134,11 +141,60 @@ def test_a_numba_that_does_not_work_is_said(
 
     monkeypatch.setattr(loops, "multiply", broken)
     with caplog.at_level(logging.WARNING):
-        assert quick_loops.__wrapped__() is None
+        assert gemv._loops.__wrapped__() is None
     assert "no threads" in caplog.text
 
 
+def test_an_error_of_numbas_own_is_said(
+    loops: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from numba.core.errors import LoweringError
+
+    def broken(*_: object) -> None:
+        raise LoweringError("no such instruction")
+
+    monkeypatch.setattr(loops, "multiply", broken)
+    with caplog.at_level(logging.WARNING):
+        assert gemv._loops.__wrapped__() is None
+    assert "no such instruction" in caplog.text
+
+
 # the thread
+
+
+def test_threads_are_as_many_as_were_asked_for(loops: Any) -> None:
+    # In a process of its own: numba's first product has torch's threads set, too.
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from rabbitllm.streaming.host import HostWorker\n"
+        "print(HostWorker(1).run(torch.get_num_threads), torch.get_num_threads())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "2"]
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_workers_that_begin_at_once_do_not_end_the_process(loops: Any, layer: str) -> None:
+    code = (
+        "import threading, torch\n"
+        "from rabbitllm.streaming.host import HostWorker\n"
+        "workers = [HostWorker(1) for _ in range(4)]\n"
+        "threads = [threading.Thread(target=each.run, args=(int,)) for each in workers]\n"
+        "[each.start() for each in threads]; [each.join() for each in threads]\n"
+        "print([type(each._products).__name__ for each in workers])"
+    )
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert found.stdout.count("NoneType" if layer == "workqueue" else "QuickProducts") == 4
+
+
+@torch.no_grad()
+def test_a_forked_process_leaves_it_to_torch(loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with QuickProducts(SimpleNamespace(multiply=None)):  # type: ignore[arg-type]
+        monkeypatch.setattr(os, "getpid", lambda: 0)
+        assert linear(*SUITING.values()).shape == (1, 1, ROWS)
 
 
 @torch.no_grad()
