@@ -9,7 +9,7 @@ To give it back takes a wait for the device, and all that comes to it stops mean
 block of a batch of 111 rows that was a quarter of a pass. A block of the same form as the one
 before asks for the same sizes again, which that has just freed, so that memory stays: unless the
 cache's tensors come to sizes that what they leave is too small for. And what the first of them has
-taken is known then: estimates are larger.
+taken is known then, which is less than the estimate.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -19,6 +19,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from rabbitllm.streaming.routed import counts_of
 from rabbitllm.streaming.working import Geometry, Work, passing_bytes
 
 SEGMENT = 2 << 20
@@ -51,9 +52,10 @@ class Ceiling:
     before: Callable[[], None] = lambda: None
     _coming: int = field(default=0, init=False)  # that a part of a block takes
     _block: int = field(default=0, init=False)  # that a block takes
-    _again: int | None = field(default=None, init=False)  # that one like another takes beside it
+    _again: int | None = field(default=None, init=False)  # see `taken_again`
+    _kinds: bool = field(default=False, init=False)  # what one has taken tells what the next takes
     _ran: set[Hashable] = field(default_factory=set, init=False)  # kinds, since memory went back
-    _took: dict[Hashable, int] = field(default_factory=dict, init=False)  # bytes at most, of a kind
+    _took: dict[Hashable, int] = field(default_factory=dict, init=False)  # kind -> bytes at most
     _running: Hashable = field(default=None, init=False)  # the kind of the last block
     _start: int = field(default=0, init=False)  # bytes that were in use as it began
     _roomy: bool = field(default=False, init=False)  # there is enough for it
@@ -70,7 +72,9 @@ class Ceiling:
         windows, inside = self.geometry.windows, set[nn.Module]()
         for number, block in enumerate(blocks):
             shapes = tuple(each.shape for each in block.parameters())
-            known = len(windows) == len(blocks)
+            # Of a mixture's layers each has other numbers of tokens for its experts.
+            even = not any(counts_of(each) for each in block.modules())
+            known = even and len(windows) == len(blocks)
             kind = (windows[number], shapes) if known else (number,)
             block.register_forward_pre_hook(partial(self._begin_block, kind))
             inside.update(block.modules())
@@ -91,6 +95,8 @@ class Ceiling:
         self._limit = None
         about = self.geometry, self.dtype, self.device, work
         self._coming, self._block = passing_bytes(*about), passing_bytes(*about, sum)
+        # Where gradients are asked for, a block frees next to nothing.
+        self._kinds = not torch.is_grad_enabled()
         self._again = taken_again(self.geometry, self.dtype, work)
         self._ran.clear()
         self._took.clear()
@@ -122,8 +128,9 @@ class Ceiling:
         if self._limit is None:
             return
         self._note(self._held()[0])
-        whole = min(self._block, self._took.get(kind, self._block))
-        again = self._again if kind in self._ran else None
+        known = self._took if self._kinds else {}
+        whole = min(self._block, known.get(kind, self._block))
+        again = self._again if self._kinds and kind in self._ran else None
         coming = whole if again is None else again
         held, allocated = self._give_back(coming, self._limit)
         if kind not in self._ran:  # or memory went back just now
@@ -156,7 +163,8 @@ class Ceiling:
             self.before()
             torch.cuda.empty_cache()
             self._ran.clear()
-            held, allocated = self._held()
+            before, (held, allocated) = held, self._held()
+            self._start -= before - held  # what went back has been taken, too
             self._stuck = held - allocated
         return held, allocated
 
@@ -184,18 +192,20 @@ def taken_again(geometry: Geometry, dtype: torch.dtype, work: Work) -> int | Non
     """
     if not work.past:  # each block adds its part
         return work.sequences * work.new * geometry.kept * dtype.itemsize + SHARED
-    widths = (geometry.values, geometry.kept - geometry.values)
-    for window in set(geometry.windows):
-        before, behind = (
-            min(window or tokens, tokens) for tokens in (work.past, work.past + work.new)
-        )
-        for width in widths:
-            row = work.sequences * width * dtype.itemsize
-            if row * before <= SHARED // 2 or -(-row * before // SEGMENT) != -(
-                -row * behind // SEGMENT
-            ):
-                return None
+    tokens = work.past + work.new
+    if any(0 < window < tokens for window in geometry.windows):
+        return None  # how much a window's layers keep depends on the cache
+    for width in (geometry.values, geometry.kept - geometry.values):
+        row = work.sequences * width * dtype.itemsize
+        shared = row * work.past <= SHARED // 2
+        if shared or _segments(row * work.past) != _segments(row * tokens):
+            return None
     return SEGMENT
+
+
+def _segments(nbytes: int) -> int:
+    """How many of them a tensor takes that has memory of its own."""
+    return -(-nbytes // SEGMENT)
 
 
 def _called(function: Callable[[], object], *_: object) -> None:

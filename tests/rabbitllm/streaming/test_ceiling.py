@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -38,6 +39,12 @@ class Allocator:
         self.asked += 1
         figures = {"reserved_bytes": self.reserved, "allocated_bytes": self.allocated}
         return {key: {"all": {"current": value}} for key, value in figures.items()}
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture
@@ -247,10 +254,42 @@ def test_what_a_block_took_counts_for_the_next_and_not_the_estimate(
     took = whole(LONG) - 1 - SEGMENT
     first.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + took))
     assert run(allocator, first) == 1, "by the estimate it does not fit: its part is asked"
-    allocator.allocated += SEGMENT + 1 - spare
-    allocator.reserved += SEGMENT + 1 - spare
+    assert ours._limit is not None
+    ours._limit -= SEGMENT + 1 - spare
     second.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", LIMIT))
     assert run(allocator, second) == 1 - spare
+
+
+def test_what_went_back_within_a_block_has_been_taken_by_it(allocator: Allocator) -> None:
+    ours, (first, second) = near(allocator, LONG, 1, 1)
+    ours.nbytes -= 1
+    ours.begin(LONG)
+    half = whole(LONG) - 1
+    first.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + half))
+    assert run(allocator, first, freed=half) == 1, "its part is asked"
+    second.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + half))
+    assert run(allocator, second) == 2, "before it, and before its part: both halves do not fit"
+
+
+def test_experts_make_no_two_blocks_alike(allocator: Allocator) -> None:
+    mixtures = [nn.Sequential(nn.Linear(1, 1)) for _ in range(2)]
+    ours = ceiling()
+    ours.geometry = replace(GEOMETRY, windows=(0, 0))
+    for mixture in mixtures:
+        vars(mixture[0])["num_experts"] = 8
+    ours.watch(mixtures, [])
+    ours.nbytes = allocator.reserved + whole(LONG)
+    ours.begin(LONG)
+    assert not run(allocator, mixtures[0], freed=whole(LONG) - SEGMENT)
+    assert run(allocator, mixtures[1]) == 1
+
+
+def test_where_gradients_are_asked_for_blocks_free_nothing(allocator: Allocator) -> None:
+    ours, (first, second) = near(allocator, LONG, 1, 1)
+    with torch.enable_grad():
+        ours.begin(LONG)
+    assert not run(allocator, first, freed=whole(LONG) - SEGMENT)
+    assert run(allocator, second) == 1
 
 
 def test_windows_make_blocks_of_another_form(allocator: Allocator) -> None:
