@@ -46,8 +46,9 @@ class Batch:
         offloaded: the cache lies in the host's memory, where there is one GPU. None has it there
             whenever that makes for more tokens a second, as far as bytes that cross the link tell:
             see `rabbitllm.batching.offloading`. It is chosen when a sequence joins while none runs.
-        prompts_first: answers stand still until the prompts have been read that there is room for.
-            That takes fewer passes, where nobody reads along.
+        prompts_first: answers stand still until the prompts have been read that there is room for,
+            but for those that take several forwards each. That takes fewer passes, where nobody
+            reads along.
 
     Raises:
         ValueError: it is to be in the host's memory, and cannot.

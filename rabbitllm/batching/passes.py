@@ -79,7 +79,7 @@ class Passes:
     def run(self) -> None:
         """A pass of all that run, behind one of prompts by themselves where there are any.
 
-        Where prompts come first, there is none of those who run as long as there are such.
+        Where prompts come first, there is none of those who run as long as others take their turn.
         """
         self._choose_ways()
         apart = self._apart
@@ -87,7 +87,8 @@ class Passes:
             self._read(apart)
         if not self.running:
             return
-        if apart and self._prompts_first and self.joining and not self._goes_apart():
+        through = apart is not None and self._apart is apart and not self._goes_apart()
+        if through and self._prompts_first and self.joining:
             self._lay_out()
         else:
             self._pass()
@@ -96,7 +97,7 @@ class Passes:
         """Takes out who is answered or has given up; who comes may take their places."""
         for row in self.rows:
             if row.cancelled and not row.answer.done():
-                row.end("cancelled")
+                row.give_up()
         self.running = [row for row in self.running if not row.answer.done()]
         self.joining = [row for row in self.joining if not row.answer.done()]
         if not self._goes_apart():

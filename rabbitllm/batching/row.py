@@ -172,6 +172,13 @@ class Row:
         self._stream.end()
         self._over(reason)
 
+    def give_up(self) -> None:
+        """Ends it, whatever its listener makes of that."""
+        try:
+            self.end("cancelled")
+        except Exception as error:  # of who listens
+            self.fail(error)
+
     def _over(self, reason: Literal["stop", "length", "cancelled"]) -> None:
         now = time.perf_counter()
         first = self._first or now

@@ -22,6 +22,7 @@ from rabbitllm.streaming.host import Tools
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.page import PAGE
 from rabbitllm.streaming.picking import HOST
+from rabbitllm.streaming.routed import counts_of
 from rabbitllm.streaming.rows import ShelfRows
 from rabbitllm.streaming.weights import Stage
 
@@ -66,6 +67,7 @@ class BothRoads:
     ) -> None:
         self._module = weakref.ref(module)
         self._stage = stage.alone()
+        self._counts = counts_of(module)
         self._attributes = [weight.owners[0].attribute for weight in stage.weights]
         self._rows, self._host, self._tools = rows, host, tools
 
@@ -101,7 +103,7 @@ class BothRoads:
         count, landing = self._rows.count, self._tools.landing
         self._tools.under_way.join()
         landed = Given(*(_land(each, landing) for each in given))
-        asked = landed.numbers.flatten()
+        asked = landed.numbers.flatten().long()
         if (least := int(asked.min())) < 0:
             raise IndexError(f"{self._stage.name} has no row {least}: it has {count}")
         places = torch.full((count + 1,), -1, device=HOST)
@@ -120,7 +122,8 @@ class BothRoads:
     def _bare(self) -> nn.Module:
         """The module as it is now, with all rows where they lie in host memory."""
         bare = without_hooks(self._this())
-        vars(bare)["_parameters"] = dict(zip(self._attributes, self._host(), strict=True))
+        parameters = dict(zip(self._attributes, self._host(), strict=True))
+        vars(bare).update(self._counts, _parameters=parameters)
         return bare
 
     def _this(self) -> nn.Module:
@@ -175,7 +178,9 @@ class Pass:
             RuntimeError: the module's forward failed on the CPU.
         """
         self._join()
-        mine += _bring(self._job.made, mine.device, self._tools.landing)
+        pieces = zip(_small(mine), _small(self._job.made), strict=True)
+        for piece, made in pieces:  # one at a time: they take little memory
+            piece += self._tools.landing.bring(made, mine.device)
         return mine.to(self._given.states.dtype)
 
     def _join(self) -> None:
@@ -230,7 +235,7 @@ class _Routes(NamedTuple):
             states = given.states.index_select(0, self.flat // k)
             weights = given.weights.flatten()[self.flat, None]
             numbers = self.numbers[:, None].to(given.numbers.dtype)
-            made[self.flat - first * k] = forward(states, numbers, weights)
+            made[self.flat - first * k] = forward(states, numbers, weights).to(made.dtype)
         return made.view(last - first, k, width).sum(1, dtype=_summed(made.dtype))
 
 

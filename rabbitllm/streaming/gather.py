@@ -141,12 +141,16 @@ class Gather:
         if not any(idle):
             return forward(*args, **kwargs)
         call = self._signature.bind(*args, **kwargs)
-        asked = call.arguments[self._by]
         if not all(idle) or self._rows.whole or self._by_all(call.arguments):
             # Or beside weights of the user's, which have all rows, or columns for all of them.
             return self._run_with(forward, call, list(range(self._count)))
         if self._both and self._even and (numbers := self._both.on_device(forward, call.args)):
             return self._run_beside(self._both, forward, call, numbers)
+        return self._run_alone(forward, call)
+
+    def _run_alone(self, forward: Forward, call: inspect.BoundArguments) -> Any:
+        """Runs it with the rows that it asks for."""
+        asked = call.arguments[self._by]
         if self._even and (found := self._rows.look_up(asked)):
             call.arguments[self._by], tensors = found
             counted = dict.fromkeys(self._whole, asked.numel())
@@ -198,15 +202,13 @@ class Gather:
                 name: each[tokens] if _has_tokens(each, asked) else each
                 for name, each in call.arguments.items()
             }
-            outputs.append(self._run(forward, (), some))
+            outputs.append(self._run_alone(forward, self._signature.bind(**some)))
         return torch.cat(outputs)[order.to(asked.device)]
 
     def _by_all(self, arguments: Mapping[str, Any]) -> bool:
         """Whether an argument has a column for each row: transformers 5.0.0's phimoe has one."""
-        asked, (_, *beside) = (
-            arguments[self._by],
-            arguments.values(),
-        )  # the hidden states come first
+        asked = arguments[self._by]
+        _, *beside = arguments.values()  # the hidden states come first
         return any(
             _has_tokens(each, asked) and each.shape[1:] == (self._count,) != asked.shape[1:]
             for each in beside
@@ -250,7 +252,7 @@ class Gather:
         assert module is not None, "who calls its forward holds it"
         try:
             bind(self._bindings, tensors)
-            vars(module).update(counted)
+            vars(module).update({**self._whole, **counted})  # whatever an interrupt left
             return forward(*call.args, **call.kwargs)
         finally:
             bind(self._bindings, self._idle)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from rabbitllm.streaming.pace import RowBytes
 
+LEAST = 2
+"""Tokens of a row, on average: with fewer, those that are asked for are too few of all."""
+
 WORTH = 0.03
 """Of the rows that would come: fewer for the CPU are not worth that states cross."""
 
@@ -51,20 +54,24 @@ class RowRates(NamedTuple):
         return ((1 - part) / self.host[fewer] + part / self.host[more]) / OF_PRODUCTS
 
 
-def rows_by_link(absent: int, tokens: float, row: RowBytes, rates: RowRates) -> int:
+def rows_by_link(
+    absent: int, tokens: float, row: RowBytes, rates: RowRates, most: int | None = None
+) -> int:
     """How many rows to bring, so that the link and the CPU, which computes the others, end soonest.
 
     The device gets one at least.
 
     Args:
         absent: how many are not on the device.
-        tokens: that ask for a row, on average. Where most rows are asked for by none, and beyond
+        tokens: that ask for a row, on average. Where many rows are asked for by none, and beyond
             what was measured, all come.
         row: bytes of one of them.
         rates: of the roads.
+        most: that there is room for, if the CPU computes the others; otherwise all come in turn.
     """
-    if not absent or not 1 <= tokens <= rates.most:
+    if not absent or not LEAST <= tokens <= rates.most:
         return absent
+    room = absent if most is None else min(absent, most)
     moved = row.moved / rates.link
     computed = row.computed * rates.byte_seconds(tokens)
 
@@ -73,7 +80,7 @@ def rows_by_link(absent: int, tokens: float, row: RowBytes, rates: RowRates) -> 
         return max(brought * moved, (absent - brought) * computed + crossing)
 
     even = (absent * computed + rates.crossing) / (moved + computed)  # both take as long
-    tried = {max(1, min(absent, near)) for near in (math.floor(even), math.ceil(even), absent)}
+    tried = {max(1, min(room, near)) for near in (math.floor(even), math.ceil(even))} | {absent}
     best = min(sorted(tried, reverse=True), key=seconds)
     return best if absent - best >= WORTH * absent else absent
 

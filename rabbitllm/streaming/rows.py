@@ -11,7 +11,7 @@ from rabbitllm.errors import BudgetError
 from rabbitllm.streaming.binding import marked
 from rabbitllm.streaming.devices.recorder import records
 from rabbitllm.streaming.pace import RowBytes, all_ahead
-from rabbitllm.streaming.row_sharing import RowRates, rows_by_link
+from rabbitllm.streaming.row_sharing import LEAST, RowRates, rows_by_link
 from rabbitllm.streaming.shelf import RowShelf
 from rabbitllm.streaming.weights import Stage
 
@@ -137,7 +137,7 @@ class ShelfRows:
             few tokens, in those of more than the CPU is known to be quick for, where something is
             recorded, and where the CPU cannot compute with any.
         """
-        if self.rates is None or not 1 <= routes / self.count <= self.rates.most:
+        if self.rates is None or not LEAST <= routes / self.count <= self.rates.most:
             return None
         recording = torch.is_grad_enabled() or torch.is_autocast_enabled() or records()
         if recording or not self.fit():
@@ -145,9 +145,10 @@ class ShelfRows:
         if coming := self.shelf.coming(self.name):
             return coming if len(coming) < self.count else None
         absent = self.shelf.absent(self.name)
-        brought = rows_by_link(len(absent), routes / self.count, self.row, self.rates)
+        room = len(self.shelf) - (self.count - len(absent))
+        brought = rows_by_link(len(absent), routes / self.count, self.row, self.rates, room)
         others = set(absent[brought:])
-        if not others or self.count - len(others) > len(self.shelf):
+        if not others:
             return None
         return [number for number in range(self.count) if number not in others]
 
