@@ -128,8 +128,9 @@ class Ceiling:
         if self._limit is None:
             return
         self._note(self._held()[0])
-        known = self._took if self._kinds else {}
-        whole = min(self._block, known.get(kind, self._block))
+        whole = self._block
+        if self._kinds and kind in self._took:
+            whole = min(whole, self._took[kind] + SHARED)  # it may come to lie in other places
         again = self._again if self._kinds and kind in self._ran else None
         coming = whole if again is None else again
         held, allocated = self._give_back(coming, self._limit)
@@ -200,7 +201,7 @@ def taken_again(geometry: Geometry, dtype: torch.dtype, work: Work) -> int | Non
         shared = row * work.past <= SHARED // 2
         if shared or _segments(row * work.past) != _segments(row * tokens):
             return None
-    return SEGMENT
+    return SHARED
 
 
 def _segments(nbytes: int) -> int:

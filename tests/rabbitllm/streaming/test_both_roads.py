@@ -193,6 +193,67 @@ def test_each_road_touches_its_own_rows_and_no_others_come(
             assert came - 2 <= ahead <= came  # what is kept may be given up meanwhile
 
 
+@pytest.mark.parametrize(("slots", "brought"), [(4, set()), (5, {5})])
+def test_where_the_device_has_no_room_for_its_share_the_cpu_takes_more_if_that_is_quick(
+    mixture: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    watch: Watch,
+    slots: int,
+    brought: set[int],
+) -> None:
+    folder = mixture()
+    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    (shelf,) = model._pipeline._shelves
+    smaller = torch.zeros(slots, shelf._slots.memory.shape[1], dtype=torch.uint8)
+    shelf._slots, shelf._recent = RowSlots(smaller), Recent(range(slots))
+    with torch.no_grad():
+        assert close(model(LONG).logits, reference(LONG).logits)
+        assert set(map(len, watch.numbers)) == brought
+
+
+def test_groups_of_tokens_come_by_the_link_alone(
+    mixture: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = mixture()
+    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    (shelf,) = model._pipeline._shelves
+    shelf._slots = RowSlots(torch.zeros(5, shelf._slots.memory.shape[1], dtype=torch.uint8))
+    shelf._recent = Recent(range(5))
+    few = len(LONG.flatten()) * 3 - 1
+    on_device = ShelfRows.on_device
+
+    def only_few(rows: ShelfRows, routes: int) -> Sequence[int] | None:
+        return on_device(rows, routes) if routes <= few else None
+
+    monkeypatch.setattr(ShelfRows, "on_device", only_few)
+    with torch.no_grad():
+        assert close(model(LONG).logits, reference(LONG).logits)
+    assert not watch.numbers
+
+
+def test_what_an_interrupt_left_does_not_reach_the_cpu(
+    mixture: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    watch: Watch,
+) -> None:
+    folder = mixture()
+    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    experts = model.model.layers[1].mlp.experts
+    with torch.no_grad():
+        model(LONG)
+        watch.numbers = []
+        experts.num_experts = 5  # as it is while the device computes
+        assert close(model(LONG).logits, reference(LONG).logits)
+    assert len(watch.numbers) == model.config.num_hidden_layers
+    assert experts.num_experts == EXPERTS
+
+
 def computing() -> set[threading.Thread]:
     """The threads that compute there."""
     return {thread for thread in threading.enumerate() if thread.name.startswith(host.WORKER)}

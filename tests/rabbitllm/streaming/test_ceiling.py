@@ -163,8 +163,8 @@ def test_every_part_that_is_watched_is_asked(allocator: Allocator) -> None:
     assert allocator.emptied == 2
 
 
-LONG = Work(1, 1, past=500_000)
-"""Keys of 16 MB a layer, which by torch's reckoning are as large with a token more."""
+LONG = Work(2, 1, past=500_000)
+"""Keys of 32 MB a layer, which by torch's reckoning are as large with a token more."""
 
 
 def whole(work: Work) -> int:
@@ -192,7 +192,7 @@ def run(allocator: Allocator, block: nn.Module, freed: int = 0) -> int:
 
 def test_a_block_like_the_one_before_takes_what_that_has_freed(allocator: Allocator) -> None:
     _, blocks = near(allocator, LONG, 1, 1, 1)
-    freed = whole(LONG) - SEGMENT  # so that nothing could be taken as large again
+    freed = whole(LONG) - SHARED  # so that nothing could be taken as large again
     assert [run(allocator, block, freed * (block is blocks[0])) for block in blocks] == [0, 0, 0]
 
 
@@ -226,9 +226,9 @@ def test_each_block_adds_its_part_to_a_new_cache(allocator: Allocator) -> None:
 
 def test_a_block_behind_memory_that_went_back_takes_all_anew(allocator: Allocator) -> None:
     ours, (first, second, third) = near(allocator, LONG, 1, 1, 1)
-    freed = whole(LONG) - SEGMENT
+    freed = whole(LONG) - SHARED
     assert not run(allocator, first, freed)
-    ours.make_room(2 * SEGMENT)
+    ours.make_room(2 * SHARED)
     assert allocator.emptied == 1
     allocator.reserved += 2 * SEGMENT
     assert run(allocator, second, freed) == 1
@@ -251,11 +251,11 @@ def test_what_a_block_took_counts_for_the_next_and_not_the_estimate(
     ours, (first, second) = near(allocator, LONG, 1, 1)
     ours.nbytes -= 1
     ours.begin(LONG)
-    took = whole(LONG) - 1 - SEGMENT
+    took = whole(LONG) - 1 - 2 * SHARED
     first.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + took))
     assert run(allocator, first) == 1, "by the estimate it does not fit: its part is asked"
     assert ours._limit is not None
-    ours._limit -= SEGMENT + 1 - spare
+    ours._limit -= SHARED + 1 - spare
     second.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", LIMIT))
     assert run(allocator, second) == 1 - spare
 
@@ -264,7 +264,7 @@ def test_what_went_back_within_a_block_has_been_taken_by_it(allocator: Allocator
     ours, (first, second) = near(allocator, LONG, 1, 1)
     ours.nbytes -= 1
     ours.begin(LONG)
-    half = whole(LONG) - 1
+    half = whole(LONG) // 2
     first.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + half))
     assert run(allocator, first, freed=half) == 1, "its part is asked"
     second.register_forward_pre_hook(lambda *_: setattr(allocator, "reserved", WEIGHTS + half))
@@ -305,10 +305,10 @@ def test_windows_make_blocks_of_another_form(allocator: Allocator) -> None:
     ("work", "taken"),
     [
         (Work(2, 3), 2 * 3 * CACHED // 2 + SHARED),
-        (LONG, SEGMENT),
+        (LONG, SHARED),
         (Work(1, 1, past=524_288), None),
         (Work(1, 1, past=100_000), None),
-        (Work(100, 1, past=5_000), SEGMENT),
+        (Work(100, 1, past=5_000), SHARED),
     ],
 )
 def test_what_a_block_takes_beyond_what_another_has_freed(work: Work, taken: int | None) -> None:
