@@ -37,7 +37,7 @@ def measure_batch(
             ],
         )
         while batch.step():
-            most = max(most, len(batch.running) + len(batch.joining))
+            most = max(most, len(batch.begun))
     written = sum(row.answer.result().new_tokens for row in rows)
     about = {"at_once": most, "passes": batch.passes, "cache_offloaded": batch.offloaded}
     return about | timed.figures(prompts, written)

@@ -91,6 +91,11 @@ class Batch:
         return self._passes.joining
 
     @property
+    def begun(self) -> list[Row]:
+        """All that have begun and are not answered yet."""
+        return self._passes.rows
+
+    @property
     def passes(self) -> int:
         """Forwards so far, whichever sequences had a part in them."""
         return self._passes.forward.passes
@@ -108,7 +113,7 @@ class Batch:
     @property
     def asked(self) -> bool:
         """Some sequence is not answered yet."""
-        return bool(self.running or self.joining or self.waiting)
+        return bool(self.begun or self.waiting)
 
     def add(
         self,
@@ -153,7 +158,7 @@ class Batch:
         try:
             self._passes.leave()
             self._admit()
-            if self.running or self.joining:
+            if self.begun:
                 self._passes.run()
             elif self.waiting:
                 self.waiting.popleft().run_alone()

@@ -18,7 +18,7 @@ class Metrics:
     def __init__(self, batch: Batch) -> None:
         self._registry = registry = CollectorRegistry()
         running = Gauge("rabbitllm_running", "Sequences that share passes", registry=registry)
-        running.set_function(lambda: len(batch.running) + len(batch.joining))
+        running.set_function(lambda: len(batch.begun))
         waiting = Gauge("rabbitllm_waiting", "Sequences that wait for room", registry=registry)
         waiting.set_function(lambda: len(batch.waiting))
         held = Gauge("rabbitllm_cache_columns", "Tokens of the longest one", registry=registry)
