@@ -81,6 +81,13 @@ def shared(streamed: Callable[..., StreamedModel]) -> Callable[..., StreamedMode
     return load
 
 
+def resize(model: StreamedModel, slots: int) -> None:
+    """Gives its shelf so many slots."""
+    (shelf,) = model._pipeline._shelves
+    memory = torch.zeros(slots, shelf._slots.memory.shape[1], dtype=torch.uint8)
+    shelf._slots, shelf._recent = RowSlots(memory), Recent(range(slots))
+
+
 def close(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     return torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
@@ -167,9 +174,7 @@ def test_each_road_touches_its_own_rows_and_no_others_come(
 ) -> None:
     folder = mixture()
     model, reference = shared(folder), stock(folder, attn_implementation="eager")
-    (shelf,) = model._pipeline._shelves
-    larger = torch.zeros(slots, shelf._slots.memory.shape[1], dtype=torch.uint8)
-    shelf._slots, shelf._recent = RowSlots(larger), Recent(range(slots))
+    resize(model, slots)
     watch.poisoned = True
     with torch.no_grad():
         for ids in (LONG, LONG[:1], LONG):
@@ -204,9 +209,7 @@ def test_where_the_device_has_no_room_for_its_share_the_cpu_takes_more_if_that_i
 ) -> None:
     folder = mixture()
     model, reference = shared(folder), stock(folder, attn_implementation="eager")
-    (shelf,) = model._pipeline._shelves
-    smaller = torch.zeros(slots, shelf._slots.memory.shape[1], dtype=torch.uint8)
-    shelf._slots, shelf._recent = RowSlots(smaller), Recent(range(slots))
+    resize(model, slots)
     with torch.no_grad():
         assert close(model(LONG).logits, reference(LONG).logits)
         assert set(map(len, watch.numbers)) == brought
@@ -221,9 +224,7 @@ def test_groups_of_tokens_come_by_the_link_alone(
 ) -> None:
     folder = mixture()
     model, reference = shared(folder), stock(folder, attn_implementation="eager")
-    (shelf,) = model._pipeline._shelves
-    shelf._slots = RowSlots(torch.zeros(5, shelf._slots.memory.shape[1], dtype=torch.uint8))
-    shelf._recent = Recent(range(5))
+    resize(model, 5)
     few = len(LONG.flatten()) * 3 - 1
     on_device = ShelfRows.on_device
 
