@@ -33,11 +33,12 @@ class QuickProducts(TorchFunctionMode):
 
     Args:
         loops: `rabbitllm.streaming.gemv_loops`.
+        threads: of numba's that it uses.
     """
 
-    def __init__(self, loops: ModuleType) -> None:
+    def __init__(self, loops: ModuleType, threads: int = 1) -> None:
         super().__init__()
-        self._loops = loops
+        self._loops, self._threads = loops, threads
         self._process = os.getpid()
 
     @override
@@ -57,11 +58,10 @@ class QuickProducts(TorchFunctionMode):
     def _multiply(
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        vector = input.reshape(-1).float()
         product = torch.empty(len(weight), dtype=torch.float32)
-        matrix = weight.detach().view(torch.int32).numpy().view(np.uint32)
-        halves = (vector[first::2].contiguous().numpy() for first in range(2))
-        self._loops.multiply(matrix, *halves, product.numpy())
+        vector = input.detach().reshape(-1).clone()  # it may begin within a word
+        matrix = _words(weight.detach())
+        self._loops.multiply(matrix, _words(vector), product.numpy(), self._threads)
         if bias is not None:
             product += bias
         return product.to(weight.dtype).view(*input.shape[:-1], len(weight))
@@ -83,6 +83,11 @@ def suits(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     )
 
 
+def _words(pairs: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint32]]":
+    """Two elements of bfloat16 as one word, in the same memory."""
+    return pairs.view(torch.int32).numpy().view(np.uint32)
+
+
 def _plain(tensor: torch.Tensor) -> bool:
     kind, where = (tensor.dtype, tensor.layout), tensor.device.type
     ours = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_neg()
@@ -100,8 +105,9 @@ def quick_products(threads: int) -> QuickProducts | None:
         return None
     from numba import config, set_num_threads
 
-    set_num_threads(min(threads, vars(config)["NUMBA_NUM_THREADS"]))  # it has no more
-    return QuickProducts(loops)
+    threads = min(threads, vars(config)["NUMBA_NUM_THREADS"])  # it has no more
+    set_num_threads(threads)
+    return QuickProducts(loops, threads)
 
 
 def quick_loops() -> ModuleType | None:
@@ -130,8 +136,8 @@ def _loops() -> ModuleType | None:
 
         from rabbitllm.streaming import gemv_loops
 
-        matrix, vectors = np.zeros((1, 1), np.uint32), np.zeros((3, 1), np.float32)
-        gemv_loops.multiply(matrix, *vectors)  # which compiles it
+        matrix = np.zeros((1, 1), np.uint32)
+        gemv_loops.multiply(matrix, matrix[0], np.zeros(1, np.float32), 1)  # which compiles it
         layer = threading_layer()
     except (ImportError, OSError, AttributeError, ValueError, RuntimeError, NumbaError) as error:
         _say(error)
