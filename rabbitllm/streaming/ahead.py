@@ -37,6 +37,19 @@ def may_go_ahead(config: PretrainedConfig) -> bool:
     return config._attn_implementation in LAUNCHED_BY_TORCH
 
 
+def raise_failed(stage: Stage, error: BaseException | None) -> None:
+    """Does nothing without an error.
+
+    Raises:
+        RuntimeError: a stage failed on the CPU.
+    """
+    if error:
+        raise RuntimeError(
+            f"{stage.name} failed on the CPU, with its weights in host memory. "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 class Job:
     """A module that is computed, its weights in place meanwhile.
 
@@ -115,11 +128,8 @@ class Ahead:
         Raises:
             RuntimeError: the module's forward failed; what was computed from its output is void.
         """
-        if (job := self._job) and (error := self._end(job)):
-            raise RuntimeError(
-                f"{job.stage.name} failed on the CPU, with its weights in host memory. "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        if job := self._job:
+            raise_failed(job.stage, self._end(job))
 
     def drop(self) -> None:
         """Waits for the job, whatever becomes of it: what it was for has been cut off."""

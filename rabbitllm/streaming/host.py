@@ -103,7 +103,7 @@ class HostRoad:
         ahead: Callable[[], bool] = lambda: False,
     ) -> None:
         self._tokens = tokens
-        self.tools = Tools(HostWorker(threads), meter or Meter(), ahead)
+        self.tools = Tools(threads, meter or Meter(), ahead)
         self._modules: dict[str, _Hosted] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -167,16 +167,23 @@ def _counting(block: nn.Module, under_way: Ahead) -> Callable[..., None]:
 class Tools:
     """What everything shares that the CPU computes for devices.
 
-    Attributes:
-        worker: computes.
+    Args:
+        threads: of the CPU that compute.
         meter: counts what happens.
         ahead: asked whether launching may go on meanwhile.
+
+    Attributes:
+        worker: computes with all of the threads.
+        crew: each computes with one.
+        meter: counts what happens.
+        ahead: see above.
         landing: takes inputs to the host and brings outputs back.
         under_way: the module that is computed while launching goes on.
     """
 
-    def __init__(self, worker: HostWorker, meter: Meter, ahead: Callable[[], bool]) -> None:
-        self.worker, self.meter, self.ahead = worker, meter, ahead
+    def __init__(self, threads: int, meter: Meter, ahead: Callable[[], bool]) -> None:
+        self.worker, self.meter, self.ahead = HostWorker(threads), meter, ahead
+        self.crew = [HostWorker(1) for _ in range(threads)]
         self.landing = Landing()
         self.under_way = Ahead(meter)
         self._promises: dict[torch.device, Promises | None] = {}

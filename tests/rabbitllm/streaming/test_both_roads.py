@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rabbitllm import StreamedModel, auto
 from rabbitllm.streaming import both_roads, host
-from rabbitllm.streaming.both_roads import BothRoads, Pass
+from rabbitllm.streaming.both_roads import BothRoads, Pass, _Routes
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.recent import Recent
 from rabbitllm.streaming.roads import Roads
@@ -25,7 +27,7 @@ from rabbitllm.streaming.rows import ShelfRows
 from rabbitllm.streaming.weights import Stage
 from tests.rabbitllm.streaming.simulated import Simulated, simulate
 
-ROADS = Roads(link=1e6, host={1: 5e5, 8: 5e5, 64: 5e5}, threads=1, crossing=0.0)
+ROADS = Roads(link=1e6, host={1: 9e5, 8: 9e5, 64: 9e5}, threads=1, crossing=0.0)
 """Of a machine so slow that tiny experts are worth sharing out: one in three is the CPU's."""
 EXPERTS = 8
 LONG = torch.arange(48).view(2, 24) * 3 % 160
@@ -428,6 +430,49 @@ def test_inputs_and_outputs_cross_in_pieces(
     assert max(crossed) == 1024
     states = LONG.numel() * 64 * 4
     assert sum(crossed) >= 4 * 2 * states
+
+
+def test_each_thread_computes_with_experts_of_its_own(
+    mixture: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "roads_of", lambda *_: replace(ROADS, threads=3))
+    asked: list[tuple[threading.Thread, set[int]]] = []
+    compute = _Routes.compute
+
+    def noted(routes: _Routes, *given: Any) -> torch.Tensor:
+        asked.append((threading.current_thread(), set(routes.numbers.tolist())))
+        return compute(routes, *given)
+
+    monkeypatch.setattr(_Routes, "compute", noted)
+    monkeypatch.setattr(ShelfRows, "on_device", lambda *_: [0, 7])
+    folder = mixture()
+    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    with torch.no_grad():
+        assert close(model(LONG).logits, reference(LONG).logits)
+    theirs = [(by, numbers) for by, numbers in asked if by.name.startswith(host.WORKER)]
+    assert len(theirs) == 4 * 3
+    for layer in range(0, len(theirs), 3):
+        threads, numbers = zip(*theirs[layer : layer + 3], strict=True)
+        assert sorted(chain(*numbers)) == [1, 2, 3, 4, 5, 6]
+        assert len(set(threads)) == 3
+
+
+def test_experts_are_dealt_out_evenly() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for count in (1, 3, 12):
+        numbers = torch.randint(40, (900,), generator=draw) ** 2 // 40
+        routes = _Routes(torch.arange(900), numbers)
+        shares = routes.deal(count)
+        assert torch.equal(torch.cat(shares).sort().values, routes.flat)
+        experts = [numbers[share].unique() for share in shares]
+        assert len(torch.cat(experts)) == len(numbers.unique())
+        most, least = (pick(map(len, experts)) for pick in (max, min))
+        assert most - least <= 1
+        assert max(map(len, shares)) <= 900 / count + int(numbers.bincount().max())
+    assert [len(share) for share in _Routes(*torch.empty(2, 0, dtype=torch.long)).deal(2)] == [0, 0]
 
 
 def test_encoded_experts_come_by_the_link_alone(
