@@ -1,9 +1,11 @@
 """Puts weights in their places in the modules, and says which are there."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TypeAlias, TypeVar
 
 import torch
+from torch import nn
 
 from rabbitllm.streaming.weights import Stage
 
@@ -49,6 +51,11 @@ def put(where: Bindings, tensors: Sequence[torch.Tensor | None]) -> None:
 def streams(tensor: torch.Tensor | None) -> bool:
     """Whether a tensor is one that the engine puts in place and takes away."""
     return getattr(tensor, MARK, False)
+
+
+def all_stream(module: nn.Module) -> bool:
+    """Whether it and what is inside have no parameter and no buffer of the user's."""
+    return all(map(streams, chain(module.parameters(), module.buffers())))
 
 
 def in_use(where: Bindings) -> bool:

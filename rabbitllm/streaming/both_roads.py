@@ -1,57 +1,29 @@
 """A mixture's experts on both roads at once: some on the device, others on the CPU.
 
-A token that is sent to k experts is k tokens that are sent to one each. So stock's own forward runs
-for the routes to some experts as well as for all: with states [routes, hidden], and numbers and
-weights [routes, 1]. What belongs to one token is summed in float32, in another order than stock's.
-
-On the CPU each thread computes with experts of its own. A product with a few tokens' states ends
-too soon to be shared out among threads, and what a thread makes of its routes is small enough for
-memory that it already has: 55 experts of Qwen3-30B-A3B's shape with 32 tokens each take 12 threads
-29 ms so, and 41 ms all at once with 12 threads a product (Intel Xeon, torch 2.11).
+Each computes with routes to its own experts: see `routes`. What belongs to one token is summed in
+float32, in another order than stock's.
 """
 
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from functools import partial
-from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from rabbitllm.streaming.ahead import raise_failed
 from rabbitllm.streaming.bare import without_hooks
+from rabbitllm.streaming.crew import CrewJob
 from rabbitllm.streaming.entry import Forward
-from rabbitllm.streaming.host import HostWorker, Tools
+from rabbitllm.streaming.host import Tools
 from rabbitllm.streaming.landing import Landing
-from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.page import PAGE
 from rabbitllm.streaming.picking import HOST
 from rabbitllm.streaming.routed import counts_of
+from rabbitllm.streaming.routes import Given, Routes, as_given
 from rabbitllm.streaming.rows import ShelfRows
 from rabbitllm.streaming.weights import Stage
-
-PIECES = 3
-"""Some tokens at a time: a piece has states and outputs for each of its routes. So the device's
-part takes 0.84 of what budgets keep room for at most, were all routes its, and 0.52 to 0.63 of what
-stock's "grouped_mm" takes for all tokens at once (peaks on CPU in bfloat16, five geometries)."""
-
-
-class Given(NamedTuple):
-    """What experts are given.
-
-    Attributes:
-        states: [tokens, hidden].
-        numbers: of the experts that a token is sent to: [tokens, k].
-        weights: by which what they make of it is multiplied: [tokens, k].
-    """
-
-    states: torch.Tensor
-    numbers: torch.Tensor
-    weights: torch.Tensor
 
 
 class BothRoads:
@@ -90,7 +62,7 @@ class BothRoads:
             Their numbers, ascending. None if the device computes alone: see `ShelfRows.on_device`,
             and where the forward is another one or takes something else.
         """
-        fit = _as_given(given)
+        fit = as_given(given)
         if fit is None or not fit.numbers.shape[1] < self._rows.count <= fit.numbers.numel():
             return None  # with as many columns as rows, weights may have one for each row
         if getattr(forward, "__func__", None) is not type(self._this()).forward:
@@ -119,11 +91,11 @@ class BothRoads:
         # Some models send a token to no expert by a number behind the last.
         mine = places[asked.clamp(max=count)]
         others = torch.where((mine < 0) & (asked < count), asked, -1)
-        job = _Job(self._stage, self._bare(), landed, _Routes.of(others))
+        job = CrewJob(self._stage, self._bare(), landed, Routes.of(others))
         # An interrupt that keeps futures back leaves a job that holds all that it needs.
         futures = job.start(self._tools.crew)
         try:
-            yield Pass(Given(*given), _Routes.of(mine), job, futures, self._tools)
+            yield Pass(Given(*given), Routes.of(mine), job, futures, self._tools)
         finally:
             wait(futures)
 
@@ -154,8 +126,8 @@ class Pass:
     def __init__(
         self,
         given: Given,
-        routes: "_Routes",
-        job: "_Job",
+        routes: Routes,
+        job: CrewJob,
         futures: Sequence["Future[None]"],
         tools: Tools,
     ) -> None:
@@ -165,7 +137,7 @@ class Pass:
         # They cross now: behind rows on their way they would wait.
         here = given.states.device
         packed = _bring(torch.stack(routes, dim=1), here, tools.landing)
-        self._routes = _Routes(*packed.unbind(1))
+        self._routes = Routes(*packed.unbind(1))
         self._flat = _bring(job.routes.flat, here, tools.landing)
 
     def compute(self, forward: Callable[..., torch.Tensor]) -> torch.Tensor:
@@ -204,7 +176,7 @@ class Pass:
 
         Args:
             made: by their experts: [routes, hidden].
-            flat: the routes', as in `_Routes`.
+            flat: the routes', as in `Routes`.
             first: of the tokens.
             last: the one behind them.
         """
@@ -218,118 +190,6 @@ class Pass:
         for future in self._futures:
             raise_failed(self._job.stage, future.exception())
         self._job.count(self._tools.meter)
-
-
-class _Routes(NamedTuple):
-    """From tokens to some of the experts.
-
-    Attributes:
-        flat: where they are among those to all, [tokens x k], ascending: [routes].
-        numbers: of their experts: [routes].
-    """
-
-    flat: torch.Tensor
-    numbers: torch.Tensor
-
-    @classmethod
-    def of(cls, numbers: torch.Tensor) -> "_Routes":
-        """Of numbers for all routes, [tokens x k], those that are not below 0."""
-        flat = torch.nonzero(numbers >= 0).flatten()
-        return cls(flat, numbers[flat])
-
-    def cut(self, begin: int, end: int) -> "_Routes":
-        """Some of them, in their order."""
-        return _Routes(self.flat[begin:end], self.numbers[begin:end])
-
-    def compute(self, forward: Callable[..., torch.Tensor], given: Given) -> torch.Tensor:
-        """What their experts make of them: [routes, hidden], in the dtype of the states.
-
-        Args:
-            forward: computes it.
-            given: what all tokens are given.
-        """
-        if not len(self.flat):
-            return given.states.new_empty((0, given.states.shape[1]))
-        states = given.states.index_select(0, self.flat // given.numbers.shape[1])
-        weights = given.weights.flatten()[self.flat, None]
-        numbers = self.numbers[:, None].to(given.numbers.dtype)
-        return forward(states, numbers, weights).to(given.states.dtype)
-
-    def pieces(self, numbers: torch.Tensor) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """A first and a last token, and the routes that are theirs, `PIECES` times.
-
-        Args:
-            numbers: of the experts that a token is sent to: [tokens, k].
-        """
-        tokens, k = numbers.shape
-        bounds = [tokens * piece // PIECES for piece in range(PIECES + 1)]
-        cuts = torch.searchsorted(self.flat, torch.tensor(bounds, device=HOST) * k).tolist()
-        return list(zip(pairwise(bounds), pairwise(cuts), strict=True))
-
-    def deal(self, count: int) -> list[torch.Tensor]:
-        """Shares the experts out; returns for each share which of the routes are to its own.
-
-        Those with the most routes come first, in turns there and back.
-
-        Args:
-            count: of shares.
-        """
-        _, expert, asked = self.numbers.unique(return_inverse=True, return_counts=True)
-        rank = torch.argsort(torch.argsort(asked, descending=True, stable=True))
-        turn, place = rank // count, rank % count
-        share = torch.where(turn % 2 == 0, place, count - 1 - place)[expert]
-        return [torch.nonzero(share == number).flatten() for number in range(count)]
-
-
-class _Job:
-    """What the CPU computes of a pass.
-
-    Args:
-        stage: of the experts.
-        module: a copy of what computes with them, all rows in place.
-        given: the forward's arguments, on the host.
-        routes: to rows that the CPU computes with.
-
-    Attributes:
-        stage: see there.
-        routes: see there.
-        made: what came of them, once it has ended: [routes, hidden].
-    """
-
-    def __init__(self, stage: Stage, module: nn.Module, given: Given, routes: _Routes) -> None:
-        self.stage, self._module, self._given, self.routes = stage, module, given, routes
-        self.made = given.states.new_empty((len(routes.flat), given.states.shape[1]))
-        self._begun, self._ended = 0.0, list[float]()
-
-    def start(self, crew: Sequence[HostWorker]) -> list["Future[None]"]:
-        """Has it computed, by each of the threads with experts of its own."""
-        self._begun = time.perf_counter()
-        shares = [share for share in self.routes.deal(len(crew)) if len(share)]
-        return [
-            worker.start(partial(self._compute, share))
-            for worker, share in zip(crew, shares, strict=False)
-        ]
-
-    def _compute(self, share: torch.Tensor) -> None:
-        routes = _Routes(self.routes.flat[share], self.routes.numbers[share])
-        self.made[share] = routes.compute(self._module.forward, self._given)
-        self._ended.append(time.perf_counter())
-
-    def count(self, meter: Meter) -> None:
-        """Has it counted, once it has ended."""
-        nbytes = len(self.routes.numbers.unique()) * self.stage.row_nbytes
-        meter.host(self.stage.name, nbytes, self._begun, max(self._ended, default=self._begun))
-
-
-def _as_given(values: Sequence[object]) -> Given | None:
-    """The same; None where they are something else."""
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    if not len(tensors) == len(values) == len(Given._fields):
-        return None
-    given = Given(*tensors)
-    two_wide = given.states.dim() == given.numbers.dim() == 2
-    same = len(given.states) == len(given.numbers) and given.weights.shape == given.numbers.shape
-    return given if two_wide and same else None
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Has something happen before and behind a module's forward."""
+"""Has something happen before and behind a module's forward, and says where others have."""
 
 import weakref
 from collections import OrderedDict
@@ -30,3 +30,9 @@ def around(module: nn.Module, before: Callable[[], None], behind: Callable[[], N
 
     last = module.register_forward_hook(end, always_call=True).id
     module.register_forward_pre_hook(begin)
+
+
+def seen_inside(module: nn.Module) -> bool:
+    """Whether hooks see the calls of any module inside, which they may change."""
+    inner = (each for each in module.modules() if each is not module)
+    return any(each._forward_pre_hooks or each._forward_hooks for each in inner)

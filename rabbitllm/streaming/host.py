@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from functools import partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rabbitllm.streaming.ahead import Ahead, Job
-from rabbitllm.streaming.binding import bind, bindings, bound, streams
+from rabbitllm.streaming.binding import all_stream, bind, bindings, bound
 from rabbitllm.streaming.entry import Forward, run_by
 from rabbitllm.streaming.gemv import QuickProducts, quick_products
+from rabbitllm.streaming.hooks import seen_inside
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.meter import Meter
 from rabbitllm.streaming.page import PAGE
@@ -214,9 +214,7 @@ class _Hosted:
 
     def ready(self) -> bool:
         module = self._module()
-        return module is not None and all(
-            map(streams, chain(module.parameters(), module.buffers()))
-        )
+        return module is not None and all_stream(module)
 
     def _run(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._tools.under_way.join()
@@ -252,10 +250,7 @@ class _Hosted:
         """Whether nobody else sees its weights, or is called, while it computes."""
         module = self._module()
         assert module is not None, "who calls it holds the module"
-        inner = (each for each in module.modules() if each is not module)
-        return not self._shared and not any(
-            each._forward_pre_hooks or each._forward_hooks for each in inner
-        )
+        return not self._shared and not seen_inside(module)
 
     def _go_on(
         self, compute: Callable[[], torch.Tensor], promise: Promise, begun: float

@@ -1,11 +1,11 @@
 """Whether a module's experts can be computed for some of the routes at a time, and elsewhere."""
 
 import weakref
-from itertools import chain
 
 from torch import nn
 
-from rabbitllm.streaming.binding import streams
+from rabbitllm.streaming.binding import all_stream
+from rabbitllm.streaming.hooks import seen_inside
 
 COMPUTED_BY = ("eager", "grouped_mm")
 """Implementations of experts that a CPU has, and that copy no weights for each route."""
@@ -33,9 +33,9 @@ class StockExperts:
     def __call__(self) -> bool:
         """Whether it still has the interface, and weights that stream alone, and none hooks in."""
         module = self._module()
-        if module is None or not has_interface(module):
-            return False
-        inner = (each for each in module.modules() if each is not module)
-        return all(map(streams, chain(module.parameters(), module.buffers()))) and not any(
-            each._forward_pre_hooks or each._forward_hooks for each in inner
+        return (
+            module is not None
+            and has_interface(module)
+            and all_stream(module)
+            and not seen_inside(module)
         )

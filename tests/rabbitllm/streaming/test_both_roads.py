@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 
 from rabbitllm import StreamedModel, auto
 from rabbitllm.streaming import both_roads, host
-from rabbitllm.streaming.both_roads import BothRoads, Pass, _Routes
+from rabbitllm.streaming.both_roads import BothRoads, Pass
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.recent import Recent
 from rabbitllm.streaming.roads import Roads
+from rabbitllm.streaming.routes import Routes
 from rabbitllm.streaming.row_slots import RowSlots
 from rabbitllm.streaming.rows import ShelfRows
 from rabbitllm.streaming.weights import Stage
@@ -440,13 +441,13 @@ def test_each_thread_computes_with_experts_of_its_own(
 ) -> None:
     monkeypatch.setattr(auto, "roads_of", lambda *_: replace(ROADS, threads=3))
     asked: list[tuple[threading.Thread, set[int]]] = []
-    compute = _Routes.compute
+    compute = Routes.compute
 
-    def noted(routes: _Routes, *given: Any) -> torch.Tensor:
+    def noted(routes: Routes, *given: Any) -> torch.Tensor:
         asked.append((threading.current_thread(), set(routes.numbers.tolist())))
         return compute(routes, *given)
 
-    monkeypatch.setattr(_Routes, "compute", noted)
+    monkeypatch.setattr(Routes, "compute", noted)
     monkeypatch.setattr(ShelfRows, "on_device", lambda *_: [0, 7])
     folder = mixture()
     model, reference = shared(folder), stock(folder, attn_implementation="eager")
@@ -458,21 +459,6 @@ def test_each_thread_computes_with_experts_of_its_own(
         threads, numbers = zip(*theirs[layer : layer + 3], strict=True)
         assert sorted(chain(*numbers)) == [1, 2, 3, 4, 5, 6]
         assert len(set(threads)) == 3
-
-
-def test_experts_are_dealt_out_evenly() -> None:
-    draw = torch.Generator().manual_seed(0)
-    for count in (1, 3, 12):
-        numbers = torch.randint(40, (900,), generator=draw) ** 2 // 40
-        routes = _Routes(torch.arange(900), numbers)
-        shares = routes.deal(count)
-        assert torch.equal(torch.cat(shares).sort().values, routes.flat)
-        experts = [numbers[share].unique() for share in shares]
-        assert len(torch.cat(experts)) == len(numbers.unique())
-        most, least = (pick(map(len, experts)) for pick in (max, min))
-        assert most - least <= 1
-        assert max(map(len, shares)) <= 900 / count + int(numbers.bincount().max())
-    assert [len(share) for share in _Routes(*torch.empty(2, 0, dtype=torch.long)).deal(2)] == [0, 0]
 
 
 def test_encoded_experts_come_by_the_link_alone(
