@@ -224,7 +224,7 @@ def _key(device: torch.device, dtype: torch.dtype) -> str:
         f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         f"torch {torch.__version__}",
         str(dtype).removeprefix("torch."),
-        *(("numba",) if quick_loops() else ()),
+        *(("numba, two streams",) if quick_loops() else ()),
     )
     return ", ".join(parts)
 

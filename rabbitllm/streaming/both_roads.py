@@ -6,13 +6,11 @@ float32, in another order than stock's.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from rabbitllm.streaming.ahead import raise_failed
 from rabbitllm.streaming.bare import without_hooks
 from rabbitllm.streaming.crew import CrewJob
 from rabbitllm.streaming.entry import Forward
@@ -92,12 +90,11 @@ class BothRoads:
         mine = places[asked.clamp(max=count)]
         others = torch.where((mine < 0) & (asked < count), asked, -1)
         job = CrewJob(self._stage, self._bare(), landed, Routes.of(others))
-        # An interrupt that keeps futures back leaves a job that holds all that it needs.
-        futures = job.start(self._tools.crew)
         try:
-            yield Pass(Given(*given), Routes.of(mine), job, futures, self._tools)
+            job.start(self._tools.crew)
+            yield Pass(Given(*given), Routes.of(mine), job, self._tools)
         finally:
-            wait(futures)
+            job.end()
 
     def _bare(self) -> nn.Module:
         """The module as it is now, with all rows where they lie in host memory."""
@@ -119,7 +116,6 @@ class Pass:
         given: the forward's arguments, on the device.
         routes: to rows that the device computes with, by their places among these; on the host.
         job: the CPU's.
-        futures: bring its end or its error.
         tools: of what the CPU computes.
     """
 
@@ -128,10 +124,9 @@ class Pass:
         given: Given,
         routes: Routes,
         job: CrewJob,
-        futures: Sequence["Future[None]"],
         tools: Tools,
     ) -> None:
-        self._given, self._job, self._futures, self._tools = given, job, futures, tools
+        self._given, self._job, self._tools = given, job, tools
         self._pieces = routes.pieces(given.numbers)
         self._others = job.routes.pieces(given.numbers)
         # They cross now: behind rows on their way they would wait.
@@ -165,14 +160,20 @@ class Pass:
         Raises:
             RuntimeError: the module's forward failed on the CPU.
         """
-        self._join()
-        for (first, last), (begin, end) in self._others:
-            made = _bring(self._job.made[begin:end], mine.device, self._tools.landing)
-            mine[first:last] += self._sum(made, self._flat[begin:end], first, last)
+        self._job.join(self._tools.meter)
+        for (first, last), (begin, end) in self._others:  # nothing of one is held beside the next
+            mine[first:last] += self._sum(
+                _bring(self._job.made[begin:end], mine.device, self._tools.landing),
+                self._flat[begin:end],
+                first,
+                last,
+            )
         return mine.to(self._given.states.dtype)
 
     def _sum(self, made: torch.Tensor, flat: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """What some routes add to some of the tokens: [tokens, hidden].
+
+        It takes memory for what all of their routes make.
 
         Args:
             made: by their experts: [routes, hidden].
@@ -184,12 +185,6 @@ class Pass:
         all_routes = made.new_zeros(((last - first) * k, width))
         all_routes[flat - first * k] = made
         return all_routes.view(last - first, k, width).sum(1, dtype=_summed(made.dtype))
-
-    def _join(self) -> None:
-        wait(self._futures)
-        for future in self._futures:
-            raise_failed(self._job.stage, future.exception())
-        self._job.count(self._tools.meter)
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:

@@ -47,7 +47,7 @@ def _multiply(matrix, vector, product, parts):
             word is the first.
         vector: uint32 [columns / 2], likewise.
         product: float32 [rows], where the sums go.
-        parts: in which rows are shared out: as many as there are threads.
+        parts: in which rows are shared out: as many as there are threads. Each reads its halves.
     """
     for part in prange(parts):
         first, last = len(matrix) * part // parts, len(matrix) * (part + 1) // parts
@@ -55,7 +55,7 @@ def _multiply(matrix, vector, product, parts):
         for number in range(first, first + half):
             two = _multiply_two(matrix[number], matrix[number + half], vector)
             product[number], product[number + half] = two
-        if last - first > 2 * half:
+        if last - first > 2 * half:  # one row is left, which is read as both
             product[last - 1] = _multiply_two(matrix[last - 1], matrix[last - 1], vector)[0]
 
 

@@ -174,7 +174,7 @@ class Tools:
 
     Attributes:
         worker: computes with all of the threads.
-        crew: each computes with one.
+        crew: each computes with one; not while that does.
         meter: counts what happens.
         ahead: see above.
         landing: takes inputs to the host and brings outputs back.

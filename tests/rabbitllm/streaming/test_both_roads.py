@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from rabbitllm import StreamedModel, auto
 from rabbitllm.streaming import both_roads, host
 from rabbitllm.streaming.both_roads import BothRoads, Pass
+from rabbitllm.streaming.crew import CrewJob
 from rabbitllm.streaming.landing import Landing
 from rabbitllm.streaming.recent import Recent
 from rabbitllm.streaming.roads import Roads
@@ -321,6 +322,40 @@ def test_behind_an_error_nothing_is_computed_any_more_and_the_next_answer_is_rig
     before = computing()
     del model
     assert len(before - computing()) == 1
+
+
+def test_a_crew_that_is_started_in_part_has_ended_behind_it(
+    mixture: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(auto, "roads_of", lambda *_: replace(ROADS, threads=3))
+    folder = mixture()
+    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    start, compute = host.HostWorker.start, CrewJob._compute
+    started, under_way = [0], list[str]()
+
+    def second_fails(worker: host.HostWorker, work: Callable[[], None]) -> Any:
+        started[0] += 1
+        if started[0] == 2:
+            raise KeyboardInterrupt
+        return start(worker, work)
+
+    def slow(job: CrewJob, share: torch.Tensor) -> None:
+        under_way.append("begun")
+        large = torch.ones(2000, 2000)
+        large @ large
+        compute(job, share)
+        under_way.append("ended")
+
+    monkeypatch.setattr(host.HostWorker, "start", second_fails)
+    monkeypatch.setattr(CrewJob, "_compute", slow)
+    with torch.no_grad():
+        with pytest.raises(KeyboardInterrupt):
+            model(LONG)
+        assert under_way == ["begun", "ended"]
+        assert close(model(LONG).logits, reference(LONG).logits)
 
 
 def test_what_records_or_is_not_quite_stocks_is_computed_on_the_device(
