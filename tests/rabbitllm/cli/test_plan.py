@@ -15,6 +15,7 @@ from rabbitllm.cli import plan as plan_module
 from rabbitllm.measure.limits import Limits
 from rabbitllm.prepare import prepare
 from rabbitllm.streaming.roads import Roads
+from rabbitllm.streaming.row_sharing import OF_PRODUCTS
 from rabbitllm.streaming.several import Sharing
 from rabbitllm.utils.memory import format_size
 
@@ -199,7 +200,8 @@ def test_what_the_cpu_computes_of_experts_in_prompts_is_shown(
         return plan_module._prompts(*placed)
 
     # Two of four experts are asked for by a token: 512 tokens are 256 for each, 16 come from 32.
-    assert shown(1e6, {1: 1e6, 512: 1e6}) == "experts on both roads, 50% by the CPU at 512 tokens"
+    even = 1e6 / OF_PRODUCTS
+    assert shown(1e6, {1: even, 512: even}) == "experts on both roads, 50% by the CPU at 512 tokens"
     assert shown(1e6, {1: 3e6, 16: 3e6}) == "experts on both roads, 75% by the CPU at 32 tokens"
     assert not shown(1e9, {1: 1e6})
     assert not shown(1e6, {1: 1e6}, 1 << 34)  # all of it fits
