@@ -202,7 +202,8 @@ def test_what_the_cpu_computes_of_experts_in_prompts_is_shown(
     # Two of four experts are asked for by a token: 512 tokens are 256 for each, 16 come from 32.
     even = 1e6 / OF_PRODUCTS
     assert shown(1e6, {1: even, 512: even}) == "experts on both roads, 50% by the CPU at 512 tokens"
-    assert shown(1e6, {1: 3e6, 16: 3e6}) == "experts on both roads, 75% by the CPU at 32 tokens"
+    quick = {1: 3 * even, 16: 3 * even}
+    assert shown(1e6, quick) == "experts on both roads, 75% by the CPU at 32 tokens"
     assert not shown(1e9, {1: 1e6})
     assert not shown(1e6, {1: 1e6}, 1 << 34)  # all of it fits
 
