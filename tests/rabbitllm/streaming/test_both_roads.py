@@ -85,6 +85,19 @@ def shared(streamed: Callable[..., StreamedModel]) -> Callable[..., StreamedMode
     return load
 
 
+@pytest.fixture
+def crewed(
+    mixture: Callable[..., Path],
+    stock: Callable[..., PreTrainedModel],
+    shared: Callable[..., StreamedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[StreamedModel, PreTrainedModel]:
+    """A model of which three threads compute experts, and stock's."""
+    monkeypatch.setattr(auto, "roads_of", lambda *_: replace(ROADS, threads=3))
+    folder = mixture()
+    return shared(folder), stock(folder, attn_implementation="eager")
+
+
 def resize(model: StreamedModel, slots: int) -> None:
     """Gives its shelf so many slots."""
     (shelf,) = model._pipeline._shelves
@@ -325,14 +338,9 @@ def test_behind_an_error_nothing_is_computed_any_more_and_the_next_answer_is_rig
 
 
 def test_a_crew_that_is_started_in_part_has_ended_behind_it(
-    mixture: Callable[..., Path],
-    stock: Callable[..., PreTrainedModel],
-    shared: Callable[..., StreamedModel],
-    monkeypatch: pytest.MonkeyPatch,
+    crewed: tuple[StreamedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "roads_of", lambda *_: replace(ROADS, threads=3))
-    folder = mixture()
-    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    model, reference = crewed
     start, compute = host.HostWorker.start, CrewJob._compute
     started, under_way = [0], list[str]()
 
@@ -469,12 +477,8 @@ def test_inputs_and_outputs_cross_in_pieces(
 
 
 def test_each_thread_computes_with_experts_of_its_own(
-    mixture: Callable[..., Path],
-    stock: Callable[..., PreTrainedModel],
-    shared: Callable[..., StreamedModel],
-    monkeypatch: pytest.MonkeyPatch,
+    crewed: tuple[StreamedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "roads_of", lambda *_: replace(ROADS, threads=3))
     asked: list[tuple[threading.Thread, set[int]]] = []
     compute = Routes.compute
 
@@ -484,8 +488,7 @@ def test_each_thread_computes_with_experts_of_its_own(
 
     monkeypatch.setattr(Routes, "compute", noted)
     monkeypatch.setattr(ShelfRows, "on_device", lambda *_: [0, 7])
-    folder = mixture()
-    model, reference = shared(folder), stock(folder, attn_implementation="eager")
+    model, reference = crewed
     with torch.no_grad():
         assert close(model(LONG).logits, reference(LONG).logits)
     theirs = [(by, numbers) for by, numbers in asked if by.name.startswith(host.WORKER)]

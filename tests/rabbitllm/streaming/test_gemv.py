@@ -67,15 +67,16 @@ def test_every_layer_of_a_module_goes_through_it(loops: Any) -> None:
     calls = []
 
     def multiply(*arrays: Any) -> None:
-        calls.append([each.shape for each in arrays[:3]])
+        *shaped, parts = arrays
+        calls.append(([each.shape for each in shaped], parts))
         loops.multiply(*arrays)
 
     mlp = torch.nn.Sequential(torch.nn.Linear(COLUMNS, ROWS), torch.nn.SiLU()).bfloat16()
-    with QuickProducts(SimpleNamespace(multiply=multiply)):  # type: ignore[arg-type]
+    with QuickProducts(SimpleNamespace(multiply=multiply), 2):  # type: ignore[arg-type]
         mlp(drawn(1, 1, COLUMNS))
         mlp(drawn(1, 2, COLUMNS))
     half = (COLUMNS // 2,)
-    assert calls == [[(ROWS, *half), half, (ROWS,)]]
+    assert calls == [([(ROWS, *half), half, (ROWS,)], 2)]
 
 
 class Quantised(torch.Tensor):
